@@ -1,0 +1,93 @@
+"""Click-based interactive image segmentation: FreqFormer, AcSelect and the session that holds them together.
+
+>>> from activefreq_engine import Session
+>>> with Session() as s:                     # doctest: +SKIP
+...     s.set_image("photo.jpg")
+...     mask = s.click(120, 80).mask
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+try:
+    import activefreq_engine.kernels.dispatch
+except ModuleNotFoundError as error:
+    if error.name not in ("activefreq_engine.kernels", "activefreq_engine.kernels.dispatch"):
+        raise
+    raise ModuleNotFoundError(
+        "activefreq_engine.kernels is not importable: this looks like a bare checkout. The folder kernels/ becomes "
+        "activefreq_engine.kernels only when the package is installed. Run 'pip install -e .' in the repository root.",
+        name=error.name,
+    ) from error
+
+from activefreq_engine.errors import (
+    ActiveFreqError,
+    BackendUnavailableError,
+    DatasetError,
+    InvalidArgumentError,
+    InvalidClickError,
+    InvalidImageError,
+    InvalidMaskError,
+    ModelLoadError,
+    NoImageError,
+    SessionBusyError,
+    SessionClosedError,
+    SessionStateError,
+)
+from activefreq_engine.types import Click, ClickResult, Suggestion
+
+if TYPE_CHECKING:
+    from activefreq_engine.acselect import AcSelect
+    from activefreq_engine.models import create_model, list_models
+    from activefreq_engine.runtime.engine import Engine
+    from activefreq_engine.session import Session, click_batch
+
+# Resolved on first use, so that `import activefreq_engine` stays quick.
+_LAZY = {
+    "Session": "activefreq_engine.session",
+    "click_batch": "activefreq_engine.session",
+    "Engine": "activefreq_engine.runtime.engine",
+    "AcSelect": "activefreq_engine.acselect",
+    "create_model": "activefreq_engine.models",
+    "list_models": "activefreq_engine.models",
+}
+
+__all__ = [
+    "AcSelect",
+    "ActiveFreqError",
+    "BackendUnavailableError",
+    "Click",
+    "ClickResult",
+    "DatasetError",
+    "Engine",
+    "InvalidArgumentError",
+    "InvalidClickError",
+    "InvalidImageError",
+    "InvalidMaskError",
+    "ModelLoadError",
+    "NoImageError",
+    "Session",
+    "SessionBusyError",
+    "SessionClosedError",
+    "SessionStateError",
+    "Suggestion",
+    "__version__",
+    "click_batch",
+    "create_model",
+    "list_models",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_LAZY))

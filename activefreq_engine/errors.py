@@ -1,0 +1,55 @@
+"""Every error the package raises on purpose.  All derive from `ActiveFreqError`.
+
+A message says what was got, what is allowed, and what to do.  Each class also derives from the built-in exception
+that a caller would expect, so ``except ValueError`` keeps working in code that knows nothing of this package.
+"""
+
+from activefreq_engine.kernels import dispatch
+
+
+class ActiveFreqError(Exception):
+    """Base of all errors of activefreq_engine."""
+
+
+class InvalidImageError(ActiveFreqError, ValueError):
+    """The image cannot be used: unreadable file, empty, wrong shape or type, not finite, or too large."""
+
+
+class InvalidClickError(ActiveFreqError, ValueError):
+    """A click is not a finite (x, y) inside the image, or clicks and labels do not fit together."""
+
+
+class InvalidMaskError(ActiveFreqError, ValueError):
+    """A mask or an encoded mask has the wrong shape, type or content."""
+
+
+class InvalidArgumentError(ActiveFreqError, ValueError):
+    """Any other argument of a public operation that is out of its allowed range."""
+
+
+class NoImageError(ActiveFreqError, RuntimeError):
+    """The session needs an image first: call `Session.set_image`."""
+
+
+class SessionBusyError(ActiveFreqError, RuntimeError):
+    """A second thread called a session that is still at work.  A session is not re-entrant."""
+
+
+class SessionClosedError(ActiveFreqError, RuntimeError):
+    """The session was closed; make a new one."""
+
+
+class SessionStateError(ActiveFreqError, ValueError):
+    """A saved session state is damaged, of another format version, or belongs to another image."""
+
+
+class ModelLoadError(ActiveFreqError, RuntimeError):
+    """A checkpoint or a model name cannot be turned into a model."""
+
+
+class BackendUnavailableError(ActiveFreqError, dispatch.BackendUnavailableError):
+    """A device or backend asked for by name cannot run here; the message carries the reason."""
+
+
+class DatasetError(ActiveFreqError, ValueError):
+    """Evaluation or training data that is missing, incomplete or inconsistent."""

@@ -1,0 +1,59 @@
+"""The small frozen values that cross the public interface.  Coordinates are (x, y) in image pixels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Box = tuple[int, int, int, int]
+"""``(x0, y0, x1, y1)`` in image pixels, half-open: x1 and y1 are outside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Click:
+    """One click.  Pixel column i spans ``i <= x < i + 1``, so ``int(x), int(y)`` is the clicked pixel."""
+
+    x: float
+    """Column in image pixels, ``0 <= x < width``."""
+    y: float
+    """Row in image pixels, ``0 <= y < height``."""
+    positive: bool = True
+    """True: this pixel belongs to the object.  False: it does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClickResult:
+    """What one step of a session produced."""
+
+    mask: NDArray[np.bool_]
+    """bool ``[H, W]`` at image resolution, read-only."""
+    changed_bbox: Box | None
+    """Smallest box around the pixels that differ from the mask before the step; None when nothing changed."""
+    elapsed_ms: float
+    """Measured wall time of the whole call in milliseconds."""
+    clicks: int
+    """Clicks on the current object, this one included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """A place where a click is worth most, for a person to accept or ignore."""
+
+    x: int
+    """Column of the proposed click in image pixels."""
+    y: int
+    """Row of the proposed click in image pixels."""
+    positive: bool
+    """Proposed sign: True adds the region to the mask, False removes it."""
+    score: float
+    """Region score, the weighted sum of mpe, ape and rgu; larger is more urgent."""
+    region_bbox: Box
+    """Box of the region, half-open."""
+    area: int
+    """Pixels in the region."""
+    mpe: float
+    """Maximum pixel entropy in the region, bits (0..1)."""
+    ape: float
+    """Average pixel entropy over the region, bits (0..1)."""
+    rgu: float
+    """Regional group uncertainty, bits (0..1); see `AcSelect` for the variants."""
