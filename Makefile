@@ -1,0 +1,66 @@
+# Needs Python >= 3.10 with pip and venv, and make.  Everything is installed into .venv, nothing outside it.
+#   make demo      segment the example images, write out/demo.png
+#   make test      the whole test suite
+#   make lint      ruff and mypy
+#   make bench     the benchmarks
+#   make install   what all of them need; skipped while setup.py and the constraints are unchanged
+# PYTHON=python3.12 picks the interpreter.  TORCH=cpu (default) | cuda12 | cuda13 picks the build of torch.
+
+PYTHON ?= python3
+TORCH ?= cpu
+
+CPU_INDEX = https://download.pytorch.org/whl/cpu
+BIN = .venv/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED = .venv/installed-$(TORCH)
+
+ifeq ($(filter $(TORCH),cpu cuda12 cuda13),)
+$(error TORCH=$(TORCH) is not known: use TORCH=cpu, TORCH=cuda12 or TORCH=cuda13)
+endif
+
+.PHONY: install demo test lint bench clean
+
+install: $(INSTALLED)
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "%s is Python %d.%d; Python 3.10 or newer is needed: make PYTHON=..." % (sys.executable, *sys.version_info[:2]))'
+	$(PYTHON) -m venv .venv
+
+ifeq ($(TORCH),cpu)
+# torch comes first and alone: pip's own indexes are asked first (PyPI outside Linux, a local mirror), PyTorch's only when
+# they have no CPU build.  The first answer is shown only if the second one fails too.
+$(INSTALLED): setup.py pyproject.toml constraints/cpu.txt | .venv/bin/python
+	@echo "Installing the CPU build of torch into .venv"
+	@$(PIP) install --quiet --no-deps -c constraints/cpu.txt torch 2>.venv/torch.log || { \
+	  echo "pip's own indexes have no CPU build; asking $(CPU_INDEX)"; \
+	  $(PIP) install --no-deps --retries 1 --timeout 30 -c constraints/cpu.txt --index-url $(CPU_INDEX) torch || { \
+	    cat .venv/torch.log; \
+	    echo "error: no CPU build of torch for this Python could be had (constraints/cpu.txt). Is the network there?" \
+	         "PYTHON=python3.12 picks another interpreter."; exit 1; }; } >&2
+	@echo "Installing activefreq_engine and its tools into .venv"
+	@$(PIP) install --quiet -c constraints/cpu.txt -e ".[dev]"
+	@rm -f .venv/installed-* && touch $@
+else
+$(INSTALLED): setup.py pyproject.toml | .venv/bin/python
+	$(PIP) install -e ".[dev,$(TORCH)]"
+	@rm -f .venv/installed-* && touch $@
+endif
+
+demo: $(INSTALLED)
+	$(BIN)/python examples/demo.py
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+# mypy cannot follow an editable install that maps kernels/ into the package, so it is shown the installed layout.
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	@rm -rf build/lint && mkdir -p build/lint/activefreq_engine
+	@ln -s $(CURDIR)/activefreq_engine/* $(CURDIR)/kernels build/lint/activefreq_engine/
+	cd build/lint && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml activefreq_engine
+
+bench: $(INSTALLED)
+	$(BIN)/python -m pytest bench --benchmark-only
+
+clean:
+	rm -rf .venv build out

@@ -1,0 +1,78 @@
+"""Packaging.  The root folder ``kernels/`` installs as ``activefreq_engine.kernels``, never as a top-level ``kernels``."""
+
+import re
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+
+
+class CleanBuildPy(build_py):
+    """Starts from an empty ``build/lib``: files left there by an earlier build would end up in the wheel."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+
+
+packages = (
+    ["activefreq_engine"]
+    + ["activefreq_engine." + p for p in find_packages("activefreq_engine")]
+    + ["activefreq_engine.kernels"]
+    + ["activefreq_engine.kernels." + p for p in find_packages("kernels")]
+)
+
+version = re.search(r'^__version__ = "([^"]+)"', (ROOT / "activefreq_engine/__init__.py").read_text("utf-8"), re.M)
+if version is None:
+    raise RuntimeError('activefreq_engine/__init__.py has no line __version__ = "..."')
+
+train = ["matplotlib"]
+evaluate = ["matplotlib", "SimpleITK"]
+bench = ["pytest", "pytest-benchmark"]
+
+setup(
+    name="activefreq-engine",
+    version=version[1],
+    description="Click-based interactive image segmentation (FreqFormer) that also says where to click next (AcSelect)",
+    long_description=(ROOT / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
+    packages=packages,
+    package_dir={"activefreq_engine": "activefreq_engine", "activefreq_engine.kernels": "kernels"},
+    package_data={
+        "activefreq_engine": ["py.typed", "weights/*.safetensors", "weights/*.md"],
+        "activefreq_engine.kernels": ["**/*.cu", "**/*.json", "**/*.md"],
+    },
+    include_package_data=False,
+    cmdclass={"build_py": CleanBuildPy},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.6",
+        "numpy",
+        "safetensors",  # weights, read without unpickling
+        "opencv-python-headless",  # distance transform, contours, resize; headless: the Qt of opencv-python breaks Qt hosts
+        "pillow",  # image files: EXIF orientation, 16 bit
+        "typer",
+        "tqdm",
+    ],
+    extras_require={
+        "cuda12": ["triton>=3.6; sys_platform == 'linux'", "cupy-cuda12x"],
+        "cuda13": ["triton>=3.6; sys_platform == 'linux'", "cupy-cuda13x"],
+        "train": train,
+        "eval": evaluate,
+        "bench": bench,
+        "dev": sorted({*train, *evaluate, *bench, "hypothesis", "mypy", "pycocotools", "ruff", "scipy", "setuptools>=70.1"}),
+    },
+    entry_points={"console_scripts": ["activefreq = activefreq_engine.cli:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Image Processing",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+        "Typing :: Typed",
+    ],
+)
