@@ -42,6 +42,7 @@ $(INSTALLED): setup.py pyproject.toml constraints/cpu.txt | .venv/bin/python
 	@rm -f .venv/installed-* && touch $@
 else
 $(INSTALLED): setup.py pyproject.toml | .venv/bin/python
+	@test ! -e .venv/installed-cpu || $(PIP) uninstall --quiet -y torch
 	$(PIP) install -e ".[dev,$(TORCH)]"
 	@rm -f .venv/installed-* && touch $@
 endif
