@@ -1,4 +1,4 @@
-"""Packaging.  The root folder ``kernels/`` installs as ``activefreq_engine.kernels``, never as a top-level ``kernels``."""
+"""Packaging.  The root folder kernels/ installs as activefreq_engine.kernels, never as a top-level ``kernels``."""
 
 import re
 import shutil
@@ -55,8 +55,9 @@ setup(
         "torch>=2.6",
         "numpy",
         "safetensors",  # weights, read without unpickling
-        "opencv-python-headless",  # distance transform, contours, resize; headless: the Qt of opencv-python breaks Qt hosts
-        "pillow",  # image files: EXIF orientation, 16 bit
+        # Distance transform, contours, resize.  Headless: the Qt inside opencv-python breaks Qt programs that embed us.
+        "opencv-python-headless",
+        "pillow>=10.1",  # image files: EXIF orientation, 16 bit; 10.1 brought a font that scales
         "typer",
         "tqdm",
     ],
@@ -66,7 +67,15 @@ setup(
         "train": train,
         "eval": evaluate,
         "bench": bench,
-        "dev": sorted({*train, *evaluate, *bench, "hypothesis", "mypy", "pycocotools", "ruff", "scipy", "setuptools>=70.1"}),
+        "dev": [
+            *sorted({*train, *evaluate, *bench}),
+            "hypothesis",
+            "mypy",
+            "pycocotools",  # the format that mask export must agree with
+            "ruff",
+            "scipy",  # the definitions that region statistics and distances must agree with
+            "setuptools>=70.1",  # the packaging test builds a wheel without the network
+        ],
     },
     entry_points={"console_scripts": ["activefreq = activefreq_engine.cli:main"]},
     classifiers=[

@@ -1,0 +1,141 @@
+"""Pictures of a segmentation for people: mask outline, clicks, uncertainty.
+
+Nothing is told by red against green: positive clicks are blue disks marked "+", negative ones orange squares marked
+"-", and outlines are white with a dark edge, so they show on any image.
+"""
+
+from collections.abc import Iterable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from activefreq_engine.errors import InvalidArgumentError, InvalidImageError, InvalidMaskError
+from activefreq_engine.types import Click, Suggestion
+
+POSITIVE = (0, 114, 178)
+NEGATIVE = (213, 94, 0)
+_LIGHT = (255, 255, 255)
+_DARK = (20, 20, 20)
+
+Picture = NDArray[np.uint8]
+"""uint8 ``[H, W, 3]``, RGB."""
+
+
+def draw_mask(image: Picture, mask: NDArray[np.bool_], *, tint: float = 0.2) -> Picture:
+    """The image with the mask tinted blue and its outline, holes included, drawn in white.
+
+    Args:
+        image (array): uint8 ``[H, W, 3]``, RGB; not changed.
+        mask (array): bool ``[H, W]``.
+        tint (float, optional): how much of the inside is blue, 0..1. Default: 0.2.
+
+    Raises:
+        InvalidImageError, InvalidMaskError: another shape or type.
+    """
+    _check_image(image)
+    if mask.shape != image.shape[:2] or mask.dtype != np.bool_:
+        raise InvalidMaskError(
+            f"got a mask of shape {mask.shape} and type {mask.dtype}; the image needs bool {image.shape[:2]}"
+        )
+    picture = image.copy()
+    if mask.any():
+        picture[mask] = ((1 - tint) * picture[mask] + tint * np.array(POSITIVE)).round().astype(np.uint8)
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    width = _unit(image)
+    cv2.drawContours(picture, contours, -1, _DARK, 2 * width + 1, cv2.LINE_AA)
+    cv2.drawContours(picture, contours, -1, _LIGHT, width, cv2.LINE_AA)
+    return picture
+
+
+def draw_clicks(image: Picture, clicks: Iterable[Click]) -> Picture:
+    """The image with every click as a numbered mark, the first click being 1.
+
+    Args:
+        image (array): uint8 ``[H, W, 3]``, RGB; not changed.
+        clicks (iterable of Click): in (x, y) pixels of this image.
+    """
+    _check_image(image)
+    canvas = Image.fromarray(image)
+    pen = ImageDraw.Draw(canvas)
+    unit = _unit(image)
+    for number, click in enumerate(clicks, start=1):
+        _mark(pen, click.x, click.y, click.positive, str(number), unit, filled=True)
+    return np.array(canvas)
+
+
+def draw_suggestions(image: Picture, suggestions: Iterable[Suggestion]) -> Picture:
+    """The image with every suggested click as a hollow mark: blue and "+", or orange and "-".
+
+    Args:
+        image (array): uint8 ``[H, W, 3]``, RGB; not changed.
+        suggestions (iterable of Suggestion): in (x, y) pixels of this image.
+    """
+    _check_image(image)
+    canvas = Image.fromarray(image)
+    pen = ImageDraw.Draw(canvas)
+    for s in suggestions:
+        _mark(pen, s.x, s.y, s.positive, "", _unit(image), filled=False)
+    return np.array(canvas)
+
+
+def draw_uncertainty(image: Picture, uncertainty: NDArray[np.floating]) -> Picture:
+    """A grey image under a heat map, from transparent (0 bits) to opaque yellow (1 bit, a coin toss).
+
+    Args:
+        image (array): uint8 ``[H, W, 3]``, RGB; not changed.
+        uncertainty (array): ``[H, W]``, entropy in bits, 0..1.
+
+    Raises:
+        InvalidArgumentError: another shape, or a value that is not in 0..1.
+    """
+    _check_image(image)
+    if uncertainty.shape != image.shape[:2] or not bool(((uncertainty >= 0) & (uncertainty <= 1)).all()):
+        raise InvalidArgumentError(
+            f"got uncertainty of shape {uncertainty.shape}; the image needs {image.shape[:2]}, every value in 0..1 bit"
+        )
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    weight = uncertainty[..., None].astype(np.float32) ** 0.5  # the root lifts the faint half, which matters to people
+    heat = heat_colours(uncertainty)
+    return ((1 - weight) * (0.6 * grey) + weight * heat).round().astype(np.uint8)
+
+
+def heat_colours(values: NDArray[np.floating]) -> Picture:
+    """Colours of values in 0..1, ``[H, W]`` -> ``[H, W, 3]`` RGB: black to yellow, brightness rising all the way."""
+    levels = (np.clip(values, 0, 1) * 255).round().astype(np.uint8)
+    return np.asarray(cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font at `size` pixels; no font file of the system is needed."""
+    return ImageFont.load_default(size)
+
+
+def _check_image(image: Picture) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise InvalidImageError(f"got an array of shape {image.shape}, type {image.dtype}; needs uint8 [H, W, 3], RGB")
+
+
+def _unit(image: Picture) -> int:
+    """Line width that suits the image's size: 1 pixel for each 300 of the shorter side."""
+    return max(1, round(min(image.shape[:2]) / 300))
+
+
+def _mark(pen: ImageDraw.ImageDraw, x: float, y: float, positive: bool, text: str, unit: int, *, filled: bool) -> None:
+    colour = POSITIVE if positive else NEGATIVE
+    r = 9 * unit
+    # Integer pixel columns are drawn at their centre: a click at 12.7 lies in pixel 12.
+    x, y = int(x), int(y)
+    shape = pen.ellipse if positive else pen.rectangle
+    if filled:
+        shape((x - r, y - r, x + r, y + r), fill=colour, outline=_LIGHT, width=unit)
+        # Pillow's own font has the hyphen but no minus sign.
+        pen.text((x, y), ("+" if positive else "-") + text, fill=_LIGHT, font=font(11 * unit), anchor="mm")
+        return
+    shape((x - r - unit, y - r - unit, x + r + unit, y + r + unit), outline=_LIGHT, width=4 * unit)
+    shape((x - r, y - r, x + r, y + r), outline=colour, width=2 * unit)
+    for width, ink in ((4 * unit, _LIGHT), (2 * unit, colour)):
+        pen.line((x - r // 2, y, x + r // 2, y), fill=ink, width=width)
+        if positive:
+            pen.line((x, y - r // 2, x, y + r // 2), fill=ink, width=width)
