@@ -1,0 +1,158 @@
+"""What a user gets from `pip install`: one top-level package that works alone, quickly and quietly."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "examples" / "images" / "ISIC_0014809.jpg"
+OFFLINE = ("--no-deps", "--no-index", "--disable-pip-version-check", "-q")
+DEV_ONLY = ("scipy", "matplotlib", "SimpleITK", "pycocotools", "pytest", "hypothesis", "pandas")
+
+
+
+def pip(python: Path, *arguments: str | Path) -> None:
+    """Our pip, acting on the environment of another interpreter."""
+    command = [sys.executable, "-m", "pip", "--python", str(python), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def new_environment(folder: Path) -> Path:
+    """A clean virtual environment, lent the directories of our dependencies; returns its interpreter.
+
+    A plain path line runs no other .pth file, so an editable install of this package here is not lent with them.
+    """
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    site = next(folder.glob("lib/python*/site-packages"))
+    (site / "lent.pth").write_text("".join(p + "\n" for p in sys.path if p.endswith("site-packages")))
+    return folder / "bin" / "python"
+
+
+def run(python: Path, code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    env.pop("PYTHONPATH", None)
+    return subprocess.run([python, "-c", code], cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def output(python: Path, code: str, cwd: Path) -> str:
+    done = run(python, code, cwd)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what the wheel is made of, with a file that an earlier build left behind."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("activefreq_engine", "kernels"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    stale = folder / "build" / "lib" / "activefreq_engine" / "stale.py"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("raise RuntimeError('left over from an earlier build')\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    pip(Path(sys.executable), "wheel", *OFFLINE, "--no-build-isolation", "-w", folder, source)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment with our wheel, a foreign `kernels`, and a triton and a cupy that tell."""
+    folder = tmp_path_factory.mktemp("installed")
+    python = new_environment(folder)
+    pip(python, "install", *OFFLINE, wheel)
+    site = next(folder.glob("lib/python*/site-packages"))
+    plant(site / "kernels", "FOREIGN = True\n")
+    for name in ("triton", "cupy"):
+        plant(site / name, f"import sys\nsys.imported_{name} = True\nraise ImportError('planted')\n")
+    return python
+
+
+def plant(package: Path, text: str) -> None:
+    package.mkdir()
+    (package / "__init__.py").write_text(text)
+
+
+def test_the_wheel_holds_one_top_level_package_and_all_its_files(wheel: Path, source: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    inside = {n for n in names if ".dist-info/" not in n}
+    assert {n.split("/")[0] for n in inside} == {"activefreq_engine"}
+    wanted = {"*.py", "*.cu", "*.json", "*.md", "*.safetensors", "py.typed"}
+    files = {p for pattern in wanted for p in (source / "activefreq_engine").rglob(pattern)}
+    expected = {p.relative_to(source).as_posix() for p in files}
+    files = {p for pattern in wanted for p in (source / "kernels").rglob(pattern)}
+    expected |= {"activefreq_engine/" + p.relative_to(source).as_posix() for p in files}
+    assert inside == expected
+    assert {"LICENSE", "NOTICE"} <= {n.split("/")[-1] for n in names - inside}
+
+
+def test_the_wheel_segments_an_image_beside_a_foreign_kernels(installed: Path, tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({DEV_ONLY!r}))  # importing any of them fails: the core dependencies must do
+import kernels, activefreq_engine
+from activefreq_engine import Session
+assert kernels.FOREIGN and activefreq_engine.kernels.__name__ == "activefreq_engine.kernels"
+assert activefreq_engine.__file__.startswith(sys.prefix), activefreq_engine.__file__
+with Session(device="cpu") as session:
+    session.set_image({str(EXAMPLE)!r})
+    mask = session.click(160, 230).mask
+print(mask.shape, bool(mask[230, 160]))
+"""
+    assert output(installed, code, tmp_path) == "(384, 384) True"
+
+
+def test_the_wheel_installs_the_command(installed: Path, tmp_path: Path) -> None:
+    done = subprocess.run([installed.parent / "activefreq", "info"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "region_stats" in done.stdout
+
+
+def test_importing_is_quick_quiet_and_leaves_gpu_packages_alone(installed: Path, tmp_path: Path) -> None:
+    code = """
+import sys, time
+import torch
+before = {n for n in ("triton", "cupy") if hasattr(sys, "imported_" + n)}
+start = time.process_time()
+import activefreq_engine
+from activefreq_engine import AcSelect, Engine, Session, create_model
+took = time.process_time() - start
+after = {n for n in ("triton", "cupy") if hasattr(sys, "imported_" + n)}
+assert after == before, after
+sys.exit(f"importing took {took:.1f} s") if took >= 2 else None
+"""
+    done = run(installed, code, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_bare_checkout_says_what_to_do(source: Path, tmp_path: Path) -> None:
+    done = run(new_environment(tmp_path / "bare"), "import activefreq_engine", source)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ModuleNotFoundError")
+    assert "pip install -e ." in last
+
+
+def test_an_editable_install_imports_no_kernel_twice(source: Path, tmp_path: Path) -> None:
+    python = new_environment(tmp_path / "editable")
+    pip(python, "install", *OFFLINE, "--no-build-isolation", "-e", source)
+    code = """
+import kernels.region_stats.reference as deep, kernels, activefreq_engine.kernels as canonical
+print(kernels is canonical, deep is canonical.region_stats.reference, canonical.__file__)
+"""
+    expected = f"True True {source / 'kernels' / '__init__.py'}"
+    assert output(python, code, source) == expected  # from the root, where ./kernels is importable
+    reverse = "import activefreq_engine.kernels.region_stats as a, kernels.region_stats as b; print(a is b)"
+    assert output(python, reverse, source) == "True"
