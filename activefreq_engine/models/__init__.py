@@ -1,0 +1,20 @@
+"""The reference: plain modules, readable in one sitting, and what is trained."""
+
+from .checkpoint import load_checkpoint, read_metadata, save_checkpoint
+from .freqformer import IMAGE_MEAN, IMAGE_STD, Coarse, FreqFormer, FreqFormerConfig, ImageFeatures, normalise
+from .registry import create_model, list_models
+
+__all__ = [
+    "IMAGE_MEAN",
+    "IMAGE_STD",
+    "Coarse",
+    "FreqFormer",
+    "FreqFormerConfig",
+    "ImageFeatures",
+    "create_model",
+    "list_models",
+    "load_checkpoint",
+    "normalise",
+    "read_metadata",
+    "save_checkpoint",
+]

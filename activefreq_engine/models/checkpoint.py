@@ -1,0 +1,133 @@
+"""Checkpoints: safetensors with metadata.  Nothing here ever unpickles."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .freqformer import FreqFormer, FreqFormerConfig
+
+FORMAT = "activefreq-1"
+
+
+def weights_digest(state: dict[str, torch.Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and values, in name order."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def save_checkpoint(
+    model: FreqFormer,
+    path: str | Path,
+    metadata: dict[str, Any] | None = None,
+    *,
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write weights, configuration and metadata to one safetensors file.
+
+    Args:
+        model (FreqFormer): the model; its floating-point weights are stored as `dtype`.
+        path (path): target, written whole or not at all.
+        metadata (dict, optional): JSON-able facts: training data, metrics, licence, recipe.
+        dtype (torch.dtype): storage type. Default: float16.
+    """
+    path = Path(path)
+    state = {
+        k: (v.to(dtype) if v.is_floating_point() else v).detach().cpu().contiguous().clone()
+        for k, v in model.state_dict().items()
+    }
+    header = {
+        "format": FORMAT,
+        "architecture": "FreqFormer",
+        "config": json.dumps(asdict(model.config), sort_keys=True),
+        "sha256": weights_digest(state),
+        "metadata": json.dumps(metadata or {}, sort_keys=True),
+    }
+    partial = path.with_name(path.name + ".partial")
+    save_file(state, partial, metadata=header)
+    partial.replace(path)
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """The facts stored in a checkpoint: format, architecture, config, sha256, metadata.  Reads no weights.
+
+    Raises:
+        ModelLoadError: if the file is missing, damaged, or not one of our checkpoints.
+    """
+    from ..errors import ModelLoadError
+
+    try:
+        with safe_open(str(path), framework="pt") as f:
+            header = f.metadata() or {}
+    except FileNotFoundError:
+        raise ModelLoadError(f"no checkpoint at {path}") from None
+    except (SafetensorError, OSError) as e:
+        raise ModelLoadError(
+            f"{path} is not a readable safetensors file ({e}); pickled checkpoints (.pt, .pth) are never loaded, "
+            "convert them with save_checkpoint"
+        ) from None
+    if header.get("format") != FORMAT:
+        raise ModelLoadError(
+            f"{path} has format {header.get('format')!r}, expected {FORMAT!r}: it was not written by save_checkpoint"
+        )
+    try:
+        return {**header, "config": json.loads(header["config"]), "metadata": json.loads(header["metadata"])}
+    except (KeyError, json.JSONDecodeError) as e:
+        raise ModelLoadError(f"{path} has a damaged header: {e!r}") from None
+
+
+def load_checkpoint(path: str | Path, *, expected: FreqFormerConfig | None = None) -> FreqFormer:
+    """Rebuild the model that a checkpoint holds, float32, in evaluation mode.
+
+    Args:
+        path (path): a file written by `save_checkpoint`.
+        expected (FreqFormerConfig, optional): refuse the file unless it holds exactly this configuration.
+
+    Raises:
+        ModelLoadError: missing or damaged file, unknown configuration, missing, unexpected or misshapen weights,
+            non-finite weights, or a sha256 that does not match.
+    """
+    from ..errors import ModelLoadError
+
+    header = read_metadata(path)
+    known = {f.name for f in fields(FreqFormerConfig)}
+    if not isinstance(header["config"], dict) or set(header["config"]) != known:
+        raise ModelLoadError(f"{path} has configuration fields {sorted(header['config'])}; expected {sorted(known)}")
+    config = FreqFormerConfig(**header["config"])
+    if expected is not None and config != expected:
+        ours, theirs = asdict(expected), asdict(config)
+        differ = "; ".join(f"{k}: {theirs[k]!r} in the file, {ours[k]!r} wanted" for k in ours if ours[k] != theirs[k])
+        raise ModelLoadError(f"{path} holds another model ({differ}); create it with the file's values")
+    try:
+        model = FreqFormer(config)
+    except (ValueError, TypeError) as e:
+        raise ModelLoadError(f"{path} describes a model that cannot be built: {e}") from None
+    with safe_open(str(path), framework="pt") as f:
+        state = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (a safetensors handle is not a dict)
+    if weights_digest(state) != header.get("sha256"):
+        raise ModelLoadError(f"{path}: the weights do not match their sha256; the file is damaged, fetch it again")
+    wanted = model.state_dict()
+    problems = [f"missing {k}" for k in wanted if k not in state]
+    problems += [f"unexpected {k}" for k in state if k not in wanted]
+    problems += [
+        f"{k} is {tuple(state[k].shape)}, expected {tuple(wanted[k].shape)}"
+        for k in wanted
+        if k in state and state[k].shape != wanted[k].shape
+    ]
+    problems += [f"{k} is not finite" for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise ModelLoadError(f"{path} does not fit its own configuration: {'; '.join(problems[:3])}{more}")
+    model.load_state_dict(state)
+    return model.eval()

@@ -1,0 +1,144 @@
+"""FreqFormer: SegFormer encoder, late click fusion, FreqNet decoder, refiner (ActiveFreq, Figures 2 and 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .freqnet import Axes, Filter, FreqNet
+from .mit import MIT_SPECS, MixTransformer, OverlapPatchEmbed, init_weights, to_map
+from .refiner import Refined, Refiner
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class FreqFormerConfig:
+    """Everything that shapes the network.  Stored in each checkpoint; two models with equal configs are the same."""
+
+    encoder: str = "mit_b0"
+    embed_dim: int = 128  # width E of the decoder's fused map
+    freq_depth: int = 1  # Freq blocks per Freq layer
+    axes: Axes = "multi"
+    filter: Filter = "complex"
+    ffn_ratio: int = 2
+    drop_path: float = 0.1
+    refiner_width: int = 32  # 0: no refiner
+    refine_size: int = 256  # side of the refiner's image crop, pixels
+    click_radius: float = 5.0  # disks in the click maps, network pixels
+
+
+class ImageFeatures(NamedTuple):
+    """What depends on the image alone and may be kept for every further click on the same crop."""
+
+    c1: Tensor  # [B, C1, H/4, W/4], stage 1, before the clicks are added
+    f1: Tensor  # [B, C1, H/4, W/4], c1 after its Freq layer
+
+
+class Coarse(NamedTuple):
+    """The coarse answer to a set of clicks."""
+
+    logits: Tensor  # [B, 1, H, W]
+    embedding: Tensor  # [B, E, H/4, W/4]
+
+
+class FreqFormer(nn.Module):
+    """Click segmentation network.
+
+    The clicks have a patch embedding of their own, added to the *output* of stage 1 (as in FocalClick's SegFormer
+    variant, arXiv 2204.02574).  The decoder reads stage 1 without clicks, so stage 1 and its Freq layer are computed
+    once per image crop.
+    """
+
+    def __init__(self, config: FreqFormerConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or FreqFormerConfig()
+        if config.encoder not in MIT_SPECS:
+            raise ValueError(f"encoder is {config.encoder!r}; allowed: {', '.join(MIT_SPECS)}")
+        spec = MIT_SPECS[config.encoder]
+        self.encoder = MixTransformer(spec, config.drop_path)
+        self.click_embed = OverlapPatchEmbed(3, spec.channels[0], 7, 4)
+        self.click_embed.apply(init_weights)
+        self.decoder = FreqNet(
+            spec.channels, config.embed_dim, config.freq_depth, config.axes, config.filter, config.ffn_ratio
+        )
+        self.refiner = Refiner(config.embed_dim, config.refiner_width) if config.refiner_width else None
+
+    def forward(self, image: Tensor, clicks: Tensor) -> Tensor:
+        """The coarse mask.
+
+        Args:
+            image (Tensor): `[B, 3, H, W]`, RGB in [0, 1] normalised by IMAGE_MEAN and IMAGE_STD; H and W multiples
+                of 32.
+            clicks (Tensor): `[B, 3, H, W]`: previous soft mask (zeros at first), positive disks, negative disks.
+
+        Returns:
+            Tensor: `[B, 1, H, W]` logits.
+
+        Raises:
+            ValueError: if a shape does not fit.
+        """
+        check_inputs(image, clicks)
+        return self.decode_clicks(self.encode_image(image), clicks).logits
+
+    def encode_image(self, image: Tensor) -> ImageFeatures:
+        """Everything that does not depend on clicks: `[B, 3, H, W]` -> `ImageFeatures`."""
+        c1 = self.encoder.stages[0](image)
+        return ImageFeatures(c1, self.decoder.freq_layers[0](c1))
+
+    def decode_clicks(self, features: ImageFeatures, clicks: Tensor) -> Coarse:
+        """The part that runs at every click: features and clicks `[B, 3, H, W]` -> `Coarse`."""
+        x = features.c1 + to_map(*self.click_embed(clicks))
+        maps = [features.f1]
+        for stage in list(self.encoder.stages)[1:]:
+            x = stage(x)
+            maps.append(x)
+        out = self.decoder(maps, first_is_filtered=True)
+        logits = F.interpolate(out.logits, size=clicks.shape[2:], mode="bilinear", align_corners=False)
+        return Coarse(logits, out.embedding)
+
+    def refine(self, coarse: Coarse, boxes: Tensor, image_crop: Tensor, disks: Tensor) -> Tensor:
+        """Redraw the mask inside focus boxes.
+
+        Args:
+            coarse (Coarse): of a batch of B.
+            boxes (Tensor): `[B, 4]` float, (x0, y0, x1, y1), half-open, in network pixels.
+            image_crop (Tensor): `[B, 3, S, S]` the boxes' image content, normalised, S = `config.refine_size`.
+            disks (Tensor): `[B, 2, S, S]` positive and negative disks in crop pixels.
+
+        Returns:
+            Tensor: `[B, 1, S, S]` logits on the boxes.
+
+        Raises:
+            ValueError: if this model has no refiner.
+        """
+        return self.refine_maps(coarse, boxes, image_crop, disks).logits
+
+    def refine_maps(self, coarse: Coarse, boxes: Tensor, image_crop: Tensor, disks: Tensor) -> Refined:
+        """As `refine`, with the maps that the training losses need."""
+        if self.refiner is None:
+            raise ValueError("this model has no refiner (config.refiner_width is 0)")
+        return self.refiner(image_crop, disks, coarse.embedding, coarse.logits, boxes)
+
+
+def check_inputs(image: Tensor, clicks: Tensor) -> None:
+    """Raise ValueError unless image and clicks fit the calling convention."""
+    for name, t in (("image", image), ("clicks", clicks)):
+        if t.dim() != 4 or t.shape[1] != 3:
+            raise ValueError(f"{name} has shape {tuple(t.shape)}; expected [B, 3, H, W]")
+        if t.shape[2] % 32 or t.shape[3] % 32 or 0 in t.shape:
+            raise ValueError(f"{name} is {t.shape[2]}x{t.shape[3]} (HxW); both sides must be positive multiples of 32")
+    if image.shape != clicks.shape:
+        raise ValueError(f"image {tuple(image.shape)} and clicks {tuple(clicks.shape)} differ in shape")
+
+
+def normalise(image: Tensor) -> Tensor:
+    """uint8 or [0, 255] float RGB `[B, 3, H, W]` -> the network's normalised float32."""
+    mean = torch.tensor(IMAGE_MEAN, device=image.device).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGE_STD, device=image.device).view(1, 3, 1, 1)
+    return (image.float() / 255.0 - mean) / std
