@@ -1,0 +1,260 @@
+"""Training data: decoded once into flat memory-mapped files, then cropped and augmented on the fly.
+
+A packed folder holds `images.u8` (RGB rows of all images, back to back), `labels.u16` (label maps, 0 = background) and
+`index.json`.  A sample is one (image, object) drawn at random, cropped by a single affine warp.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, Sampler
+from tqdm import tqdm
+
+from ..errors import DatasetError
+
+MASK_FOLDERS = ("masks", "labels", "instances")  # binary, label values, label values
+Pixels = NDArray[Any]  # uint8; OpenCV's annotations promise no dtype
+
+
+def read_labels(path: Path, binary: bool) -> NDArray[Any]:
+    """A mask (non-zero above 127 = object 1) or label map (each value one object) as uint16 `[H, W]`."""
+    labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if labels is None:
+        raise DatasetError(f"{path} is not a readable image")
+    if labels.ndim == 3:
+        labels = labels[..., 0]
+    return (labels > 127).astype(np.uint16) if binary else labels.astype(np.uint16)
+
+
+def pack(folders: Sequence[Path], target: Path, max_side: int = 384) -> Path:
+    """Decode data folders (`images/` beside `masks/`, `labels/` or `instances/`) into one packed folder.
+
+    Images whose longer side exceeds `max_side` are scaled down.  Objects smaller than 64 pixels are dropped.  An
+    existing complete pack of the same folders is reused.
+
+    Raises:
+        DatasetError: no images, a missing or misshapen mask, an unreadable file.
+    """
+    index_path = target / "index.json"
+    sources = [str(f) for f in folders]
+    if index_path.exists():
+        index = json.loads(index_path.read_text())
+        if index["sources"] == sources and index["max_side"] == max_side:
+            return target
+    target.mkdir(parents=True, exist_ok=True)
+    entries: list[dict[str, object]] = []
+    offset = 0
+    with open(target / "images.u8", "wb") as images, open(target / "labels.u16", "wb") as label_file:
+        for source, folder in enumerate(folders):
+            kind = next((k for k in MASK_FOLDERS if (folder / k).is_dir()), None)
+            paths = sorted(p for p in (folder / "images").glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+            if kind is None or not paths:
+                raise DatasetError(f"{folder} needs images/ and one of {', '.join(MASK_FOLDERS)} beside it")
+            for path in tqdm(paths, desc=f"packing {folder}", disable=None):
+                image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+                mask_path = folder / kind / f"{path.stem}.png"
+                if image is None:
+                    raise DatasetError(f"{path} is not a readable image")
+                labels = read_labels(mask_path, binary=kind == "masks")
+                if labels.shape != image.shape[:2]:
+                    raise DatasetError(f"{mask_path} is {labels.shape}, its image {image.shape[:2]} (HxW)")
+                scale = max_side / max(labels.shape)
+                if scale < 1:
+                    size = (round(labels.shape[1] * scale), round(labels.shape[0] * scale))
+                    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+                    labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
+                areas = np.bincount(labels.ravel())
+                objects = [int(v) for v in np.flatnonzero(areas >= 64) if v > 0]
+                if not objects:
+                    continue
+                images.write(np.ascontiguousarray(image[..., ::-1]).tobytes())
+                label_file.write(labels.tobytes())
+                h, w = labels.shape
+                entry = {"offset": offset, "h": h, "w": w, "objects": objects, "source": source, "id": path.stem}
+                entries.append(entry)
+                offset += h * w
+    partial = index_path.with_suffix(".partial")
+    partial.write_text(json.dumps({"sources": sources, "max_side": max_side, "entries": entries}))
+    partial.replace(index_path)
+    return target
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One training sample."""
+
+    image: Pixels  # [S, S, 3] RGB
+    label: NDArray[Any]  # [S, S]: 0, 1, or -1 beyond the image
+
+
+class PackedDataset(Dataset):
+    """Deterministic samples: item (index, size) depends on the seed, the index and the size alone.
+
+    So a run that is killed and resumed, or spread over several processes, sees the same data.
+    """
+
+    def __init__(self, folder: Path, seed: int = 0, weights: Sequence[float] | None = None) -> None:
+        index = json.loads((folder / "index.json").read_text())
+        self.entries = index["entries"]
+        self.images = np.memmap(folder / "images.u8", np.uint8, mode="r")
+        self.labels = np.memmap(folder / "labels.u16", np.uint16, mode="r")
+        self.seed = seed
+        sources = np.array([e["source"] for e in self.entries])
+        # weights: share of each source folder in an epoch; by default every image counts the same
+        self.share = None
+        if weights is not None:
+            counts = np.bincount(sources, minlength=len(weights))
+            p = np.asarray(weights, float)[sources] / counts[sources]
+            self.share = p / p.sum()
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def pick(self, index: int) -> int:
+        """Entry of a running sample index: a fresh permutation each epoch (or draw, with source weights)."""
+        epoch, position = divmod(index, len(self.entries))
+        rng = np.random.default_rng((self.seed, epoch, 0))
+        if self.share is None:
+            return int(rng.permutation(len(self.entries))[position])
+        return int(rng.choice(len(self.entries), size=len(self.entries), p=self.share)[position])
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(index, size)` -> image uint8 `[3, S, S]`, label int8 `[1, S, S]`."""
+        index, size = item
+        entry = self.entries[self.pick(index)]
+        rng = np.random.default_rng((self.seed, index, 1))
+        h, w, offset = entry["h"], entry["w"], entry["offset"]
+        image = self.images[3 * offset : 3 * (offset + h * w)].reshape(h, w, 3)
+        labels = self.labels[offset : offset + h * w].reshape(h, w)
+        mask = (labels == rng.choice(entry["objects"])).astype(np.uint8)
+        crop = random_crop(image, mask, size, rng)
+        return (
+            torch.from_numpy(np.ascontiguousarray(crop.image.transpose(2, 0, 1))),
+            torch.from_numpy(crop.label[None]),
+        )
+
+
+class StepSampler(Sampler):
+    """Batches of (index, size) from a given step on; `size_of` is asked when a batch is drawn."""
+
+    def __init__(self, start: int, batch: int, rank: int, world: int, size_of: SizeOf) -> None:
+        self.start, self.batch, self.rank, self.world, self.size_of = start, batch, rank, world, size_of
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        step = self.start
+        while True:
+            size = self.size_of(step)
+            if size is None:
+                return
+            first = (step * self.world + self.rank) * self.batch
+            yield [(first + i, size) for i in range(self.batch)]
+            step += 1
+
+
+class SizeOf:
+    """Crop size at a step, or None when training is over.  Overridden by the loop's schedule."""
+
+    def __call__(self, step: int) -> int | None:
+        raise TypeError("SizeOf is an interface")
+
+
+def random_crop(image: Pixels, mask: Pixels, size: int, rng: np.random.Generator) -> Crop:
+    """One affine warp (crop, scale, rotation, flip, mild stretch) and photometric changes.
+
+    What the engine meets: the whole image at the first click, then the object's box x1.4 (Session zooms in).  So: 40 %
+    whole image, 45 % object box x1.1 to 2, 15 % a part of the boundary.
+    """
+    h, w = mask.shape
+    mode = rng.random()
+    ys, xs = np.nonzero(mask)
+    x0, x1, y0, y1 = xs.min(), xs.max() + 1, ys.min(), ys.max() + 1
+    box = max(x1 - x0, y1 - y0, 16)
+    if mode < 0.40:
+        side = max(h, w) * rng.uniform(0.85, 1.1)
+        cx, cy = w / 2, h / 2
+        jitter = 0.06 * side
+    elif mode < 0.85:
+        side = box * rng.uniform(1.1, 2.0)
+        cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
+        jitter = 0.15 * box
+    else:
+        side = box * rng.uniform(0.4, 0.9)
+        edge = np.flatnonzero(cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) & mask)
+        i = int(rng.choice(edge)) if len(edge) else int(rng.choice(np.flatnonzero(mask)))
+        cx, cy = i % w + 0.5, i // w + 0.5
+        jitter = 0.2 * side
+    side = min(max(side, 24.0), 1.1 * max(h, w))
+    # little beyond the image: the engine's crops end at its border
+    cx = keep_inside(cx + rng.uniform(-jitter, jitter), 0.45 * side, w)
+    cy = keep_inside(cy + rng.uniform(-jitter, jitter), 0.45 * side, h)
+    angle = rng.uniform(0, 2 * np.pi) if rng.random() < 0.6 else rng.integers(4) * np.pi / 2
+    stretch = np.exp(rng.uniform(-0.2, 0.2))
+    zoom = side / size
+    flip = -1.0 if rng.random() < 0.5 else 1.0
+    # output pixel centre (u + 0.5, v + 0.5) -> source point; warpAffine counts pixel centres at integers
+    c, s = np.cos(angle) * zoom, np.sin(angle) * zoom
+    matrix = np.array([[c * stretch * flip, -s / stretch], [s * stretch * flip, c / stretch]])
+    centre = np.array([cx - 0.5, cy - 0.5]) - matrix @ np.array([(size - 1) / 2, (size - 1) / 2])
+    affine = np.concatenate([matrix, centre[:, None]], axis=1)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    if zoom > 1.5:  # bilinear samples alone would alias
+        image = cv2.blur(image, (round(zoom), round(zoom)))
+    out = cv2.warpAffine(image, affine, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+    label = cv2.warpAffine(
+        mask * 127, affine, (size, size), flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=255
+    )
+    inside = cv2.warpAffine(
+        np.full((h, w), 255, np.uint8), affine, (size, size), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+    )
+    target = (label > 63).astype(np.int8)
+    target[inside == 0] = -1
+    return Crop(photometric(out, rng), target)
+
+
+def keep_inside(centre: float, margin: float, length: int) -> float:
+    """`centre`, moved so that `margin` on both sides fits into `length` where it can."""
+    return float(np.clip(centre, margin, length - margin)) if 2 * margin < length else length / 2
+
+
+def photometric(image: Pixels, rng: np.random.Generator) -> Pixels:
+    """Colour, contrast, gamma, saturation, blur, noise and drawn hairs, each now and then."""
+    ramp = np.arange(256, dtype=np.float32) / 255
+    gain = np.exp(rng.uniform(-0.2, 0.2)) * np.exp(rng.uniform(-0.09, 0.09, 3))  # exposure, white balance
+    offset = rng.uniform(-0.1, 0.1)
+    gamma = np.exp(rng.uniform(-0.3, 0.3))
+    lut = (ramp[:, None] ** gamma) * gain + offset
+    image = cv2.LUT(image, np.clip(lut * 255 + 0.5, 0, 255).astype(np.uint8)[None])
+    if rng.random() < 0.5:
+        grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        keep = rng.uniform(0.4, 1.6) if rng.random() < 0.85 else 0.0
+        image = cv2.addWeighted(image, keep, grey, 1 - keep, 0)
+    if rng.random() < 0.15:
+        image = hairs(image, rng)
+    if rng.random() < 0.15:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.5, 1.5))
+    if rng.random() < 0.15:
+        noise = rng.normal(0, rng.uniform(2, 10), image.shape).astype(np.float32)
+        image = np.clip(image + noise, 0, 255).astype(np.uint8)
+    return image
+
+
+def hairs(image: Pixels, rng: np.random.Generator) -> Pixels:
+    """Dark bent lines, as body hair and rulers leave them on dermoscopic images."""
+    out = image.copy()
+    size = image.shape[0]
+    for _ in range(rng.integers(2, 12)):
+        start = rng.uniform(0, size, 2)
+        angle = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.12, 12))
+        points = start + np.cumsum(np.stack([np.cos(angle), np.sin(angle)], 1) * size / 10, 0)
+        colour = (rng.uniform(10, 90) * rng.uniform(0.8, 1.2, 3)).tolist()
+        cv2.polylines(out, [np.round(points).astype(np.int32)], False, colour, int(rng.integers(1, 3)), cv2.LINE_AA)
+    return out
