@@ -1,0 +1,416 @@
+"""Evaluation data on disk -> a list of samples.  A sample is one (image, object).
+
+Layouts, told apart by `load_dataset`:
+
+``masks``
+    ``images/NAME.jpg`` and ``masks/NAME.png``: one object an image; two values, 0 and any other.
+``labels``
+    ``images/NAME.jpg`` and ``labels/NAME.png`` (or ``instances/``): 8- or 16-bit, each non-zero value is one object.
+``isic2017``
+    The official ``ISIC-2017_<split>_Data`` and ``ISIC-2017_<split>_Part1_GroundTruth``; superpixels are skipped.
+``volumes``
+    ``images/NAME.mhd`` and ``labels/NAME.mhd`` (or ``.mha``; needs SimpleITK): OAI-ZIB.  Slices along the first array
+    axis; each non-zero label value of a slice is one object.
+
+Files are listed, matched and measured when the data set is opened, and decoded only when a sample is used.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from activefreq_engine.errors import DatasetError, InvalidImageError
+from activefreq_engine.eval.clickers import IGNORE
+from activefreq_engine.images import load_image
+
+LAYOUTS = ("masks", "labels", "isic2017", "volumes")
+LABEL_FOLDERS = ("labels", "instances")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+VOLUME_SUFFIXES = (".mhd", ".mha")
+WINDOW_PERCENTILES = (0.5, 99.5)
+"""A volume's intensities between these percentiles (over the whole volume) map linearly to 0..255."""
+
+_EXIF_ORIENTATION = 0x0112
+
+Rgb = NDArray[np.uint8]
+Truth = NDArray[np.int8]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One object in one image."""
+
+    id: str
+    """Unique in its data set: the image's name, with ``#VALUE`` where a label map holds several objects."""
+    object: int
+    """Value of the object in its label map; 1 for a plain mask."""
+    image_id: str
+    """Samples with the same image_id share the image, which is then decoded once."""
+    load_image: Callable[[], Rgb]
+    """Reads the image, uint8 ``[H, W, 3]`` RGB.  Raises DatasetError."""
+    load_mask: Callable[[], Truth]
+    """Reads the truth, int8 ``[H, W]``: 1 object, 0 background, -1 ignored.  Raises DatasetError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """The samples of one folder, in a fixed order (by file name, then slice, then label value)."""
+
+    name: str
+    layout: str
+    samples: tuple[Sample, ...]
+
+
+def load_dataset(
+    folder: str | Path,
+    *,
+    layout: str | None = None,
+    split: str | None = None,
+    labels: Collection[int] | None = None,
+    ignore_label: int | None = None,
+    slices: int | None = 3,
+    limit: int | None = None,
+) -> Dataset:
+    """Open a folder of images with truth.
+
+    Args:
+        folder: see the module's list of layouts.
+        layout: one of `LAYOUTS`; default: told from the folders present.
+        split: which split of the ``isic2017`` layout, e.g. ``Test_v2``; needed only if the folder holds several.
+        labels: only these label values are objects (layouts ``labels`` and ``volumes``); default: all but 0.
+        ignore_label: mask or label value of pixels that count neither for clicks nor for IoU; default: none.
+        slices: slices of each volume, spread evenly over those that hold an object; None takes all of these.
+        limit: only the first samples.
+
+    Returns:
+        The data set, with at least one sample.
+
+    Raises:
+        DatasetError: the folder is missing or of no known layout, an image has no mask, sizes differ, a file cannot be
+            read, or nothing is left.  An empty mask is found, with the same error, when its sample is loaded.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise DatasetError(f"{root} is not a folder; give the folder that holds images/ and masks/ (or labels/)")
+    if limit is not None and limit < 1:
+        raise DatasetError(f"limit is {limit}; it must be at least 1")
+    if slices is not None and slices < 1:
+        raise DatasetError(f"slices is {slices}; it must be at least 1, or None for all")
+    if layout is None:
+        layout = _detect(root)
+    if layout == "masks":
+        pairs = _match(_listing(root / "images", IMAGE_SUFFIXES), _listing(root / "masks", MASK_SUFFIXES), str)
+        found = _mask_samples(pairs, ignore_label)
+    elif layout == "labels":
+        pairs = _match(_listing(root / "images", IMAGE_SUFFIXES), _listing(_label_folder(root), MASK_SUFFIXES), str)
+        found = _label_samples(pairs, labels, ignore_label)
+    elif layout == "isic2017":
+        found = _mask_samples(_isic_pairs(root, split), ignore_label)
+    elif layout == "volumes":
+        images = _listing(root / "images", VOLUME_SUFFIXES)
+        # OAI-ZIB names a segmentation NAME.segmentation_masks.mhd: the part before the first dot is the scan.
+        found = _volume_samples(
+            _match(images, _listing(_label_folder(root), VOLUME_SUFFIXES), lambda stem: stem.split(".")[0]),
+            labels,
+            ignore_label,
+            slices,
+        )
+    else:
+        raise DatasetError(f"unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
+    samples = tuple(islice(found, limit))
+    if not samples:
+        raise DatasetError(f"no object in {root} (layout {layout}): every label map is empty or `labels` excludes all")
+    return Dataset(root.resolve().name, layout, samples)
+
+
+def _detect(root: Path) -> str:
+    folders = {p.name for p in root.iterdir() if p.is_dir()}
+    if any(name.startswith("ISIC-2017_") for name in folders):
+        return "isic2017"
+    truths = [name for name in ("masks", *LABEL_FOLDERS) if name in folders]
+    if "images" not in folders or not truths:
+        raise DatasetError(
+            f"{root} holds the folders: {', '.join(sorted(folders)) or 'none'}; expected images/ with masks/, labels/ "
+            "or instances/, or the official ISIC-2017_<split>_Data with ISIC-2017_<split>_Part1_GroundTruth"
+        )
+    if len(truths) > 1:
+        raise DatasetError(f"{root} holds {' and '.join(truths)}: say which with layout (masks or labels)")
+    if any(p.suffix.lower() in VOLUME_SUFFIXES for p in (root / "images").iterdir()):
+        return "volumes"
+    return "masks" if truths == ["masks"] else "labels"
+
+
+def _label_folder(root: Path) -> Path:
+    present = [root / name for name in LABEL_FOLDERS if (root / name).is_dir()]
+    if len(present) != 1:
+        raise DatasetError(f"{root} must hold exactly one of the folders {' and '.join(LABEL_FOLDERS)}")
+    return present[0]
+
+
+def _listing(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """Files of a folder with one of the suffixes, sorted by name; never empty."""
+    if not folder.is_dir():
+        raise DatasetError(f"folder {folder} is missing")
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
+    if not files:
+        raise DatasetError(f"no file in {folder} ends in {', '.join(suffixes)}")
+    return files
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    name: str
+    image: Path
+    truth: Path
+
+
+def _match(images: Sequence[Path], truths: Sequence[Path], key: Callable[[str], str]) -> list[_Pair]:
+    """Pair images with truths by the key of their file stem.  Truths without an image are left out."""
+    by_name: dict[str, Path] = {}
+    for truth in truths:
+        if (other := by_name.setdefault(key(truth.stem), truth)) != truth:
+            raise DatasetError(f"{other} and {truth} belong to the same image; keep one of them")
+    pairs: dict[str, _Pair] = {}
+    missing = []
+    for image in images:
+        name = key(image.stem)
+        if name in pairs:
+            raise DatasetError(f"{pairs[name].image} and {image} have the same name {name!r}; keep one of them")
+        if name in by_name:
+            pairs[name] = _Pair(name, image, by_name[name])
+        else:
+            missing.append(image.name)
+    if missing:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise DatasetError(
+            f"no mask for {len(missing)} of {len(images)} images: {shown}; looked in {truths[0].parent} for files of "
+            "the same name. Add the masks or remove the images"
+        )
+    return list(pairs.values())
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def _isic_pairs(root: Path, split: str | None) -> list[_Pair]:
+    folders = sorted(p.name for p in root.iterdir() if p.is_dir())
+    splits = [m[1] for name in folders if (m := re.fullmatch(r"ISIC-2017_(.+)_Data", name))]
+    if split is None and len(splits) == 1:
+        split = splits[0]
+    if split is None or split not in splits:
+        got = (
+            f"no split {split!r}" if split is not None else "several splits" if splits else "no ISIC-2017_<split>_Data"
+        )
+        raise DatasetError(f"{root} holds {got}; choose split from: {', '.join(splits) or 'none present'}")
+    truths = [name for name in folders if re.fullmatch(rf"ISIC-2017_{re.escape(split)}_(Part1_)?GroundTruth", name)]
+    if len(truths) != 1:
+        raise DatasetError(f"{root} holds no ISIC-2017_{split}_Part1_GroundTruth for ISIC-2017_{split}_Data")
+    images = _listing(root / f"ISIC-2017_{split}_Data", IMAGE_SUFFIXES)
+    images = [p for p in images if not p.stem.endswith("_superpixels")]
+    masks = _listing(root / truths[0], MASK_SUFFIXES)
+    return _match(images, masks, lambda stem: stem.removesuffix("_segmentation"))
+
+
+def _mask_samples(pairs: Sequence[_Pair], ignore_label: int | None) -> Iterator[Sample]:
+    for pair in pairs:
+        _check_sizes(pair)
+        yield Sample(pair.name, 1, pair.name, partial(_read_rgb, pair.image), partial(_read_mask, pair, ignore_label))
+
+
+def _label_samples(
+    pairs: Sequence[_Pair], labels: Collection[int] | None, ignore_label: int | None
+) -> Iterator[Sample]:
+    for pair in tqdm(pairs, desc="objects", unit="image", disable=None, leave=False):
+        _check_sizes(pair)
+        for value in _objects(_read_labels(pair.truth), labels, ignore_label):
+            yield Sample(
+                f"{pair.name}#{value}",
+                value,
+                pair.name,
+                partial(_read_rgb, pair.image),
+                partial(_read_object, pair.truth, value, ignore_label),
+            )
+
+
+def _objects(label_map: NDArray[np.integer], labels: Collection[int] | None, ignore_label: int | None) -> list[int]:
+    present = (int(v) for v in np.unique(label_map))
+    return [v for v in present if v not in (0, ignore_label) and (labels is None or v in labels)]
+
+
+def _check_sizes(pair: _Pair) -> None:
+    """Compare the sizes in both files' headers, so that a bad pair is found before an hour of evaluation."""
+    image, truth = _upright_size(pair.image), _upright_size(pair.truth)
+    if image != truth:
+        raise DatasetError(
+            f"{pair.image} is {image[0]} x {image[1]} (width x height) but its mask {pair.truth} is "
+            f"{truth[0]} x {truth[1]}; they must agree"
+        )
+
+
+def _upright_size(path: Path) -> tuple[int, int]:
+    with _opened(path) as image:
+        exif = Image.Exif()
+        exif.load(image.info.get("exif", b""))  # not image.getexif(), which decodes the whole of a PNG
+        turned = exif.get(_EXIF_ORIENTATION, 1) >= 5  # 5..8 lie on their side
+        return (image.height, image.width) if turned else image.size
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise DatasetError(f"cannot read {path}: {error}") from error
+
+
+def _read_rgb(path: Path) -> Rgb:
+    """As `Session.set_image` would see the file, but always with three channels."""
+    try:
+        image = load_image(path)
+    except InvalidImageError as error:
+        raise DatasetError(str(error)) from error
+    return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
+
+
+def _read_labels(path: Path) -> NDArray[np.integer]:
+    """Integer ``[H, W]``: grey values or palette indices."""
+    with _opened(path) as image:
+        try:
+            values = np.asarray(ImageOps.exif_transpose(image))
+        except (OSError, ValueError, SyntaxError) as error:  # a damaged PNG raises SyntaxError
+            raise DatasetError(f"cannot decode {path}: {error}") from error
+    if values.ndim == 3:  # some tools save masks as RGB
+        if values.shape[2] in (2, 4):
+            values = values[:, :, :-1]
+        if (values != values[:, :, :1]).any():
+            raise DatasetError(f"{path} is a colour picture; a mask or label map needs one channel")
+        values = values[:, :, 0]
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8)
+    if not np.issubdtype(values.dtype, np.integer):
+        raise DatasetError(f"{path} holds {values.dtype} values; a mask or label map needs integers")
+    return values
+
+
+def _read_mask(pair: _Pair, ignore_label: int | None) -> Truth:
+    values = _read_labels(pair.truth)
+    objects = _objects(values, None, ignore_label)
+    if not objects:
+        raise DatasetError(f"mask {pair.truth} is empty; every sample needs an object. Remove {pair.image.name}")
+    if len(objects) > 1:
+        raise DatasetError(
+            f"mask {pair.truth} holds {len(objects)} non-zero values, {objects[:5]}; a mask has one object. Put label "
+            "maps into labels/, or say which value is ignored"
+        )
+    return _truth(values, objects[0], ignore_label)
+
+
+def _read_object(path: Path, value: int, ignore_label: int | None) -> Truth:
+    return _truth(_read_labels(path), value, ignore_label)
+
+
+def _truth(values: NDArray[np.integer], value: int, ignore_label: int | None) -> Truth:
+    truth = (values == value).astype(np.int8)
+    if ignore_label is not None:
+        truth[values == ignore_label] = IGNORE
+    return truth
+
+
+# --- volumes ----------------------------------------------------------------------------------------------------------
+
+
+def _volume_samples(
+    pairs: Sequence[_Pair], labels: Collection[int] | None, ignore_label: int | None, slices: int | None
+) -> Iterator[Sample]:
+    # One volume of each kind stays in memory: samples come volume by volume.
+    read_image = lru_cache(maxsize=1)(_read_windowed)
+    read_labels = lru_cache(maxsize=1)(_read_volume)
+
+    def load_slice(path: Path, z: int) -> Rgb:
+        return np.repeat(read_image(path)[z][:, :, None], 3, axis=2)
+
+    def load_object(path: Path, z: int, value: int) -> Truth:
+        return _truth(read_labels(path)[z], value, ignore_label)
+
+    for pair in tqdm(pairs, desc="volumes", unit="volume", disable=None, leave=False):
+        volume = read_labels(pair.truth)
+        size = _volume_size(pair.image)
+        if size != volume.shape:
+            raise DatasetError(
+                f"{pair.image} has {size} voxels (slices, rows, columns) but its labels {pair.truth} have "
+                f"{volume.shape}; they must agree"
+            )
+        if not np.issubdtype(volume.dtype, np.integer):
+            raise DatasetError(f"{pair.truth} holds {volume.dtype} values; labels must be integers")
+        objects = {z: found for z in range(len(volume)) if (found := _objects(volume[z], labels, ignore_label))}
+        for z in _spread(list(objects), slices):
+            for value in objects[z]:
+                image_id = f"{pair.name}:{z:03d}"
+                yield Sample(
+                    f"{image_id}#{value}",
+                    value,
+                    image_id,
+                    partial(load_slice, pair.image, z),
+                    partial(load_object, pair.truth, z, value),
+                )
+
+
+def _spread(items: list[int], count: int | None) -> list[int]:
+    """`count` items at the middles of `count` equal parts; all of them if there are no more."""
+    if count is None or len(items) <= count:
+        return items
+    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
+
+
+def _simpleitk(path: Path) -> Any:
+    try:
+        import SimpleITK
+    except ImportError as error:
+        raise DatasetError(f"{path} needs SimpleITK: pip install 'activefreq-engine[eval]'") from error
+    return SimpleITK
+
+
+def _volume_size(path: Path) -> tuple[int, ...]:
+    """(slices, rows, columns) from the header."""
+    reader = _simpleitk(path).ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise DatasetError(f"cannot read {path}: {_last_line(error)}") from error
+    return tuple(reversed(reader.GetSize()))
+
+
+def _read_volume(path: Path) -> NDArray[np.generic]:
+    """``[slices, rows, columns]`` as stored."""
+    sitk = _simpleitk(path)
+    try:
+        volume = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    except RuntimeError as error:
+        raise DatasetError(f"cannot read {path}: {_last_line(error)}") from error
+    if volume.ndim != 3:
+        raise DatasetError(f"{path} has {volume.ndim} dimensions; expected 3")
+    return volume
+
+
+def _read_windowed(path: Path) -> NDArray[np.uint8]:
+    """``[slices, rows, columns]``, `WINDOW_PERCENTILES` of the volume mapped to 0 and 255."""
+    volume = _read_volume(path).astype(np.float32)
+    low, high = np.percentile(volume, WINDOW_PERCENTILES)
+    if not np.isfinite((low, high)).all() or high <= low:
+        raise DatasetError(f"{path} has no contrast between its percentiles {WINDOW_PERCENTILES}: {low} to {high}")
+    return np.rint((np.clip(volume, low, high) - low) * (255 / (high - low))).astype(np.uint8)
+
+
+def _last_line(error: Exception) -> str:
+    """ITK puts the reason on the last line of a long message."""
+    return str(error).strip().splitlines()[-1].strip()
