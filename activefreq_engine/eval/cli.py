@@ -1,0 +1,108 @@
+"""``activefreq eval``: the evaluation on the command line.  The application in `activefreq_engine.cli` registers it."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from activefreq_engine.errors import InvalidArgumentError
+
+
+def eval_command(
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="Folder with images/ and masks/ (or labels/), or the official ISIC-2017 folders."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Model name or checkpoint file.")] = "freqformer_b0",
+    clicker: Annotated[str, typer.Option(help="Robot clicker: ritm, acselect or random.")] = "ritm",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N samples.")] = None,
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only part I (0..N-1) of N; see --merge.")] = None,
+    merge: Annotated[
+        list[Path] | None, typer.Option(help="Join the JSON reports of all shards of a run; once a report, no DATA.")
+    ] = None,
+    max_clicks: Annotated[int, typer.Option(min=1, help="Clicks a sample.")] = 20,
+    stop_at: Annotated[
+        float | None, typer.Option(help="Stop a sample at this IoU; faster, but mIoU is then no longer the protocol's.")
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="Probability above which a pixel belongs to the mask.")] = 0.49,
+    size: Annotated[int | None, typer.Option(help="Network input size; default: the engine's.")] = None,
+    zoom: Annotated[bool, typer.Option(help="Zoom in on the object.")] = True,
+    refine: Annotated[bool, typer.Option(help="Refine around the last change.")] = True,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples side by side; changes speed, not results.")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto or fp32.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of the random clicker.")] = 0,
+    layout: Annotated[str | None, typer.Option(help="masks, labels, isic2017 or volumes; default: detected.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the ISIC-2017 layout, such as Test_v2.")] = None,
+    labels: Annotated[str | None, typer.Option(metavar="V,V", help="Only these label values are objects.")] = None,
+    ignore_label: Annotated[int | None, typer.Option(help="Mask value of pixels that do not count.")] = None,
+    slices: Annotated[int, typer.Option(min=0, help="Slices of each volume; 0 takes all that hold an object.")] = 3,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for report.json, samples.csv, report.md and curve.png.")
+    ] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="File for the JSON report; - prints it instead of the table.")
+    ] = None,
+) -> None:
+    """Measure clicks and quality with a robot clicker: NoC, NoF, mIoU, seconds per click."""
+    from activefreq_engine.eval.datasets import load_dataset
+    from activefreq_engine.eval.report import merge as merge_reports
+    from activefreq_engine.eval.report import read_json, to_markdown, write_json
+    from activefreq_engine.eval.runner import evaluate
+    from activefreq_engine.runtime.engine import Engine
+
+    part, values = _shard(shard), _labels(labels)
+    if (data is None) == (not merge):
+        raise InvalidArgumentError("give the folder DATA to evaluate on, or --merge REPORT once for each shard")
+    if merge or data is None:
+        report = merge_reports([read_json(path) for path in merge or ()])
+    else:
+        dataset = load_dataset(
+            data,
+            layout=layout,
+            split=split,
+            labels=values,
+            ignore_label=ignore_label,
+            slices=slices or None,
+            limit=limit,
+        )
+        report = evaluate(
+            dataset,
+            model=model,
+            engine=Engine(model, device=device, precision=precision, size=size),
+            clicker=clicker,
+            max_clicks=max_clicks,
+            stop_at=stop_at,
+            threshold=threshold,
+            zoom=zoom,
+            refine=refine,
+            batch_size=batch_size,
+            seed=seed,
+            shard=part,
+        )
+    if out is not None:
+        report.write(out)
+    printed = json_path is not None and str(json_path) == "-"
+    if json_path is not None and not printed:
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(report, json_path)
+    typer.echo(json.dumps(report.to_json()) if printed else to_markdown([report]))
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    left, slash, right = text.partition("/")
+    if not (slash and left.isdecimal() and right.isdecimal() and int(left) < int(right)):
+        raise InvalidArgumentError(f"--shard is {text!r}; expected I/N with 0 <= I < N, such as 0/2 and 1/2")
+    return int(left), int(right)
+
+
+def _labels(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise InvalidArgumentError(f"--labels is {text!r}; expected label values separated by commas, such as 2,4")
+    return [int(part) for part in parts]

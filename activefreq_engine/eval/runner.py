@@ -1,0 +1,310 @@
+"""The evaluation loop: robot clicks, masks, IoU; many samples side by side.
+
+What is measured is what people embed: a `Session` a sample, its zoom and refinement included.  Any other segmenter
+takes part by offering the three methods of `Predictor`.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from activefreq_engine.errors import DatasetError, InvalidArgumentError, InvalidMaskError
+from activefreq_engine.eval.clickers import RobotClicker, check_clicker, make_clicker, sample_seed
+from activefreq_engine.eval.datasets import Dataset, Rgb, Sample, Truth
+from activefreq_engine.eval.metrics import iou
+from activefreq_engine.eval.report import Report, SampleResult, Settings, dataset_digest, versions
+from activefreq_engine.types import Click
+
+if TYPE_CHECKING:
+    from activefreq_engine.runtime.engine import Engine
+
+MAX_CLICKS = 20
+THRESHOLD = 0.49
+"""Probability above which a pixel belongs to the mask; the value the peers evaluate with."""
+
+
+class Step(Protocol):
+    """What a click returns; a `ClickResult` is one."""
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """bool ``[H, W]`` at image resolution."""
+        ...
+
+
+class Predictor(Protocol):
+    """A segmenter that can be evaluated; a `Session` is one.
+
+    A predictor that has an attribute ``probs`` (float ``[H, W]``, the probabilities behind the last mask) also works
+    with the ``acselect`` clicker.
+    """
+
+    def set_image(self, image: Rgb) -> object:
+        """Take a new image, uint8 ``[H, W, 3]`` RGB, and forget all clicks."""
+        ...
+
+    def click(self, x: float, y: float, *, positive: bool = True) -> Step:
+        """Add a click at pixel (x, y) and return the new mask."""
+        ...
+
+    def reset(self) -> object:
+        """Forget all clicks and keep the image."""
+        ...
+
+
+ClickBatch = Callable[[Sequence[Any], Sequence[Click]], Sequence[Step]]
+"""One click on each of several predictors at once -> their new masks, in the same order."""
+
+
+def evaluate(
+    data: Dataset,
+    *,
+    model: str = "freqformer_b0",
+    engine: "Engine | None" = None,
+    predictors: Sequence[Predictor] | None = None,
+    click_batch: ClickBatch | None = None,
+    clicker: str = "ritm",
+    max_clicks: int = MAX_CLICKS,
+    stop_at: float | None = None,
+    threshold: float = THRESHOLD,
+    zoom: bool = True,
+    refine: bool = True,
+    batch_size: int = 8,
+    seed: int = 0,
+    shard: tuple[int, int] | None = None,
+    progress: bool | None = None,
+) -> Report:
+    """Run the protocol on a data set.
+
+    By default sessions on one shared engine are evaluated.  For another segmenter give `predictors`; `model` is then
+    only its name in the report, and `threshold`, `zoom`, `refine` and `batch_size` have no effect.
+
+    Args:
+        data: the samples, see `load_dataset`.
+        model: name or checkpoint path, as for `Session`; only the name in the report when `engine` is given.
+        engine: evaluate with this engine (its device, precision and size) instead of ``Engine.shared(model)``.
+        predictors: as many as samples run side by side.
+        click_batch: clicks on several `predictors` in one call; default: one after the other.
+        clicker: ``ritm``, ``acselect`` or ``random``.
+        max_clicks: clicks a sample, and the NoC of a failure.
+        stop_at: stop a sample at this IoU; default: all clicks run, which mIoU needs.
+        threshold: probability above which a pixel belongs to the mask.
+        zoom, refine: as for `Session`.
+        batch_size: samples that run side by side; it changes speed and memory, not results.
+        seed: seeds the ``random`` clicker, together with each sample's id.
+        shard: (i, n), 0-based: only the i-th of n equal runs of consecutive samples; see `merge`.
+        progress: progress bar on stderr; default: only on a terminal.
+
+    Returns:
+        The report, see `Report`.
+
+    Raises:
+        InvalidArgumentError: an option is out of range, or the clicker needs probabilities that a predictor lacks.
+        InvalidMaskError: a predictor returned something that is no mask of the image's size.
+        DatasetError: a sample cannot be loaded, or image and mask differ in size.
+        ModelLoadError, BackendUnavailableError: as for `Session`.
+    """
+    check_clicker(clicker)
+    _check(max_clicks >= 1, f"max_clicks is {max_clicks}; it must be at least 1")
+    _check(stop_at is None or 0 < stop_at <= 1, f"stop_at is {stop_at}; it is an IoU above 0 and at most 1")
+    _check(0 < threshold < 1, f"threshold is {threshold}; it is a probability between 0 and 1")
+    _check(batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1")
+    numbers = shard_range(len(data.samples), shard)
+    if predictors is None:
+        _check(click_batch is None, "click_batch was given without predictors; give both or neither")
+        lanes, about = _sessions(batch_size, engine, model, threshold, zoom, refine)
+    else:
+        _check(len(predictors) > 0, "predictors is empty; give at least one")
+        lanes, about = _Lanes(list(predictors), click_batch or _one_by_one), {}
+    settings = Settings(
+        model=model,
+        clicker=clicker,
+        max_clicks=max_clicks,
+        stop_at=stop_at,
+        seed=seed,
+        batch_size=len(lanes.predictors),
+        about=about,
+        dataset=data.name,
+        layout=data.layout,
+        dataset_samples=len(data.samples),
+        dataset_digest=dataset_digest(data),
+        versions=versions(),
+    )
+    started = time.perf_counter()
+    results: list[SampleResult] = []
+    images = _LastImage()
+    width = len(lanes.predictors)
+    with tqdm(
+        total=len(numbers) * max_clicks,
+        desc=f"eval {clicker}",
+        unit="click",
+        disable=None if progress is None else not progress,
+    ) as bar:
+        for start in range(0, len(numbers), width):
+            chunk = numbers[start : start + width]
+            runs = [_start(n, data.samples[n], lane, lanes, images, clicker, seed) for lane, n in enumerate(chunk)]
+            for _ in range(max_clicks):
+                _click_all(runs, lanes, stop_at)
+                bar.update(len(runs))
+            results += [run.result(max_clicks) for run in runs]
+    return Report(settings, tuple(results), time.perf_counter() - started, shard)
+
+
+def shard_range(samples: int, shard: tuple[int, int] | None) -> range:
+    """Numbers of the samples in a shard: consecutive, so that the objects of an image stay together.
+
+    Raises:
+        InvalidArgumentError: not 0 <= i < n <= samples.
+    """
+    if shard is None:
+        return range(samples)
+    i, n = shard
+    _check(0 <= i < n <= samples, f"shard {i} of {n} over {samples} samples; allowed is 0 <= i < n <= {samples}")
+    return range(i * samples // n, (i + 1) * samples // n)
+
+
+class _LastImage:
+    """The image decoded last.  Objects of one image follow each other, so each image is decoded once."""
+
+    def __init__(self) -> None:
+        self._id: str | None = None
+        self._image: Rgb | None = None
+
+    def get(self, sample: Sample) -> Rgb:
+        if self._image is None or self._id != sample.image_id:
+            self._image = sample.load_image()
+            self._id = sample.image_id
+        return self._image
+
+
+@dataclass(slots=True)
+class _Lanes:
+    """Predictors side by side, and how to click on several at once."""
+
+    predictors: list[Any]
+    click_batch: ClickBatch
+    image_ids: dict[int, str] = field(default_factory=dict)
+
+    def begin(self, lane: int, sample: Sample, image: Rgb) -> None:
+        """Start an object; a lane that holds its image already is only reset."""
+        if self.image_ids.get(lane) == sample.image_id:
+            self.predictors[lane].reset()
+        else:
+            self.predictors[lane].set_image(image)
+            self.image_ids[lane] = sample.image_id
+
+
+def _one_by_one(predictors: Sequence[Any], clicks: Sequence[Click]) -> list[Step]:
+    return [p.click(c.x, c.y, positive=c.positive) for p, c in zip(predictors, clicks, strict=True)]
+
+
+def _sessions(
+    count: int, engine: "Engine | None", model: str, threshold: float, zoom: bool, refine: bool
+) -> tuple[_Lanes, dict[str, Any]]:
+    """Sessions on one engine, and what the report says about them."""
+    from activefreq_engine.runtime.engine import Engine
+    from activefreq_engine.session import Session, click_batch
+
+    if engine is None:
+        engine = Engine.shared(model)
+    sessions = [Session(engine=engine, threshold=threshold, zoom=zoom, refine=refine) for _ in range(count)]
+    about = {
+        "threshold": threshold,
+        "zoom": zoom,
+        "refine": refine,
+        "size": engine.size,
+        "device": str(engine.device),
+        "precision": engine.precision,
+    }
+    return _Lanes(sessions, click_batch), about
+
+
+@dataclass(slots=True)
+class _Run:
+    """One sample under way."""
+
+    number: int
+    sample: Sample
+    lane: int
+    truth: Truth
+    clicker: RobotClicker
+    mask: NDArray[np.bool_]
+    probs: NDArray[np.floating] | None
+    iou: float
+    active: bool = True
+    ious: list[float] = field(default_factory=list)
+    clicks: list[Click] = field(default_factory=list)
+    milliseconds: list[float] = field(default_factory=list)
+
+    def result(self, max_clicks: int) -> SampleResult:
+        """The curve's remaining entries repeat the last value: a stopped or perfect mask stays as it is."""
+        curve = self.ious + [self.iou] * (max_clicks - len(self.ious))
+        return SampleResult(
+            number=self.number,
+            id=self.sample.id,
+            object=self.sample.object,
+            ious=tuple(curve),
+            clicks=tuple(self.clicks),
+            milliseconds=tuple(self.milliseconds),
+        )
+
+
+def _start(number: int, sample: Sample, lane: int, lanes: _Lanes, images: _LastImage, clicker: str, seed: int) -> _Run:
+    truth = sample.load_mask()
+    image = images.get(sample)
+    if image.shape[:2] != truth.shape:
+        raise DatasetError(
+            f"sample {sample.id}: the image is {image.shape[1]} x {image.shape[0]} (width x height) but its mask is "
+            f"{truth.shape[1]} x {truth.shape[0]}; they must agree"
+        )
+    lanes.begin(lane, sample, image)
+    robot = make_clicker(clicker, truth, seed=sample_seed(seed, sample.id))
+    mask = np.zeros(truth.shape, dtype=bool)
+    probs = np.zeros(truth.shape, dtype=np.float32) if robot.needs_probs else None
+    return _Run(number, sample, lane, truth, robot, mask, probs, iou(mask, truth))
+
+
+def _click_all(runs: Sequence[_Run], lanes: _Lanes, stop_at: float | None) -> None:
+    """One click on every sample that is still active."""
+    clicked: list[_Run] = []
+    for run in runs:
+        if run.active:
+            click = run.clicker.next_click(run.mask, run.probs)
+            if click is None:
+                run.active = False
+            else:
+                run.clicks.append(click)
+                clicked.append(run)
+    if not clicked:
+        return
+    started = time.perf_counter()
+    steps = lanes.click_batch([lanes.predictors[run.lane] for run in clicked], [run.clicks[-1] for run in clicked])
+    milliseconds = (time.perf_counter() - started) * 1000  # masks are on the host now: nothing is left in flight
+    for run, step in zip(clicked, steps, strict=True):
+        run.mask = _checked_mask(step.mask, run)
+        if run.clicker.needs_probs:
+            run.probs = getattr(lanes.predictors[run.lane], "probs", None)
+        run.iou = iou(run.mask, run.truth)
+        run.ious.append(run.iou)
+        run.milliseconds.append(milliseconds)
+        run.active = stop_at is None or np.float32(run.iou) < np.float32(stop_at)
+
+
+def _checked_mask(mask: NDArray[np.bool_], run: _Run) -> NDArray[np.bool_]:
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != run.truth.shape:
+        got = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise InvalidMaskError(
+            f"the predictor returned {got} for sample {run.sample.id}; expected a numpy bool array of shape "
+            f"{run.truth.shape}"
+        )
+    return mask
+
+
+def _check(good: bool, message: str) -> None:
+    if not good:
+        raise InvalidArgumentError(message)

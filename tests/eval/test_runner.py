@@ -1,0 +1,224 @@
+"""The loop with a stand-in segmenter: order, batching, stopping, sharding, and the Session beneath it all."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from activefreq_engine.errors import DatasetError, InvalidArgumentError, InvalidMaskError
+from activefreq_engine.eval import evaluate, load_dataset, merge
+from activefreq_engine.eval.clickers import make_clicker
+from activefreq_engine.eval.metrics import iou
+from activefreq_engine.eval.runner import shard_range
+
+from .fakes import DiskPainter, write_pairs
+
+SIZES = [(33, 47), (41, 29), (36, 36), (25, 60), (50, 31)]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pairs") / "fancy"
+    write_pairs(root, SIZES)
+    return load_dataset(root)
+
+
+@pytest.fixture(scope="module")
+def label_maps(tmp_path_factory):
+    root = tmp_path_factory.mktemp("labels") / "cells"
+    write_pairs(root, SIZES[:3], kind="labels", objects=4)
+    return load_dataset(root)
+
+
+def without_times(report):
+    data = report.to_json()
+    for key in ("spc", "latency_ms", "seconds"):
+        data.pop(key)
+    data["settings"].pop("batch_size")
+    for sample in data["per_sample"]:
+        sample.pop("ms")
+    return data
+
+
+def painters(count):
+    return [DiskPainter() for _ in range(count)]
+
+
+def test_the_loop_is_click_mask_iou(pairs):
+    report = evaluate(pairs, model="disks", predictors=painters(1))
+    for sample, result in zip(pairs.samples, report.samples, strict=True):
+        truth, painter = sample.load_mask(), DiskPainter()
+        painter.set_image(sample.load_image())
+        robot, mask = make_clicker("ritm", truth), np.zeros(truth.shape, bool)
+        for click, value in zip(result.clicks, result.ious, strict=True):
+            assert click == robot.next_click(mask)
+            mask = painter.click(click.x, click.y, positive=click.positive).mask
+            assert value == iou(mask, truth)
+        assert (result.id, len(result.clicks)) == (sample.id, 20)
+    assert report.curves.shape == (5, 20)
+
+
+@pytest.mark.parametrize("clicker", ["ritm", "acselect", "random"])
+def test_side_by_side_equals_one_by_one(pairs, label_maps, clicker):
+    for data in (pairs, label_maps):
+        alone = evaluate(data, predictors=painters(1), clicker=clicker, max_clicks=8)
+        for count in (2, 3, 16):
+            together = evaluate(data, predictors=painters(count), clicker=clicker, max_clicks=8)
+            assert without_times(together) == without_times(alone)
+
+
+def test_one_call_serves_all_active_samples(pairs):
+    widths = []
+
+    def click_batch(predictors, clicks):
+        widths.append(len(predictors))
+        return [p.click(c.x, c.y, positive=c.positive) for p, c in zip(predictors, clicks, strict=True)]
+
+    report = evaluate(pairs, predictors=painters(3), click_batch=click_batch, stop_at=0.75)
+    placed = [len(s.clicks) for s in report.samples]
+    assert len(set(placed)) > 1  # samples stop at different clicks
+    expected = [sum(p > k for p in group) for group in (placed[:3], placed[3:]) for k in range(max(group))]
+    assert widths == expected
+
+
+def test_a_stopped_curve_repeats_its_last_value(pairs):
+    full = evaluate(pairs, predictors=painters(2))
+    stopped = evaluate(pairs, predictors=painters(2), stop_at=0.75)
+    for a, b in zip(full.samples, stopped.samples, strict=True):
+        n = len(b.clicks)
+        assert a.clicks[:n] == b.clicks
+        assert a.ious[:n] == b.ious[:n]
+        assert set(b.ious[n - 1 :]) == {b.ious[n - 1]}
+        assert n == 20 or b.ious[n - 1] >= np.float32(0.75) > max((0, *b.ious[: n - 1]))
+    m = stopped.metrics()
+    assert m["noc80"] is m["noc90"] is m["nof90"] is m["intervals"]["noc90"] is None  # never measured
+    assert evaluate(pairs, predictors=painters(2), stop_at=0.8).metrics()["noc80"] == full.metrics()["noc80"]
+
+
+class Oracle(DiskPainter):
+    """Perfect from the second click on."""
+
+    def __init__(self, truth):
+        super().__init__()
+        self.truth, self.count = truth, 0
+
+    def click(self, x, y, *, positive=True):
+        self.count += 1
+        self.probs = (self.truth == 1).astype(np.float32) if self.count > 1 else np.zeros(self.shape, np.float32)
+        return SimpleNamespace(mask=self.probs > 0.49)
+
+
+@pytest.mark.parametrize("clicker", ["ritm", "acselect", "random"])
+def test_no_click_is_placed_on_a_perfect_mask(pairs, clicker):
+    one = type(pairs)(pairs.name, pairs.layout, pairs.samples[:1])
+    predictor = Oracle(one.samples[0].load_mask())
+    report = evaluate(one, predictors=[predictor], clicker=clicker)
+    assert predictor.count == 2
+    assert report.samples[0].ious == (0.0,) + (1.0,) * 19
+    assert report.metrics()["noc95"] == 2
+    assert report.metrics()["miou"]["20"] == 1.0
+
+
+def test_each_image_is_decoded_once_and_a_lane_keeps_its_image(label_maps, monkeypatch):
+    decoded = []
+    samples = tuple(
+        type(s)(s.id, s.object, s.image_id, lambda s=s: decoded.append(s.image_id) or s.load_image(), s.load_mask)
+        for s in label_maps.samples
+    )
+    data = type(label_maps)(label_maps.name, label_maps.layout, samples)
+    for lanes in (1, 3):
+        decoded.clear()
+        predictors = painters(lanes)
+        evaluate(data, predictors=predictors, max_clicks=2)
+        assert decoded == ["case00", "case01", "case02"]
+    one = painters(1)
+    evaluate(data, predictors=one, max_clicks=2)
+    assert one[0].images_set == 3  # four objects an image: three of them only reset
+
+
+@pytest.mark.parametrize("clicker", ["ritm", "random"])
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_merged_shards_equal_the_whole(pairs, clicker, count):
+    options = {"model": "disks", "clicker": clicker, "seed": 3}
+    whole = evaluate(pairs, predictors=painters(2), **options)
+    shards = [evaluate(pairs, predictors=painters(2), shard=(i, count), **options) for i in range(count)]
+    assert sum(len(s.samples) for s in shards) == 5
+    assert without_times(merge(shards[::-1])) == without_times(whole)
+
+
+def test_merge_refuses_what_is_not_one_run(pairs, label_maps):
+    first, second = (evaluate(pairs, predictors=painters(2), shard=(i, 2)) for i in range(2))
+    with pytest.raises(InvalidArgumentError, match="3 missing"):
+        merge([first])
+    with pytest.raises(InvalidArgumentError, match="2 given twice"):
+        merge([first, second, first])
+    other = evaluate(pairs, predictors=painters(2), shard=(1, 2), clicker="random")
+    with pytest.raises(InvalidArgumentError, match="clicker: 'ritm' and 'random'"):
+        merge([first, other])
+    other = evaluate(label_maps, predictors=painters(2), shard=(1, 2))
+    with pytest.raises(InvalidArgumentError, match="dataset_digest"):
+        merge([first, other])
+    with pytest.raises(InvalidArgumentError, match="nothing to merge"):
+        merge([])
+
+
+def test_shards_partition_the_samples():
+    for samples in (1, 5, 12):
+        for n in range(1, samples + 1):
+            parts = [shard_range(samples, (i, n)) for i in range(n)]
+            assert [k for part in parts for k in part] == list(range(samples))
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    for bad in [(2, 2), (-1, 2), (0, 6)]:
+        with pytest.raises(InvalidArgumentError, match="shard"):
+            shard_range(5, bad)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"clicker": "human"},
+        {"max_clicks": 0},
+        {"stop_at": 1.5},
+        {"threshold": 1.0},
+        {"batch_size": 0},
+        {"predictors": []},
+        {"predictors": None, "click_batch": list},
+    ],
+    ids=lambda o: next(iter(o)),
+)
+def test_bad_options(pairs, options):
+    with pytest.raises(InvalidArgumentError):
+        evaluate(pairs, **{"predictors": painters(1), **options})
+
+
+def test_a_predictor_must_return_masks_of_the_image(pairs):
+    class Wrong(DiskPainter):
+        def click(self, x, y, *, positive=True):
+            return SimpleNamespace(mask=super().click(x, y, positive=positive).mask.T)
+
+    class Soft(DiskPainter):
+        def click(self, x, y, *, positive=True):
+            super().click(x, y, positive=positive)
+            return SimpleNamespace(mask=self.probs)
+
+    for predictor in (Wrong(), Soft()):
+        with pytest.raises(InvalidMaskError, match="case00"):
+            evaluate(pairs, predictors=[predictor])
+
+
+def test_acselect_needs_probabilities(pairs):
+    class MaskOnly:
+        def __init__(self):
+            self.inner = DiskPainter()
+            self.set_image, self.click, self.reset = self.inner.set_image, self.inner.click, self.inner.reset
+
+    evaluate(pairs, predictors=[MaskOnly()], max_clicks=2)
+    with pytest.raises(InvalidArgumentError, match="probs"):
+        evaluate(pairs, predictors=[MaskOnly()], max_clicks=2, clicker="acselect")
+
+
+def test_image_and_mask_of_a_sample_must_agree(pairs):
+    a, b = pairs.samples[:2]
+    mixed = type(a)(a.id, 1, a.image_id, b.load_image, a.load_mask)
+    with pytest.raises(DatasetError, match="case00: the image is 29 x 41"):
+        evaluate(type(pairs)("mixed", "masks", (mixed,)), predictors=painters(1))
