@@ -6,20 +6,18 @@
 ...     mask = s.click(120, 80).mask
 """
 
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-try:
-    import activefreq_engine.kernels.dispatch
-except ModuleNotFoundError as error:
-    if error.name not in ("activefreq_engine.kernels", "activefreq_engine.kernels.dispatch"):
-        raise
+if find_spec("activefreq_engine.kernels") is None:
     raise ModuleNotFoundError(
         "activefreq_engine.kernels is not importable: this looks like a bare checkout. The folder kernels/ becomes "
         "activefreq_engine.kernels only when the package is installed. Run 'pip install -e .' in the repository root.",
-        name=error.name,
-    ) from error
+        name="activefreq_engine.kernels",
+    )
 
 from activefreq_engine.errors import (
     ActiveFreqError,
@@ -82,9 +80,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    value = getattr(importlib.import_module(_LAZY[name]), name)
+    value = getattr(import_module(_LAZY[name]), name)
     globals()[name] = value
     return value
 
