@@ -1,0 +1,267 @@
+"""The model at work: devices, batches, and the only place where a session's arrays become tensors.
+
+An engine holds one model on one device.  Any number of sessions may share it; a lock lets one batch in at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from activefreq_engine.errors import ActiveFreqError, BackendUnavailableError, InvalidArgumentError, ModelLoadError
+from activefreq_engine.kernels.click_maps import click_maps
+from activefreq_engine.models import FreqFormer, create_model, list_models, load_checkpoint, normalise
+
+SIZES = (256, 384, 448, 512)
+"""Allowed lengths of the long side of the network input."""
+
+PRECISIONS = ("auto", "fp32")
+
+
+@dataclass(frozen=True, slots=True)
+class StepRequest:
+    """One click of one session.  All on the same network grid of h x w pixels, both multiples of 32."""
+
+    crop: NDArray[np.uint8] | None
+    """uint8 RGB `[h, w, 3]`; may be None when `features` is given."""
+    features: Any | None
+    """`StepAnswer.features` of an earlier step on the same crop."""
+    previous: NDArray[np.float32]
+    """float32 `[h, w]`: probabilities before this click, zeros at first."""
+    points: NDArray[np.float32]
+    """float32 `[2N, 2]`: click slots as `click_maps` takes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepAnswer:
+    """The coarse answer.  `features` and `coarse` are handles: keep them, pass them back, do not look inside."""
+
+    probs: NDArray[np.float32]
+    """float32 `[h, w]`."""
+    features: Any
+    """What depends on the image alone; saves that part of the work on the next click."""
+    coarse: Any
+    """What `RefineRequest` needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefineRequest:
+    """One focus box to redraw.  S is `Engine.refine_size`."""
+
+    coarse: Any
+    """`StepAnswer.coarse`."""
+    box: tuple[float, float, float, float]
+    """The focus box in network pixels."""
+    crop: NDArray[np.uint8]
+    """uint8 RGB `[S, S, 3]`, resampled from the original image."""
+    points: NDArray[np.float32]
+    """float32 `[2N, 2]`: click slots on the crop."""
+
+
+class Engine:
+    """A model, ready to answer clicks.
+
+    Args:
+        model (str | path | FreqFormer): a name from `list_models()` (its shipped weights are loaded), the path of a
+            checkpoint, or a model; the latter is moved to the device and put in evaluation mode.
+        device (str): "auto" (CUDA if there is one, else CPU) or anything `torch.device` takes.
+        precision (str): "fp32", or "auto": the fastest precision that holds the stated accuracy on the device, which
+            is fp32 everywhere for now.
+        size (int, optional): long side of the network input, one of `SIZES`. Default: 256.
+
+    Raises:
+        ModelLoadError: the model cannot be loaded.
+        BackendUnavailableError: the device is not there.
+        InvalidArgumentError: a bad device, precision or size.
+    """
+
+    _named: ClassVar[dict[tuple[Any, ...], tuple[Any, Engine]]] = {}
+    _given: ClassVar[weakref.WeakValueDictionary[tuple[Any, ...], Engine]] = weakref.WeakValueDictionary()
+    _registry_lock: ClassVar = threading.Lock()
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | FreqFormer = "freqformer_b0",
+        device: str = "auto",
+        precision: str = "auto",
+        size: int | None = None,
+    ) -> None:
+        self.size = 256 if size is None else size
+        if self.size not in SIZES:
+            raise InvalidArgumentError(f"size is {size!r}; allowed are {', '.join(map(str, SIZES))}")
+        if precision not in PRECISIONS:
+            raise InvalidArgumentError(f"precision is {precision!r}; allowed are {', '.join(PRECISIONS)}")
+        self.precision = "fp32"
+        self.device = _device(device)
+        self.name, module = _model(model)
+        self._model: Any = module.to(self.device).eval()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def shared(
+        cls,
+        model: str | os.PathLike[str] | FreqFormer = "freqformer_b0",
+        device: str = "auto",
+        precision: str = "auto",
+        size: int | None = None,
+    ) -> Engine:
+        """The engine for these arguments, made on first use: weights are loaded once per process and device.
+
+        Engines of named models and checkpoints live until the process ends (a checkpoint that changed on disk is
+        loaded anew); the engine of a model object lives as long as somebody holds it.
+        """
+        rest = (str(_device(device)), precision, 256 if size is None else size)
+        with cls._registry_lock:
+            if not isinstance(model, (str, os.PathLike)):
+                key: tuple[Any, ...] = (id(model), *rest)
+                engine = cls._given.get(key)
+                if engine is None:
+                    engine = cls._given[key] = cls(model, device, precision, size)
+                return engine
+            path = Path(model)
+            stamp = (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
+            key = (str(model), *rest)
+            known = cls._named.get(key)
+            if known is None or known[0] != stamp:
+                known = cls._named[key] = stamp, cls(model, device, precision, size)
+            return known[1]
+
+    @property
+    def refine_size(self) -> int | None:
+        """Side of the refiner's image crop; None when the model has no refiner."""
+        return None if self._model.refiner is None else self._model.config.refine_size
+
+    def run(self, requests: Sequence[StepRequest]) -> list[StepAnswer]:
+        """Answer clicks, one batched pass for each network shape among them.  The answers come in request order."""
+        answers: list[StepAnswer | None] = [None] * len(requests)
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for i, r in enumerate(requests):
+            groups[r.previous.shape].append(i)
+        with self._lock, torch.inference_mode():
+            for members in groups.values():
+                group = [requests[i] for i in members]
+                features = self._features(group)
+                coarse = self._model.decode_clicks(_stack(features), self._click_input(group))
+                probs = self._to_numpy(coarse.logits)
+                for k, i in enumerate(members):
+                    answers[i] = StepAnswer(probs[k], features[k], _take(coarse, k))
+        return [a for a in answers if a is not None]
+
+    def refine(self, requests: Sequence[RefineRequest]) -> list[NDArray[np.float32]]:
+        """Redraw focus boxes: float32 `[S, S]` probabilities on each box, in request order."""
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for i, r in enumerate(requests):
+            groups[tuple(r.coarse.logits.shape)].append(i)
+        out: list[NDArray[np.float32]] = [np.empty((0, 0), np.float32)] * len(requests)
+        with self._lock, torch.inference_mode():
+            for members in groups.values():
+                group = [requests[i] for i in members]
+                side = self._model.config.refine_size
+                boxes = torch.tensor([r.box for r in group], dtype=torch.float32, device=self.device)
+                disks = self._disks([r.points for r in group], side, side)
+                crops = self._image([r.crop for r in group])
+                logits = self._model.refine(_stack([r.coarse for r in group]), boxes, crops, disks)
+                for i, probs in zip(members, self._to_numpy(logits), strict=True):
+                    out[i] = probs
+        return out
+
+    def warmup(self, height: int | None = None, width: int | None = None) -> None:
+        """Run one empty click, so that one-time costs are paid before the first real one.
+
+        Args:
+            height, width (int, optional): network grid, multiples of 32. Default: square of `size`.
+        """
+        h, w = height or self.size, width or self.size
+        none = np.full((2, 2), -1, np.float32)
+        request = StepRequest(np.zeros((h, w, 3), np.uint8), None, np.zeros((h, w), np.float32), none)
+        answer = self.run([request])[0]
+        if self.refine_size is not None:
+            side = self.refine_size
+            self.refine([RefineRequest(answer.coarse, (0, 0, w, h), np.zeros((side, side, 3), np.uint8), none)])
+
+    def _features(self, group: list[StepRequest]) -> list[Any]:
+        """Features of each request: those it brought, else computed in one batch."""
+        features = [r.features for r in group]
+        crops: list[tuple[int, NDArray[np.uint8]]] = []
+        for i, r in enumerate(group):
+            if r.features is None:
+                if r.crop is None:
+                    raise InvalidArgumentError("a StepRequest has neither crop nor features; give one of them")
+                crops.append((i, r.crop))
+        if crops:
+            fresh = self._model.encode_image(self._image([c for _, c in crops]))
+            for k, (i, _) in enumerate(crops):
+                features[i] = _take(fresh, k)
+        return features
+
+    def _image(self, crops: list[NDArray[np.uint8]]) -> torch.Tensor:
+        return normalise(torch.from_numpy(np.stack(crops)).to(self.device).permute(0, 3, 1, 2))
+
+    def _click_input(self, group: list[StepRequest]) -> torch.Tensor:
+        previous = torch.from_numpy(np.stack([r.previous for r in group])).to(self.device)
+        return torch.cat([previous[:, None], self._disks([r.points for r in group], *previous.shape[1:])], dim=1)
+
+    def _disks(self, points: list[NDArray[np.float32]], height: int, width: int) -> torch.Tensor:
+        slots = torch.from_numpy(np.stack(points)).to(self.device)
+        return click_maps(slots, height, width, radius=self._model.config.click_radius)
+
+    def _to_numpy(self, logits: torch.Tensor) -> NDArray[np.float32]:
+        """`[B, 1, h, w]` logits -> `[B, h, w]` probabilities on the host."""
+        probs = logits[:, 0].float().sigmoid().cpu().numpy()
+        if not np.isfinite(probs).all():
+            raise ActiveFreqError(f"model {self.name!r} returned NaN; its weights are damaged or its precision too low")
+        return probs
+
+
+def _stack(items: list[Any]) -> Any:
+    """Join named tuples of tensors with a batch axis of 1."""
+    return type(items[0])(*(torch.cat(tensors) for tensors in zip(*items, strict=True)))
+
+
+def _take(batch: Any, index: int) -> Any:
+    """One item of a named tuple of batched tensors; cloned, so that it does not keep the whole batch alive."""
+    return type(batch)(*(t[index : index + 1].clone() if t.shape[0] > 1 else t for t in batch))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidArgumentError(f"device is {name!r}; allowed are 'auto', 'cpu', 'cuda', 'cuda:0', ...") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise BackendUnavailableError(
+                f"device {name!r} is not available: torch {torch.__version__} sees {count} CUDA devices. "
+                "Use device='auto' or 'cpu', or install a CUDA build of torch"
+            )
+    elif device.type != "cpu":
+        raise BackendUnavailableError(f"device {name!r} is not supported; supported are 'cpu' and 'cuda'")
+    return device
+
+
+def _model(model: Any) -> tuple[str, Any]:
+    if isinstance(model, (str, os.PathLike)):
+        name = str(model)
+        if name in list_models():
+            return name, create_model(name, pretrained=True)
+        if Path(model).is_file():
+            return name, load_checkpoint(Path(model))
+        raise ModelLoadError(
+            f"model {name!r} is neither a known name nor a file; known names: {', '.join(list_models())}"
+        )
+    if not isinstance(model, torch.nn.Module):
+        raise ModelLoadError(f"model is a {type(model).__name__}; expected a name, a checkpoint path or a FreqFormer")
+    return type(model).__name__, model

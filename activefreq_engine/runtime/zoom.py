@@ -1,0 +1,196 @@
+"""Where the network looks: the region of interest, the focus box, and the resampling between image and network.
+
+Geometry: pixel i of any grid covers [i, i + 1) and its centre is i + 0.5.  Boxes are (x0, y0, x1, y1), half-open,
+and a box maps linearly onto the whole network grid.  cv2.resize follows the same rule, so nothing shifts.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from activefreq_engine.types import Box, Click
+
+STRIDE = 32  # of the encoder: both sides of its input are multiples of this
+EXPANSION = 1.4  # region of interest and focus box, per side length (RITM, FocalClick)
+MIN_CROP = 200  # smallest region of interest, image pixels (RITM)
+KEEP_IOU = 0.5  # a new region with less overlap replaces the old one (RITM)
+FOCUS_PART = 1 / 3  # a change smaller than this part of the object is looked at in its surroundings (FocalClick)
+FOCUS_REACH = 0.2  # these surroundings: click +- this part of the object's longer side (FocalClick)
+MIN_FOCUS = 16.0  # smallest side of a focus box, network pixels
+SLOTS = 24  # clicks of each sign that the network sees, the newest ones
+
+
+def network_shape(box: Box, size: int) -> tuple[int, int]:
+    """(height, width) of the network input for a region: the long side becomes `size`, the short side the nearest
+    multiple of 32 to its proportional length.  The rest, under 16 network pixels, is a stretch: no padding."""
+    width, height = box[2] - box[0], box[3] - box[1]
+    long = max(width, height)
+
+    def side(length: int) -> int:
+        return max(STRIDE, STRIDE * int(size * length / (long * STRIDE) + 0.5))
+
+    return side(height), side(width)
+
+
+def resize(values: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """Resample `[H, W]` or `[H, W, C]` without shift: area averages along axes that shrink, linear along those that
+    grow.  An axis at a time where needed, since cv2's INTER_AREA is something else when one axis grows."""
+    h, w = values.shape[:2]
+    small = (min(w, width), min(h, height))
+    if small != (w, h):
+        values = cv2.resize(values, small, interpolation=cv2.INTER_AREA)
+    if small != (width, height):
+        values = cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR)
+    return values
+
+
+def crop_rgb(image: NDArray[np.uint8], box: Box, height: int, width: int) -> NDArray[np.uint8]:
+    """The content of `box`, resampled from the original pixels: uint8 `[height, width, 3]`."""
+    crop = resize(image[box[1] : box[3], box[0] : box[2]], height, width)
+    return np.ascontiguousarray(crop if crop.ndim == 3 else np.broadcast_to(crop[..., None], (height, width, 3)))
+
+
+def next_roi(
+    height: int,
+    width: int,
+    mask_box: Box | None,
+    clicks: Sequence[Click],
+    current: Box | None,
+    *,
+    min_crop: int = MIN_CROP,
+) -> Box | None:
+    """RITM's zoom-in rule with hysteresis.
+
+    Args:
+        height, width (int): of the image.
+        mask_box (Box, optional): box of the mask before this click; None when it is empty.
+        clicks: all clicks on the object, the new one included.
+        current (Box, optional): the region in use; None when the whole image is.
+        min_crop (int): smallest side before clamping to the image.
+
+    Returns:
+        The region to look at, or None for the whole image (no mask yet).  `current` is kept unless a positive click
+        lies outside it or its IoU with the new region is below `KEEP_IOU`.
+    """
+    if mask_box is None:
+        return None
+    pixels = [(int(c.x), int(c.y)) for c in clicks if c.positive]
+    x0, y0, x1, y1 = mask_box
+    object_box = (
+        min([x0, *(x for x, _ in pixels)]),
+        min([y0, *(y for _, y in pixels)]),
+        max([x1, *(x + 1 for x, _ in pixels)]),
+        max([y1, *(y + 1 for _, y in pixels)]),
+    )
+    wanted = to_pixels(expand(object_box, EXPANSION, min_crop), (0, 0, width, height))
+    if current is None or iou(wanted, current) < KEEP_IOU:
+        return wanted
+    inside = all(current[0] <= x < current[2] and current[1] <= y < current[3] for x, y in pixels)
+    return current if inside else wanted
+
+
+def focus_box(
+    previous: NDArray[np.float32], coarse: NDArray[np.float32], click: tuple[int, int], threshold: float
+) -> tuple[float, float, float, float] | None:
+    """Where the last click changed something: the box that the refiner redraws (FocalClick).
+
+    Args:
+        previous (float32 `[h, w]`): probabilities before the click, on the network grid.
+        coarse (float32 `[h, w]`): the network's answer.
+        click ((int, int)): (x, y) of the last click, network pixels.
+        threshold (float): of both masks.
+
+    Returns:
+        Box in network pixels, within the grid: around the 8-connected component of the change that holds the click;
+        around the click where that component is small or the click changed nothing; around the object when there
+        was no mask before.  None when there is nothing to refine.
+    """
+    before, after = previous > threshold, coarse > threshold
+    target = mask_bbox(after) or mask_bbox(before)
+    if target is None:
+        return None
+    grid = (0, 0, coarse.shape[1], coarse.shape[0])
+    if not before.any():
+        return clamp(expand(target, EXPANSION, MIN_FOCUS), grid)
+    x, y = click
+    side_x, side_y = target[2] - target[0], target[3] - target[1]
+    change = (before ^ after).astype(np.uint8)
+    if change[y, x]:
+        _, labels, stats, _ = cv2.connectedComponentsWithStats(change, connectivity=8)
+        left, top, w, h = (int(v) for v in stats[labels[y, x], :4])
+        if w >= FOCUS_PART * side_x and h >= FOCUS_PART * side_y:
+            return clamp(expand((left, top, left + w, top + h), EXPANSION, MIN_FOCUS), grid)
+    reach = FOCUS_REACH * max(side_x, side_y)
+    around = (x + 0.5 - reach, y + 0.5 - reach, x + 0.5 + reach, y + 0.5 + reach)
+    return clamp(expand(around, 1.0, MIN_FOCUS), grid)
+
+
+def point_slots(clicks: Sequence[Click], box: Box, height: int, width: int) -> NDArray[np.float32]:
+    """Clicks as `click_maps` wants them: float32 `[2 * SLOTS, 2]` (x, y) on the network grid of `box`.
+
+    A click means the centre of its pixel.  The newest `SLOTS` of each sign inside the box are kept, positive ones
+    first; (-1, -1) marks an empty slot.
+    """
+    slots = np.full((2 * SLOTS, 2), -1, np.float32)
+    for first, positive in ((0, True), (SLOTS, False)):
+        pixels = [(int(c.x), int(c.y)) for c in clicks if c.positive == positive]
+        inside = [(x, y) for x, y in pixels if box[0] <= x < box[2] and box[1] <= y < box[3]][-SLOTS:]
+        for i, (x, y) in enumerate(inside, first):
+            u, v = to_network(x + 0.5, y + 0.5, box, height, width)
+            # click_maps counts from pixel centres; the first half pixel must not read as an empty slot
+            slots[i] = max(0.0, u - 0.5), max(0.0, v - 0.5)
+    return slots
+
+
+def to_network(x: float, y: float, box: Box, height: int, width: int) -> tuple[float, float]:
+    """Image coordinates -> coordinates on the network grid of `box`."""
+    return (x - box[0]) * width / (box[2] - box[0]), (y - box[1]) * height / (box[3] - box[1])
+
+
+def to_image(
+    region: tuple[float, float, float, float], box: Box, height: int, width: int
+) -> tuple[float, float, float, float]:
+    """A region on the network grid of `box` -> image coordinates."""
+    sx, sy = (box[2] - box[0]) / width, (box[3] - box[1]) / height
+    return box[0] + region[0] * sx, box[1] + region[1] * sy, box[0] + region[2] * sx, box[1] + region[3] * sy
+
+
+def expand(box: tuple[float, float, float, float], ratio: float, min_side: float) -> tuple[float, float, float, float]:
+    """Scale a box about its centre; each side at least `min_side`."""
+    cx, cy = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    half_w, half_h = max(ratio * (box[2] - box[0]), min_side) / 2, max(ratio * (box[3] - box[1]), min_side) / 2
+    return cx - half_w, cy - half_h, cx + half_w, cy + half_h
+
+
+def clamp(box: tuple[float, float, float, float], bounds: Box) -> tuple[float, float, float, float]:
+    """Intersection with `bounds`."""
+    return max(box[0], bounds[0]), max(box[1], bounds[1]), min(box[2], bounds[2]), min(box[3], bounds[3])
+
+
+def to_pixels(box: tuple[float, float, float, float], bounds: Box) -> Box:
+    """The smallest whole-pixel box that covers `box` within `bounds`."""
+    x0, y0, x1, y1 = clamp(box, bounds)
+    return int(np.floor(x0)), int(np.floor(y0)), int(np.ceil(x1)), int(np.ceil(y1))
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes that are not empty."""
+    w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    common = max(0, w) * max(0, h)
+    return common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)
+
+
+def union(a: Box | None, b: Box | None) -> Box | None:
+    """Smallest box around both; None stands for an empty box."""
+    if a is None or b is None:
+        return a or b
+    return min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
+
+
+def mask_bbox(mask: NDArray[np.bool_]) -> Box | None:
+    """Smallest box around the true pixels of a bool `[H, W]` array, or None."""
+    x, y, w, h = cv2.boundingRect(np.ascontiguousarray(mask).view(np.uint8))
+    return (x, y, x + w, y + h) if w else None
