@@ -1,0 +1,148 @@
+"""What a session remembers: the steps of each object, done and undone."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from activefreq_engine.runtime.canvas import Canvas, PackedMask
+from activefreq_engine.types import Box, Click
+
+FEATURES_KEPT = 4  # regions whose image features stay in memory, per session
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """One thing the user did, and its outcome.  Small, so a history of any depth is cheap."""
+
+    event: Click | PackedMask | None
+    """A click, or a mask that was loaded; None for the blank start."""
+    canvas: Canvas
+    roi: Box | None = None
+    """The region the network looked at; None for the whole image."""
+    mask_box: Box | None = None
+    """Box of the step's mask; None when it is empty."""
+
+
+@dataclass(slots=True, eq=False)
+class History:
+    """The steps of one object."""
+
+    blank: Step
+    done: list[Step] = field(default_factory=list)
+    undone: list[Step] = field(default_factory=list)
+    """The next step to redo is the last."""
+
+    @property
+    def step(self) -> Step:
+        """The current step."""
+        return self.done[-1] if self.done else self.blank
+
+    @property
+    def previous(self) -> Step:
+        """The step before the current one."""
+        return self.done[-2] if len(self.done) > 1 else self.blank
+
+    @property
+    def clicks(self) -> tuple[Click, ...]:
+        """Clicks since the last loaded mask, or since the start."""
+        return self.step.canvas.clicks
+
+    @property
+    def loaded(self) -> PackedMask | None:
+        """The mask these clicks started from."""
+        masks = [s.event for s in self.done if isinstance(s.event, PackedMask)]
+        return masks[-1] if masks else None
+
+    @property
+    def untouched(self) -> bool:
+        """Nothing was ever done here."""
+        return not (self.done or self.undone)
+
+    def push(self, step: Step) -> None:
+        """Add a step; what was undone is forgotten."""
+        self.done.append(step)
+        self.undone.clear()
+
+    def undo(self) -> bool:
+        """Take the last step back; False when there is none."""
+        if not self.done:
+            return False
+        self.undone.append(self.done.pop())
+        return True
+
+    def redo(self) -> bool:
+        """Do the last undone step again; False when there is none."""
+        if not self.undone:
+            return False
+        self.done.append(self.undone.pop())
+        return True
+
+    def clear(self) -> None:
+        """Back to the blank start, with nothing to undo or redo."""
+        self.done.clear()
+        self.undone.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a session works; see `Session` for the meaning."""
+
+    threshold: float
+    zoom: bool
+    refine: bool
+
+
+@dataclass(slots=True, eq=False)
+class Scene:
+    """An image and its objects.  Replaced as a whole by `Session.set_image`."""
+
+    image: NDArray[np.uint8]
+    """`[H, W]` or `[H, W, 3]`."""
+    window: tuple[float, float] | None
+    """As given to `set_image`."""
+    settings: Settings
+    blank: Step
+    objects: list[History]
+    selected: int = 0
+    """Index of the current object."""
+    painted: tuple[Canvas, NDArray[np.bool_]] | None = None
+    """The canvas whose mask was asked for last, and that mask."""
+    digest: str | None = None
+    """Of the image; computed when asked for."""
+    features: OrderedDict[Box, Any] = field(default_factory=OrderedDict)
+    """The engine's image features by region, the latest used last."""
+
+    @property
+    def history(self) -> History:
+        """The current object's."""
+        return self.objects[self.selected]
+
+    @property
+    def bounds(self) -> Box:
+        """The whole image as a box."""
+        return 0, 0, self.image.shape[1], self.image.shape[0]
+
+    def keep_features(self, box: Box, features: Any) -> None:
+        """Remember the features of a region and forget the one unused for longest."""
+        self.features[box] = features
+        self.features.move_to_end(box)
+        while len(self.features) > FEATURES_KEPT:
+            self.features.popitem(last=False)
+
+    def mask(self, canvas: Canvas) -> NDArray[np.bool_]:
+        """bool `[H, W]`, read-only: the mask of a canvas, painted once while it is asked for again and again."""
+        painted = self.painted
+        if painted is None or painted[0] is not canvas:
+            painted = self.show(canvas, canvas.mask())
+        return painted[1]
+
+    def show(self, canvas: Canvas, mask: NDArray[np.bool_]) -> tuple[Canvas, NDArray[np.bool_]]:
+        """Remember the mask of a canvas; it becomes read-only."""
+        mask.flags.writeable = False
+        self.painted = (canvas, mask)
+        return self.painted
