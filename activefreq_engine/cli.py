@@ -120,11 +120,12 @@ def segment(
     import numpy as np
     from PIL import Image
 
-    from activefreq_engine import Session
     from activefreq_engine.images import load_image
     from activefreq_engine.overlay import draw_clicks, draw_mask, draw_suggestions
 
     pixels = load_image(image)
+    from activefreq_engine import Session  # imports torch: a bad image is told before
+
     with Session(model=model, device=device) as session:
         session.set_image(pixels)
         results = [session.click(c.x, c.y, positive=c.positive) for c in clicks]

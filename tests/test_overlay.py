@@ -1,0 +1,94 @@
+"""Drawings: the right pixels change, the input does not, and the two signs differ without colour."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from activefreq_engine import Click, Suggestion
+from activefreq_engine.errors import InvalidArgumentError, InvalidImageError, InvalidMaskError
+from activefreq_engine.overlay import draw_clicks, draw_mask, draw_suggestions, draw_uncertainty, heat_colours
+
+WIDTH, HEIGHT = 141, 97
+Picture = NDArray[np.uint8]
+
+
+@pytest.fixture
+def image() -> Picture:
+    pixels = np.random.default_rng().integers(60, 200, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    pixels.flags.writeable = False
+    return pixels
+
+
+def suggestion(x: int, y: int, positive: bool) -> Suggestion:
+    return Suggestion(x, y, positive, 1.0, (x, y, x + 1, y + 1), 1, 1.0, 1.0, 1.0)
+
+
+def changed(before: Picture, after: Picture) -> NDArray[np.bool_]:
+    return (before != after).any(axis=2)
+
+
+def test_the_mask_is_tinted_and_outlined_with_its_hole(image: Picture) -> None:
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[20:80, 30:120] = True
+    mask[40:60, 60:90] = False
+    picture = draw_mask(image, mask)
+    outside = ~mask
+    outside[17:83, 27:123] = False
+    assert not changed(image, picture)[outside].any()
+    assert not changed(image, picture)[45:55, 65:85].any()  # well inside the hole
+    inside = mask.copy()
+    inside[17:23], inside[77:83], inside[:, 27:33], inside[:, 117:123], inside[37:63, 57:93] = (False,) * 5
+    mean = picture[inside].mean(axis=0) - image[inside].mean(axis=0)
+    assert mean[2] > mean[0]  # bluer
+    assert picture[20, 40:110].min() > 200  # the outline itself is light
+    assert picture[39, 65:85].min() > 200  # around the hole too
+
+
+def test_an_empty_mask_changes_nothing(image: Picture) -> None:
+    assert np.array_equal(draw_mask(image, np.zeros((HEIGHT, WIDTH), bool)), image)
+
+
+@pytest.mark.parametrize("positive", [True, False])
+def test_clicks_are_drawn_where_they_are(image: Picture, positive: bool) -> None:
+    for x, y in ((110.5, 30.0), (0.0, 96.9), (140.9, 0.0)):
+        touched = changed(image, draw_clicks(image, [Click(x, y, positive)]))
+        rows, columns = np.nonzero(touched)
+        assert abs(columns - x).max() <= 11
+        assert abs(rows - y).max() <= 11
+        assert touched[int(y), int(x)]
+
+
+def test_signs_differ_in_shape_and_not_only_in_colour(image: Picture) -> None:
+    for draw, mark in ((draw_clicks, Click), (draw_suggestions, suggestion)):
+        plus, minus = (changed(image, draw(image, [mark(70, 50, sign)])) for sign in (True, False))
+        assert (plus != minus).sum() > 20
+
+
+def test_suggestions_differ_from_clicks(image: Picture) -> None:
+    click = changed(image, draw_clicks(image, [Click(70, 50, True)]))
+    hint = changed(image, draw_suggestions(image, [suggestion(70, 50, True)]))
+    assert hint.any()
+    assert (click & ~hint).sum() > 20  # a suggestion is hollow
+
+
+def test_uncertainty_runs_from_the_grey_image_to_the_brightest_colour(image: Picture) -> None:
+    sure = draw_uncertainty(image, np.zeros((HEIGHT, WIDTH), np.float32))
+    assert np.ptp(sure, axis=2).max() == 0
+    unsure = draw_uncertainty(image, np.ones((HEIGHT, WIDTH), np.float32))
+    assert np.array_equal(unsure, heat_colours(np.ones((HEIGHT, WIDTH))))
+    ramp = heat_colours(np.linspace(0, 1, 50)[None]).astype(int).sum(axis=2)[0]
+    assert (np.diff(ramp) > 0).all()  # readable without colour
+
+
+def test_wrong_arrays_are_refused(image: Picture) -> None:
+    mask = np.zeros((WIDTH, HEIGHT), bool)  # transposed
+    with pytest.raises(InvalidMaskError, match=r"\(97, 141\)"):
+        draw_mask(image, mask)
+    with pytest.raises(InvalidMaskError, match="uint8"):
+        draw_mask(image, mask.T.astype(np.uint8))
+    for bad in (image[..., 0], image.astype(np.float32), image[:0], np.zeros((5, 5, 4), np.uint8)):
+        with pytest.raises(InvalidImageError, match="uint8"):
+            draw_clicks(bad, [])
+    for uncertainty in (np.zeros((WIDTH, HEIGHT)), np.full((HEIGHT, WIDTH), 1.1), np.full((HEIGHT, WIDTH), np.nan)):
+        with pytest.raises(InvalidArgumentError, match=r"0\.\.1"):
+            draw_uncertainty(image, uncertainty)
