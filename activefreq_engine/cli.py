@@ -130,9 +130,9 @@ def segment(
         session.set_image(pixels)
         results = [session.click(c.x, c.y, positive=c.positive) for c in clicks]
         mask, suggestions = results[-1].mask, session.suggest(k=1)
+        if output is not None:
+            session.save_mask(output)
 
-    if output is not None:
-        Image.fromarray(mask.astype(np.uint8) * 255).save(output)
     if overlay is not None:
         rgb = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
         Image.fromarray(draw_suggestions(draw_clicks(draw_mask(rgb, mask), clicks), suggestions)).save(overlay)

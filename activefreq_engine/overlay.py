@@ -96,7 +96,7 @@ def draw_uncertainty(image: Picture, uncertainty: NDArray[np.floating]) -> Pictu
             f"got uncertainty of shape {uncertainty.shape}; the image needs {image.shape[:2]}, every value in 0..1 bit"
         )
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    weight = uncertainty[..., None].astype(np.float32) ** 0.5  # the root lifts the faint half, which matters to people
+    weight = uncertainty[..., None].astype(np.float32)
     heat = heat_colours(uncertainty)
     return ((1 - weight) * (0.6 * grey) + weight * heat).round().astype(np.uint8)
 

@@ -1,6 +1,6 @@
 """Segments the example images with the shipped weights by a script of clicks and shows what the engine sees.
 
-    python examples/demo.py [--clicks 5] [--out out/demo.png] [--device auto]
+    python examples/demo.py [--clicks 5] [--out out/demo.png] [--model freqformer_b0] [--device auto]
 
 The script of clicks is the robot annotator of the standard protocol: each click falls on the deepest point of the
 largest error against the shipped mask.  Prints one line a click and writes one picture.
@@ -68,11 +68,12 @@ def panels(r: Result) -> list[tuple[str, np.ndarray]]:
     mask, truth = (enlarge(m.astype(np.float32)) >= 0.5 for m in (r.mask, r.truth))
     clicks = [Click((c.x + 0.5) * scale, (c.y + 0.5) * scale, c.positive) for c in r.clicks]
     next_click = [_moved(s, scale) for s in r.next_click]
+    third = "Uncertainty, and where to click next" if next_click else "Uncertainty: nothing worth a click"
     heat = draw_uncertainty(image, np.clip(enlarge(r.uncertainty.astype(np.float32)), 0, 1))
     return [
         (f"{r.name}, dashed: the expert's outline", dashed_outline(image, truth)),
         (f"Mask after {len(clicks)} clicks, IoU {r.iou:.3f}", draw_clicks(draw_mask(image, mask), clicks)),
-        ("Uncertainty, and where to click next", draw_suggestions(heat, next_click)),
+        (third, draw_suggestions(heat, next_click)),
     ]
 
 
@@ -125,13 +126,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clicks", type=int, default=5, help="clicks on each image, default 5")
     parser.add_argument("--out", type=Path, default=Path("out/demo.png"), help="the picture, default out/demo.png")
+    parser.add_argument("--model", default="freqformer_b0", help="default: the shipped weights; or a checkpoint file")
     parser.add_argument("--device", default="auto", help="default: the best there is")
     args = parser.parse_args()
     if args.clicks < 1:
         parser.error(f"--clicks {args.clicks}: at least one click is needed")
 
     print(f"{'image':<14}{'click':>5}{'sign':>6}   {'(x, y)':<10}{'IoU':>8}{'ms':>9}")
-    with Session(device=args.device) as session:
+    with Session(args.model, device=args.device) as session:
         names = sorted(p.stem for p in (HERE / "images").glob("*.jpg"))
         results = [segment(session, name, args.clicks) for name in names]
     args.out.parent.mkdir(parents=True, exist_ok=True)
