@@ -48,13 +48,19 @@ def eval_command(
     """Measure clicks and quality with a robot clicker: NoC, NoF, mIoU, seconds per click."""
     from activefreq_engine.eval.datasets import load_dataset
     from activefreq_engine.eval.report import merge as merge_reports
-    from activefreq_engine.eval.report import read_json, to_markdown, write_json
+    from activefreq_engine.eval.report import read_json, require_plotting, to_markdown, write_json
     from activefreq_engine.eval.runner import evaluate
-    from activefreq_engine.runtime.engine import Engine
 
     part, values = _shard(shard), _labels(labels)
     if (data is None) == (not merge):
         raise InvalidArgumentError("give the folder DATA to evaluate on, or --merge REPORT once for each shard")
+    # Hours may lie between here and the first byte written: what would fail then had better fail now.
+    if out is not None:
+        require_plotting()
+        out.mkdir(parents=True, exist_ok=True)
+    printed = json_path is not None and str(json_path) == "-"
+    if json_path is not None and not printed:
+        json_path.parent.mkdir(parents=True, exist_ok=True)
     if merge or data is None:
         report = merge_reports([read_json(path) for path in merge or ()])
     else:
@@ -70,7 +76,9 @@ def eval_command(
         report = evaluate(
             dataset,
             model=model,
-            engine=Engine(model, device=device, precision=precision, size=size),
+            device=device,
+            precision=precision,
+            size=size,
             clicker=clicker,
             max_clicks=max_clicks,
             stop_at=stop_at,
@@ -83,9 +91,7 @@ def eval_command(
         )
     if out is not None:
         report.write(out)
-    printed = json_path is not None and str(json_path) == "-"
     if json_path is not None and not printed:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
         write_json(report, json_path)
     typer.echo(json.dumps(report.to_json()) if printed else to_markdown([report]))
 

@@ -11,6 +11,7 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -287,17 +288,22 @@ def _interval(interval: Sequence[float] | None, scale: float) -> str:
     return "" if interval is None else f" [{scale * interval[0]:.2f}, {scale * interval[1]:.2f}]"
 
 
+def require_plotting() -> None:
+    """Raise DatasetError unless matplotlib is installed."""
+    if find_spec("matplotlib") is None:
+        raise DatasetError("the plot needs matplotlib: pip install 'activefreq-engine[eval]'")
+
+
 def plot(reports: Sequence[Report], path: str | Path) -> None:
     """Draw mean IoU against clicks, one line a report, and save it as PNG.
 
     Raises:
         DatasetError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DatasetError("the plot needs matplotlib: pip install 'activefreq-engine[eval]'") from error
+    require_plotting()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6.4, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -65,6 +65,9 @@ def evaluate(
     data: Dataset,
     *,
     model: str = "freqformer_b0",
+    device: str = "auto",
+    precision: str = "auto",
+    size: int | None = None,
     engine: "Engine | None" = None,
     predictors: Sequence[Predictor] | None = None,
     click_batch: ClickBatch | None = None,
@@ -82,12 +85,12 @@ def evaluate(
     """Run the protocol on a data set.
 
     By default sessions on one shared engine are evaluated.  For another segmenter give `predictors`; `model` is then
-    only its name in the report, and `threshold`, `zoom`, `refine` and `batch_size` have no effect.
+    only its name in the report, and the options of sessions and their engine have no effect, nor has `batch_size`.
 
     Args:
         data: the samples, see `load_dataset`.
-        model: name or checkpoint path, as for `Session`; only the name in the report when `engine` is given.
-        engine: evaluate with this engine (its device, precision and size) instead of ``Engine.shared(model)``.
+        model, device, precision, size: as for `Session`.
+        engine: evaluate with this engine; `model` is then only the name in the report.
         predictors: as many as samples run side by side.
         click_batch: clicks on several `predictors` in one call; default: one after the other.
         clicker: ``ritm``, ``acselect`` or ``random``.
@@ -117,7 +120,11 @@ def evaluate(
     numbers = shard_range(len(data.samples), shard)
     if predictors is None:
         _check(click_batch is None, "click_batch was given without predictors; give both or neither")
-        lanes, about = _sessions(batch_size, engine, model, threshold, zoom, refine)
+        if engine is None:
+            from activefreq_engine.runtime.engine import Engine
+
+            engine = Engine.shared(model, device, precision, size)
+        lanes, about = _sessions(batch_size, engine, threshold, zoom, refine)
     else:
         _check(len(predictors) > 0, "predictors is empty; give at least one")
         lanes, about = _Lanes(list(predictors), click_batch or _one_by_one), {}
@@ -204,14 +211,11 @@ def _one_by_one(predictors: Sequence[Any], clicks: Sequence[Click]) -> list[Step
 
 
 def _sessions(
-    count: int, engine: "Engine | None", model: str, threshold: float, zoom: bool, refine: bool
+    count: int, engine: "Engine", threshold: float, zoom: bool, refine: bool
 ) -> tuple[_Lanes, dict[str, Any]]:
     """Sessions on one engine, and what the report says about them."""
-    from activefreq_engine.runtime.engine import Engine
     from activefreq_engine.session import Session, click_batch
 
-    if engine is None:
-        engine = Engine.shared(model)
     sessions = [Session(engine=engine, threshold=threshold, zoom=zoom, refine=refine) for _ in range(count)]
     about = {
         "threshold": threshold,

@@ -1,0 +1,99 @@
+"""``activefreq eval`` end to end, with a small random model on the CPU."""
+
+import json
+
+import pytest
+import torch
+
+from activefreq_engine.cli import main
+from activefreq_engine.eval import Report, read_json
+from activefreq_engine.models import create_model, save_checkpoint
+
+from .fakes import write_pairs
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("cli")
+    write_pairs(root / "lesions", [(40, 61), (52, 37), (33, 33)])
+    torch.manual_seed(0)
+    save_checkpoint(create_model("freqformer_b0"), root / "random.safetensors", {})
+    return root
+
+
+@pytest.fixture
+def run(folder, capsys):
+    def call(*arguments):
+        code = main(["eval", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def common(folder):
+    return ["--model", folder / "random.safetensors", "--max-clicks", 2, "--device", "cpu", "--batch-size", 2]
+
+
+def test_writes_all_reports(folder, run, tmp_path):
+    code, out, err = run(
+        folder / "lesions", *common(folder), "--out", tmp_path / "o", "--json", tmp_path / "j" / "r.json"
+    )
+    assert (code, err) == (0, "")
+    assert {p.name for p in (tmp_path / "o").iterdir()} == {"report.json", "samples.csv", "report.md", "curve.png"}
+    report = read_json(tmp_path / "j" / "r.json")
+    assert report == read_json(tmp_path / "o" / "report.json")
+    assert report.settings.about["threshold"] == 0.49
+    assert len(report.samples) == 3
+    assert "| lesions | 3 |" in out
+
+
+def test_shards_merge_into_the_whole(folder, run, tmp_path):
+    arguments = [folder / "lesions", *common(folder), "--clicker", "random", "--seed", 4]
+    assert run(*arguments, "--json", tmp_path / "whole.json")[0] == 0
+    for i in range(2):
+        assert run(*arguments, "--shard", f"{i}/2", "--json", tmp_path / f"{i}.json")[0] == 0
+    code, out, _ = run("--merge", tmp_path / "1.json", "--merge", tmp_path / "0.json", "--json", "-")
+    assert code == 0
+    whole, merged = read_json(tmp_path / "whole.json"), Report.from_json(json.loads(out))
+    assert (merged.curves == whole.curves).all()
+    assert [s.clicks for s in merged.samples] == [s.clicks for s in whole.samples]
+    timing = ("spc", "latency_ms")
+    assert {k: v for k, v in merged.metrics().items() if k not in timing} == {
+        k: v for k, v in whole.metrics().items() if k not in timing
+    }
+
+
+def test_limit_and_acselect(folder, run):
+    code, out, _ = run(folder / "lesions", *common(folder), "--limit", 1, "--clicker", "acselect", "--json", "-")
+    assert code == 0
+    report = json.loads(out)
+    assert (report["samples"], report["clicker"]) == (1, "acselect")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "DATA"),
+        (["{data}", "--merge", "x.json"], "DATA"),
+        (["{data}", "--shard", "2/2"], "0/2 and 1/2"),
+        (["{data}", "--shard", "half"], "0/2 and 1/2"),
+        (["{data}", "--shard", "0/9"], "over 3 samples"),
+        (["{data}", "--labels", "2;4"], "2,4"),
+        (["{data}", "--clicker", "human"], "ritm, acselect, random"),
+        (["{data}", "--limit", "0"], "--limit"),
+        (["{data}", "--stop-at", "90"], "stop_at is 90"),
+        (["{data}", "--layout", "coco"], "coco"),
+        (["{data}", "--model", "nothing"], "nothing"),
+        (["{data}/nowhere"], "not a folder"),
+        (["{data}", "--frobnicate"], "--frobnicate"),
+        (["--merge", "nothing.json"], "nothing.json"),
+    ],
+)
+def test_bad_usage_is_one_line_and_code_2(folder, run, arguments, message):
+    arguments = [a.format(data=folder / "lesions") for a in arguments]
+    model = [] if "--model" in arguments or "--merge" in arguments else common(folder)
+    code, out, err = run(*arguments, *model)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert message in err
