@@ -1,0 +1,175 @@
+"""Which implementation of an op runs, and why.
+
+An op folder registers its implementations when it is imported; its public function ends in `call`.  A backend is
+chosen, in this order, by
+
+1. the ``backend`` argument, unless it is "auto";
+2. the environment variable ``ACTIVEFREQ_BACKEND``, unless it is unset, empty or "auto";
+3. "auto": the implementation of highest priority that supports the device and whose verifier agrees.  Each rejection
+   on the way is logged once, with its reason (logger ``activefreq_engine.kernels.dispatch``, level INFO).
+
+A backend asked for by name, by argument or variable, runs or raises: there is no fallback behind the caller's back.
+"""
+
+import importlib
+import logging
+import os
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+BACKENDS = ("auto", "reference", "triton", "cupy")
+"""What ``backend`` and ``ACTIVEFREQ_BACKEND`` may say."""
+
+ENVIRONMENT_VARIABLE = "ACTIVEFREQ_BACKEND"
+
+Verdict = tuple[bool, str]
+"""(ok, reason).  The reason says what is missing and what to do; it is empty when ok."""
+
+_log = logging.getLogger(__name__)
+
+
+class BackendUnavailableError(RuntimeError):
+    """A backend asked for by name cannot run here; the message carries the reason."""
+
+
+def _always(*args: Any, **kwargs: Any) -> Verdict:
+    return True, ""
+
+
+@dataclass(frozen=True, slots=True)
+class Implementation:
+    """One way to compute an op."""
+
+    op: str
+    name: str
+    """The backend's name, one of `BACKENDS` other than "auto"."""
+    run: Callable[..., Any]
+    """Takes the op's arguments.  Imports Triton or CuPy only when called."""
+    devices: tuple[str, ...]
+    """`torch.device.type` of the inputs it accepts, for example ("cpu", "cuda")."""
+    priority: int
+    """"auto" tries the highest first."""
+    verify: Callable[..., Verdict]
+    """Called with the op's arguments before every run, so it must be cheap.  Called without arguments by `table`,
+    when the question is only whether this machine has what the implementation needs."""
+
+
+_registry: dict[str, dict[str, Implementation]] = {}
+_logged: set[tuple[str, str, str]] = set()
+
+
+def register(
+    op: str,
+    name: str,
+    run: Callable[..., Any],
+    *,
+    devices: tuple[str, ...],
+    priority: int,
+    verify: Callable[..., Verdict] = _always,
+) -> None:
+    """Add an implementation of `op`; see `Implementation` for the arguments.
+
+    Raises:
+        ValueError: the name is not a known backend, or the op has an implementation of this name.
+    """
+    if name not in BACKENDS[1:]:
+        raise ValueError(f"an implementation of {op} is named {name!r}; allowed are {', '.join(BACKENDS[1:])}")
+    implementations = _registry.setdefault(op, {})
+    if name in implementations:
+        raise ValueError(f"{op} has a {name} implementation already; register each name once")
+    implementations[name] = Implementation(op, name, run, devices, priority, verify)
+
+
+def call(op: str, device: str, backend: str, *args: Any, **kwargs: Any) -> Any:
+    """Run `op` on inputs that live on `device` (a `torch.device.type`) and return what the implementation returns.
+
+    Raises:
+        ValueError: `backend` is not one of `BACKENDS`.
+        BackendUnavailableError: the backend asked for, here or by ``ACTIVEFREQ_BACKEND``, cannot run or does not
+            exist, or none can run; the message has every reason.
+    """
+    return select(op, device, backend, *args, **kwargs).run(*args, **kwargs)
+
+
+def select(op: str, device: str, backend: str, *args: Any, **kwargs: Any) -> Implementation:
+    """The implementation that `call` would run.  Arguments and errors are those of `call`."""
+    implementations = _registry[op]
+    name, source = _requested(backend)
+    if name != "auto":
+        if name not in implementations:
+            raise BackendUnavailableError(
+                f"{op} has no {name} implementation ({source}); it has {', '.join(implementations)}. Use one of these "
+                "or 'auto'"
+            )
+        ok, reason = _verdict(implementations[name], device, args, kwargs)
+        if not ok:
+            raise BackendUnavailableError(f"{op} cannot run on the {name} backend ({source}): {reason}")
+        return implementations[name]
+    reasons = []
+    for implementation in _by_priority(implementations):
+        ok, reason = _verdict(implementation, device, args, kwargs)
+        if ok:
+            return implementation
+        reasons.append(f"{implementation.name}: {reason}")
+        _log_once(implementation, reason)
+    raise BackendUnavailableError(f"no implementation of {op} can run: {'; '.join(reasons)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of `table`."""
+
+    op: str
+    backend: str
+    devices: tuple[str, ...]
+    priority: int
+    ok: bool
+    reason: str
+    """Why it is off; empty when on."""
+
+
+def table() -> list[Row]:
+    """Every implementation of every op on this machine, by op name and then in the order in which "auto" tries them."""
+    package = importlib.import_module(__package__)
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.ispkg:
+            importlib.import_module(f"{__package__}.{module.name}")
+    rows = []
+    for op in sorted(_registry):
+        for i in _by_priority(_registry[op]):
+            ok, reason = i.verify()
+            rows.append(Row(op, i.name, i.devices, i.priority, ok, reason))
+    return rows
+
+
+def _requested(backend: str) -> tuple[str, str]:
+    """The backend's name and where it was asked for."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; allowed are {', '.join(BACKENDS)}")
+    if backend != "auto":
+        return backend, f"backend={backend!r}"
+    name = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+    if name not in BACKENDS:
+        raise BackendUnavailableError(
+            f"the environment variable {ENVIRONMENT_VARIABLE} is {name!r}; allowed are {', '.join(BACKENDS)}"
+        )
+    return name, f"{ENVIRONMENT_VARIABLE}={name}"
+
+
+def _verdict(implementation: Implementation, device: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Verdict:
+    if device not in implementation.devices:
+        return False, f"it runs on {' and '.join(implementation.devices)}, the input is on {device}"
+    return implementation.verify(*args, **kwargs)
+
+
+def _by_priority(implementations: dict[str, Implementation]) -> list[Implementation]:
+    return sorted(implementations.values(), key=lambda i: -i.priority)
+
+
+def _log_once(implementation: Implementation, reason: str) -> None:
+    key = (implementation.op, implementation.name, reason)
+    if key not in _logged:
+        _logged.add(key)
+        _log.info("%s: the %s backend is passed over: %s", implementation.op, implementation.name, reason)
