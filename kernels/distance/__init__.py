@@ -1,0 +1,61 @@
+"""Distances to the border of a mask, and the point of each region that lies farthest from its border."""
+
+import torch
+
+from .. import dispatch
+from .reference import check_labels, check_mask
+from .reference import distance_transform as _distance_transform
+from .reference import inscribed_points as _inscribed_points
+
+__all__ = ["distance_transform", "inscribed_points"]
+
+dispatch.register("distance_transform", "reference", _distance_transform, devices=("cpu", "cuda"), priority=0)
+dispatch.register("inscribed_points", "reference", _inscribed_points, devices=("cpu", "cuda"), priority=0)
+
+
+def distance_transform(mask: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
+    """Exact Euclidean distance from each true pixel to the nearest false one.
+
+    Everything outside the image counts as false, so a pixel at the image border has distance 1.
+
+    Args:
+        mask: bool `[B, H, W]`.
+        backend: see `kernels.dispatch`.
+
+    Returns:
+        float64 `[B, H, W]` in pixels, 0 where the mask is false, on the mask's device.
+
+    Raises:
+        TypeError: not a tensor, or not of dtype bool.
+        ValueError: wrong shape.
+        BackendUnavailableError: the backend asked for by name cannot run.
+    """
+    check_mask(mask)
+    return dispatch.call("distance_transform", mask.device.type, backend, mask)
+
+
+def inscribed_points(
+    labels: torch.Tensor, counts: torch.Tensor, *, backend: str = "auto"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Centre and radius of the largest circle inside each region.
+
+    The distance of a pixel is the exact Euclidean one to the nearest pixel that is not in the same region: background,
+    another region, or outside of the image.  Equal maxima: the first pixel in row-major order.
+
+    Args:
+        labels: int32 `[B, H, W]`, 0 is background; the regions of image b are 1..counts[b], each with at least one
+            pixel, connected or not.  As in `RegionStats.labels`.
+        counts: int64 `[B]`, regions in each image.  As in `RegionStats.counts`.
+        backend: see `kernels.dispatch`.
+
+    Returns:
+        points: int64 `[R, 2]`, (x, y), in pixels, ordered by image, then label; R is the sum of `counts`.
+        radius: float64 `[R]`, the distance at that point; 1 for a single pixel.
+
+    Raises:
+        TypeError: not tensors, or of the wrong dtype.
+        ValueError: wrong shape, different devices, a label outside 0..counts[b], or a region without pixels.
+        BackendUnavailableError: the backend asked for by name cannot run.
+    """
+    check_labels(labels, counts)
+    return dispatch.call("inscribed_points", labels.device.type, backend, labels, counts)
