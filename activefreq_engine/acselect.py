@@ -1,0 +1,396 @@
+"""AcSelect: which region of a mask is worth the next click, and where to click in it.
+
+Policy only: regions and their statistics come from `activefreq_engine.kernels.region_stats`, the click point from
+`activefreq_engine.kernels.distance`.
+
+The method is the one of ActiveFreq (arXiv 2603.11498), which names three scores of a region, Maximum Pixel Entropy
+(MPE), Average Pixel Entropy (APE) and Regional Group Uncertainty (RGU), and a Region Score (RS) that picks one region.
+The formulas are not public.  What is here is a reconstruction: H is the binary entropy of a pixel in bits,
+MPE = max H, APE = mean H, RGU is one of `RGU_VARIANTS`, RS = their weighted sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from activefreq_engine.errors import BackendUnavailableError, InvalidArgumentError
+from activefreq_engine.kernels import dispatch
+from activefreq_engine.kernels.distance import inscribed_points
+from activefreq_engine.kernels.region_stats import RegionStats, binary_entropy, region_stats
+from activefreq_engine.types import Suggestion
+
+Array = NDArray[Any] | torch.Tensor
+
+RGU_VARIANTS = {
+    "mean_prob": "H(mean p): the entropy of the region seen as one unit",
+    "entropy_share": "sum of H over the region / sum of H over all regions: rewards area",
+    "ripu": "H(share of mask pixels in the region's box, grown by one pixel) * mean H: impurity times uncertainty",
+    "variance": "4 * variance of p over the region: largest where the region disagrees with itself",
+}
+"""Names of the Regional Group Uncertainty variants; each lies in 0..1.  "ripu" follows region impurity and prediction
+uncertainty (Xie et al., CVPR 2022), whose windows are squares; here the window is the region's own box."""
+
+_COLUMNS = ("x", "y", "sign", "area", "radius", "mpe", "ape", "rgu", "score", "rank")
+
+
+@dataclass(frozen=True, slots=True)
+class RegionScores:
+    """Every region with its scores, best first: what `AcSelect` decided, and from which numbers.
+
+    Arrays of length R.  ``print(scores)`` shows the table; `rows` gives it as dictionaries.
+    """
+
+    point: NDArray[np.int64]
+    """`[R, 2]`: (x, y) of the largest inscribed circle's centre, the place to click."""
+    positive: NDArray[np.bool_]
+    """`[R]`: sign of the click."""
+    bbox: NDArray[np.int64]
+    """`[R, 4]`: (x0, y0, x1, y1), half-open."""
+    area: NDArray[np.int64]
+    """`[R]`: pixels."""
+    radius: NDArray[np.float64]
+    """`[R]`: radius of the largest inscribed circle, pixels; 1 for a region one or two pixels wide."""
+    mpe: NDArray[np.float64]
+    """`[R]`: maximum pixel entropy, bits."""
+    ape: NDArray[np.float64]
+    """`[R]`: average pixel entropy, bits."""
+    rgu: NDArray[np.float64]
+    """`[R]`: regional group uncertainty."""
+    score: NDArray[np.float64]
+    """`[R]`: weighted sum of the three."""
+    rank: NDArray[np.int64]
+    """`[R]`: 0 wide, 1 narrow beside the widest region, 2 below the minimum size.  Regions are ordered by rank first,
+    then by score."""
+
+    def __len__(self) -> int:
+        return len(self.area)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dictionary a region: x, y, sign ("+" or "-"), area, radius, mpe, ape, rgu, score, rank."""
+        columns = (
+            *self.point.T.tolist(),
+            ["+" if positive else "-" for positive in self.positive],
+            *(getattr(self, name).tolist() for name in _COLUMNS[3:]),
+        )
+        return [dict(zip(_COLUMNS, values, strict=True)) for values in zip(*columns, strict=True)]
+
+    def __str__(self) -> str:
+        cells = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()] for row in self.rows()]
+        return "\n".join("".join(cell.rjust(9) for cell in line) for line in [list(_COLUMNS), *cells])
+
+    def suggestions(self, limit: int | None = None) -> list[Suggestion]:
+        """The first `limit` regions (all by default) that are not below the minimum size."""
+        return [self._suggestion(i) for i in np.flatnonzero(self.rank < 2)[:limit]]
+
+    def _suggestion(self, i: int) -> Suggestion:
+        x, y = self.point[i].tolist()
+        x0, y0, x1, y1 = self.bbox[i].tolist()
+        return Suggestion(
+            x=x,
+            y=y,
+            positive=bool(self.positive[i]),
+            score=float(self.score[i]),
+            region_bbox=(x0, y0, x1, y1),
+            area=int(self.area[i]),
+            mpe=float(self.mpe[i]),
+            ape=float(self.ape[i]),
+            rgu=float(self.rgu[i]),
+        )
+
+
+class AcSelect:
+    """Scores regions and proposes clicks.  Holds settings only, so one object serves any number of images and threads.
+
+    MPE, APE and most variants of RGU do not depend on a region's size, and the pixels along a mask's contour are the
+    least certain ones: on their own the scores chase slivers one pixel wide, where a click changes nothing.  Two rules
+    keep them from it, both inferred and not in the paper: regions below a minimum area or inscribed radius are
+    dropped, and regions narrower than `prominence` times the widest one come after all wider ones.  With
+    ``prominence=1`` the widest error wins whatever its score (the robot clicker's distance rule, by region); with 0
+    only the score counts.
+
+    Args:
+        weights: of MPE, APE and RGU in the score; finite, not negative, not all zero.
+        rgu: one of `RGU_VARIANTS`.
+        min_area: pixels a region must have.
+        min_radius: inscribed radius in pixels a region must have.  2 is a region at least three pixels wide.
+        prominence: 0..1, see above.
+        threshold: a pixel is in the mask when its probability is above it; used where no mask is given.
+        backend: for the region statistics, see `activefreq_engine.kernels.dispatch`.
+
+    Raises:
+        InvalidArgumentError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[float] = (1.0, 1.0, 1.0),
+        rgu: str = "mean_prob",
+        min_area: int = 16,
+        min_radius: float = 2.0,
+        prominence: float = 0.5,
+        threshold: float = 0.49,
+        backend: str = "auto",
+    ) -> None:
+        if len(weights) != 3:
+            raise InvalidArgumentError(f"weights is {weights!r}; pass three numbers, for MPE, APE and RGU")
+        for weight in weights:
+            _check_range("a weight", weight, 0, math.inf)
+        if not any(weights):
+            raise InvalidArgumentError(f"weights is {weights!r}; at least one must be above 0")
+        if rgu not in RGU_VARIANTS:
+            raise InvalidArgumentError(f"rgu is {rgu!r}; allowed are {', '.join(RGU_VARIANTS)}")
+        _check_range("min_area", min_area, 0, math.inf)
+        _check_range("min_radius", min_radius, 0, math.inf)
+        _check_range("prominence", prominence, 0, 1)
+        _check_range("threshold", threshold, 0, 1)
+        if backend not in dispatch.BACKENDS:
+            raise InvalidArgumentError(f"backend is {backend!r}; allowed are {', '.join(dispatch.BACKENDS)}")
+        self.weights = tuple(float(w) for w in weights)
+        self.rgu = rgu
+        self.min_area = min_area
+        self.min_radius = min_radius
+        self.prominence = prominence
+        self.threshold = threshold
+        self.backend = backend
+
+    def __repr__(self) -> str:
+        return f"AcSelect({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+    def oracle(self, probs: Array, prediction: Array, truth: Array, valid: Array | None = None) -> list[Suggestion]:
+        """Rank the mislabelled regions of a prediction whose ground truth is known.  For evaluation and training.
+
+        The regions are the 8-connected components of the false negatives and those of the false positives, not of
+        their union: so each region has one sign, positive for missing pixels and negative for superfluous ones.  An
+        FN and an FP region that touch are two regions.
+
+        Args:
+            probs: float `[H, W]` in 0..1, array or tensor.
+            prediction: bool `[H, W]`, the mask.
+            truth: bool `[H, W]`, the ground truth.
+            valid: bool `[H, W]`; where false a pixel is never an error, as if it were outside the image.  For ignored
+                ground truth, and for pixels clicked before, which then are not proposed again.
+
+        Returns:
+            Suggestions, best first.  Empty exactly if no valid pixel is wrong: if every region is below the minimum
+            size, the one of largest area is returned (then the widest, then the one of best score).
+
+        Raises:
+            InvalidArgumentError: wrong shape or dtype, or a probability that is not in 0..1.
+            BackendUnavailableError: the backend asked for by name cannot run.
+        """
+        scores = self.oracle_scores(probs, prediction, truth, valid)
+        suggestions = scores.suggestions()
+        if suggestions or not len(scores):
+            return suggestions
+        largest = np.lexsort((-scores.radius, -scores.area))[0]
+        return [scores._suggestion(int(largest))]
+
+    def oracle_scores(self, probs: Array, prediction: Array, truth: Array, valid: Array | None = None) -> RegionScores:
+        """The table behind `oracle`, with the regions that it drops.  Arguments and errors are those of `oracle`."""
+        p = _probabilities("probs", probs)
+        mask = _mask("prediction", prediction, p)
+        target = _mask("truth", truth, p)
+        allowed = torch.ones_like(mask) if valid is None else _mask("valid", valid, p)
+        missing, superfluous = target & ~mask & allowed, mask & ~target & allowed
+        return self._score(torch.stack([missing, superfluous]), p, mask)
+
+    def suggest(
+        self,
+        probs: Array,
+        previous_probs: Array | None = None,
+        tau: float = 0.8,
+        k: int = 3,
+        *,
+        tau_flipped: float = 0.4,
+        valid: Array | None = None,
+    ) -> list[Suggestion]:
+        """Propose clicks to a person; there is no ground truth.  A proposal, never to be carried out unseen.
+
+        The regions are the 8-connected components of uncertain pixels: those with H > `tau`, and those whose label
+        has changed since the previous step and that have H > `tau_flipped`.  A change alone is not enough: a pixel
+        that changed and is certain now is what the last click asked for, and a proposal to undo it would contradict
+        the person who has just clicked.
+
+        The sign is the opposite of the mask at the proposed point.  A click that agrees with the mask would confirm
+        and change next to nothing; so a suggestion reads "if the mask is wrong here, this is the click to make", and
+        ignoring it is the right answer if the mask is right.
+
+        Args:
+            probs: float `[H, W]` in 0..1, array or tensor.
+            previous_probs: float `[H, W]`, the probabilities one step earlier; None at the first step.
+            tau: bits, 0..1.  0.8 is a probability of 0.24 to 0.76.
+            k: at most so many suggestions, at least 1.
+            tau_flipped: bits, 0..tau.  0.4 is a probability of 0.08 to 0.92.
+            valid: bool `[H, W]`; where false nothing is proposed, for example around earlier clicks.
+
+        Returns:
+            0 to k suggestions, best first.  Empty when no uncertain region has the minimum size: the mask is as good
+            as this model can say.
+
+        Raises:
+            InvalidArgumentError: wrong shape or dtype, or a value out of its range.
+            BackendUnavailableError: the backend asked for by name cannot run.
+        """
+        if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
+            raise InvalidArgumentError(f"k is {k!r}; pass an integer of at least 1")
+        return self.suggest_scores(probs, previous_probs, tau, tau_flipped=tau_flipped, valid=valid).suggestions(k)
+
+    def suggest_scores(
+        self,
+        probs: Array,
+        previous_probs: Array | None = None,
+        tau: float = 0.8,
+        *,
+        tau_flipped: float = 0.4,
+        valid: Array | None = None,
+    ) -> RegionScores:
+        """The table behind `suggest`, with the regions that it drops.  Arguments and errors are those of `suggest`."""
+        _check_range("tau", tau, 0, 1)
+        _check_range("tau_flipped", tau_flipped, 0, tau)
+        p = _probabilities("probs", probs)
+        mask = p > self.threshold
+        entropy = binary_entropy(p)
+        candidates = entropy > tau
+        if previous_probs is not None:
+            previous = _probabilities("previous_probs", previous_probs)
+            _check_same_shape("previous_probs", previous, p)
+            flipped = mask != (previous > self.threshold)
+            candidates |= flipped & (entropy > tau_flipped)
+        if valid is not None:
+            candidates &= _mask("valid", valid, p)
+        return self._score(candidates[None], p, mask)
+
+    def _score(self, candidates: torch.Tensor, probs: torch.Tensor, mask: torch.Tensor) -> RegionScores:
+        """Score the regions of every layer of `candidates` `[L, H, W]`; `probs` and `mask` are `[H, W]`."""
+        rows, columns = _box_with_margin(candidates.any(0))
+        candidates, probs, mask = candidates[:, rows, columns], probs[rows, columns], mask[rows, columns]
+        corner = np.array([columns.start, rows.start])
+        try:
+            stats = region_stats(candidates, probs.expand(candidates.shape), backend=self.backend)
+            point, radius = (t.numpy() for t in inscribed_points(stats.labels, stats.counts))
+        except dispatch.BackendUnavailableError as error:
+            raise BackendUnavailableError(str(error)) from error
+        area = stats.area.numpy()
+        mpe, ape = stats.max_entropy.numpy(), stats.mean_entropy.numpy()
+        rgu = self._group_uncertainty(stats, probs, mask)
+        score = self.weights[0] * mpe + self.weights[1] * ape + self.weights[2] * rgu
+        rank = np.where(radius >= self.prominence * radius.max(initial=0), 0, 1)
+        rank[(area < self.min_area) | (radius < self.min_radius)] = 2
+        order = np.lexsort((-area, -score, rank))  # stable: equal ones stay in layer and row-major order
+        return RegionScores(
+            point=point[order] + corner,
+            positive=~mask.numpy()[point[order, 1], point[order, 0]],
+            bbox=stats.bbox.numpy()[order] + np.tile(corner, 2),
+            area=area[order],
+            radius=radius[order],
+            mpe=mpe[order],
+            ape=ape[order],
+            rgu=rgu[order],
+            score=score[order],
+            rank=rank[order],
+        )
+
+    def _group_uncertainty(self, stats: RegionStats, probs: torch.Tensor, mask: torch.Tensor) -> NDArray[np.float64]:
+        """RGU `[R]` of every region, by the chosen variant of `RGU_VARIANTS`."""
+        if self.rgu == "mean_prob":
+            return binary_entropy(stats.mean_prob).numpy()
+        if self.rgu == "entropy_share":
+            mass = stats.mean_entropy * stats.area
+            total = mass.sum()
+            return (mass / total if total > 0 else mass).numpy()
+        if self.rgu == "ripu":
+            share = _mean_in_boxes(mask.numpy(), stats.bbox.numpy(), margin=1)
+            return binary_entropy(torch.from_numpy(share)).numpy() * stats.mean_entropy.numpy()
+        return 4 * _variance(stats, probs)
+
+
+def _box_with_margin(mask: torch.Tensor) -> tuple[slice, slice]:
+    """Rows and columns of the smallest box around the true pixels of `mask` `[H, W]`, grown by one pixel within the
+    image; one pixel if there are none.  Work on an object in a large image should not pay for the whole image."""
+    spans = []
+    for dimension in (1, 0):
+        occupied = mask.any(dimension).nonzero()
+        first, last = (int(occupied[0]), int(occupied[-1])) if len(occupied) else (0, 0)
+        spans.append(slice(max(first - 1, 0), min(last + 2, mask.shape[1 - dimension])))
+    return spans[0], spans[1]
+
+
+def _variance(stats: RegionStats, probs: torch.Tensor) -> NDArray[np.float64]:
+    """Population variance `[R]` of `probs` `[H, W]` over each region."""
+    layer, y, x = stats.labels.nonzero(as_tuple=True)
+    start = torch.cumsum(stats.counts, 0) - stats.counts  # row of each layer's first region
+    region = start[layer] + stats.labels[layer, y, x] - 1
+    deviation = probs[y, x].double() - stats.mean_prob[region]
+    return (torch.bincount(region, weights=deviation**2, minlength=len(stats)) / stats.area).numpy()
+
+
+def _mean_in_boxes(mask: NDArray[np.bool_], boxes: NDArray[np.int64], margin: int) -> NDArray[np.float64]:
+    """Share of true pixels of `mask` `[H, W]` in each of `boxes` `[R, 4]`, grown by `margin`, clipped to the image."""
+    height, width = mask.shape
+    integral = np.zeros((height + 1, width + 1), np.int64)
+    integral[1:, 1:] = mask.cumsum(0).cumsum(1)
+    x0, y0 = np.maximum(boxes[:, :2].T - margin, 0)
+    x1, y1 = np.minimum(boxes[:, 2:].T + margin, [[width], [height]])
+    inside = integral[y1, x1] - integral[y0, x1] - integral[y1, x0] + integral[y0, x0]
+    return inside / ((x1 - x0) * (y1 - y0))
+
+
+def _probabilities(name: str, value: Array) -> torch.Tensor:
+    """`value` as a float32 or float64 `[H, W]` tensor on the CPU, checked."""
+    tensor = _tensor(name, value)
+    if not tensor.dtype.is_floating_point:
+        raise InvalidArgumentError(f"{name} has dtype {tensor.dtype}; pass floating-point probabilities in 0..1")
+    if tensor.ndim != 2 or tensor.numel() == 0:
+        raise InvalidArgumentError(f"{name} has shape {tuple(tensor.shape)}; pass [H, W] with at least one pixel")
+    if tensor.dtype != torch.float64:
+        tensor = tensor.float()
+    low, high = torch.aminmax(tensor)
+    if not (low >= 0 and high <= 1):  # so also at NaN
+        bad = ~((tensor >= 0) & (tensor <= 1))
+        y, x = bad.nonzero()[0].tolist()
+        raise InvalidArgumentError(
+            f"{name} holds {int(bad.sum())} values that are not in 0..1, the first is {tensor[y, x].item()} at x={x}, "
+            f"y={y}; pass probabilities, not logits, and none that is NaN"
+        )
+    return tensor
+
+
+def _mask(name: str, value: Array, probs: torch.Tensor) -> torch.Tensor:
+    """`value` as a bool tensor on the CPU of the shape of `probs`, checked."""
+    tensor = _tensor(name, value)
+    if tensor.dtype != torch.bool:
+        raise InvalidArgumentError(f"{name} has dtype {tensor.dtype}; pass bool, for example `mask > 0`")
+    _check_same_shape(name, tensor, probs)
+    return tensor
+
+
+def _tensor(name: str, value: Array) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:
+        # A copy, as torch shares no memory that is read-only, has negative strides or a foreign byte order.
+        return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
+    got = f"an array of dtype {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+    raise InvalidArgumentError(f"{name} is {got}; pass a numeric NumPy array or a torch tensor")
+
+
+def _check_same_shape(name: str, tensor: torch.Tensor, probs: torch.Tensor) -> None:
+    if tensor.shape != probs.shape:
+        raise InvalidArgumentError(
+            f"{name} has shape {tuple(tensor.shape)}, probs {tuple(probs.shape)}; they must agree"
+        )
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not low <= value <= high or value == math.inf:
+        allowed = f"at least {low}" if high == math.inf else f"{low} to {high}"
+        raise InvalidArgumentError(f"{name} is {value!r}; pass a finite number, {allowed}")
