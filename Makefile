@@ -57,8 +57,8 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	@rm -rf build/lint && mkdir -p build/lint/activefreq_engine
-	@ln -s $(CURDIR)/activefreq_engine/* $(CURDIR)/kernels build/lint/activefreq_engine/
-	cd build/lint && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml activefreq_engine
+	@ln -s "$(CURDIR)"/activefreq_engine/* "$(CURDIR)"/kernels build/lint/activefreq_engine/
+	cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml activefreq_engine
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest bench --benchmark-only

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "images" / "ISIC_0014809.jpg"
@@ -156,3 +157,13 @@ print(kernels is canonical, deep is canonical.region_stats.reference, canonical.
     assert output(python, code, source) == expected  # from the root, where ./kernels is importable
     reverse = "import activefreq_engine.kernels.region_stats as a, kernels.region_stats as b; print(a is b)"
     assert output(python, reverse, source) == "True"
+
+
+def test_the_constraints_admit_only_the_cpu_build_of_torch_on_linux() -> None:
+    lines = (ROOT / "constraints" / "cpu.txt").read_text("utf-8").splitlines()
+    requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    for system in ("linux", "darwin", "win32"):
+        (torch,) = [r for r in requirements if r.marker is None or r.marker.evaluate({"sys_platform": system})]
+        admitted = {v for v in ("2.13.0", "2.13.0+cpu", "2.13.0+cu130", "2.13.1") if torch.specifier.contains(v)}
+        assert "2.13.0+cpu" in admitted
+        assert admitted == {"2.13.0+cpu"} or system != "linux"
