@@ -37,6 +37,7 @@ LABEL_FOLDERS = ("labels", "instances")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 VOLUME_SUFFIXES = (".mhd", ".mha")
+SPLIT_FOLDERS = ("train", "val", "test")
 WINDOW_PERCENTILES = (0.5, 99.5)
 """A volume's intensities between these percentiles (over the whole volume) map linearly to 0..255."""
 
@@ -130,7 +131,10 @@ def load_dataset(
     samples = tuple(islice(found, limit))
     if not samples:
         raise DatasetError(f"no object in {root} (layout {layout}): every label map is empty or `labels` excludes all")
-    return Dataset(root.resolve().name, layout, samples)
+    path = root.resolve()
+    # The name of a split says little: isic2017/val, not val.
+    name = f"{path.parent.name}/{path.name}" if path.name in SPLIT_FOLDERS else path.name
+    return Dataset(name, layout, samples)
 
 
 def _detect(root: Path) -> str:

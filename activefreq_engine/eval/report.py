@@ -38,7 +38,7 @@ class Settings:
     seed: int
     batch_size: int
     about: dict[str, Any]
-    """Threshold, zoom, refine, device and size of the sessions; empty for another predictor."""
+    """Options and engine of the sessions, sha256 of the weights; empty for another predictor."""
     dataset: str
     layout: str
     dataset_samples: int
@@ -267,7 +267,8 @@ def to_markdown(reports: Sequence[Report]) -> str:
         latency = m["latency_ms"]
         cells.append("-" if latency is None else "/".join(f"{latency[p]:.0f}" for p in ("p50", "p95", "p99")))
         lines.append("| " + " | ".join(cells) + " |")
-        about = ", ".join(f"{key} {value}" for key, value in s.about.items()) or "another predictor"
+        known = {key: value for key, value in s.about.items() if value is not None and key != "weights_sha256"}
+        about = ", ".join(f"{key} {value}" for key, value in known.items()) or "another predictor"
         notes.append(
             f"{s.model}, {s.clicker}: {s.max_clicks} clicks, {about}; {s.batch_size} samples side by side"
             + (f"; stopped at IoU {s.stop_at}, so later values repeat the last" if s.stop_at is not None else "")

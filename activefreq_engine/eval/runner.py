@@ -123,8 +123,11 @@ def evaluate(
         if engine is None:
             from activefreq_engine.runtime.engine import Engine
 
-            engine = Engine.shared(model, device, precision, size)
+            engine, weights = Engine.shared(model, device, precision, size), _weights_digest(model)
+        else:
+            weights = None
         lanes, about = _sessions(batch_size, engine, threshold, zoom, refine)
+        about["weights_sha256"] = weights
     else:
         _check(len(predictors) > 0, "predictors is empty; give at least one")
         lanes, about = _Lanes(list(predictors), click_batch or _one_by_one), {}
@@ -226,6 +229,14 @@ def _sessions(
         "precision": engine.precision,
     }
     return _Lanes(sessions, click_batch), about
+
+
+def _weights_digest(model: str) -> str:
+    """The checkpoint's own sha256: it names what was measured, whatever the file is called."""
+    from activefreq_engine.models import list_models, read_metadata
+    from activefreq_engine.models.registry import WEIGHTS
+
+    return str(read_metadata(WEIGHTS / f"{model}.safetensors" if model in list_models() else model)["sha256"])
 
 
 @dataclass(slots=True)

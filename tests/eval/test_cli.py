@@ -7,7 +7,7 @@ import torch
 
 from activefreq_engine.cli import main
 from activefreq_engine.eval import Report, read_json
-from activefreq_engine.models import create_model, save_checkpoint
+from activefreq_engine.models import create_model, read_metadata, save_checkpoint
 
 from .fakes import write_pairs
 
@@ -44,6 +44,7 @@ def test_writes_all_reports(folder, run, tmp_path):
     report = read_json(tmp_path / "j" / "r.json")
     assert report == read_json(tmp_path / "o" / "report.json")
     assert report.settings.about["threshold"] == 0.49
+    assert report.settings.about["weights_sha256"] == read_metadata(folder / "random.safetensors")["sha256"]
     assert len(report.samples) == 3
     assert "| lesions | 3 |" in out
 

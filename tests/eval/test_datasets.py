@@ -14,7 +14,7 @@ from .fakes import write_pairs
 def test_pairs_of_image_and_mask(tmp_path):
     truths = write_pairs(tmp_path, [(21, 34), (40, 17)])
     data = load_dataset(tmp_path)
-    assert data.layout == "masks"
+    assert (data.layout, data.name) == ("masks", tmp_path.name)
     assert [s.id for s in data.samples] == ["case00", "case01"]
     for sample, truth in zip(data.samples, truths, strict=True):
         image, mask = sample.load_image(), sample.load_mask()
@@ -200,6 +200,11 @@ def test_bad_pairs_are_named(tmp_path, damage, message):
 
     with pytest.raises(DatasetError, match=message):
         load_all()
+
+
+def test_a_split_is_named_with_its_data_set(tmp_path):
+    write_pairs(tmp_path / "isic" / "val", [(9, 14)])
+    assert load_dataset(tmp_path / "isic" / "val").name == "isic/val"
 
 
 def test_bad_folders(tmp_path):
