@@ -81,7 +81,7 @@ class _Errors:
 
     def distances(self, prediction: NDArray[np.bool_], mask_size: int) -> tuple["_Distances", "_Distances"]:
         """Distance maps of the false negatives and of the false positives, zero at clicked pixels."""
-        missed = self.object & ~prediction & self.valid
+        missed = self.object & ~prediction
         excess = ~self.object & prediction & self.valid
         return _Distances(missed, self.not_clicked, mask_size), _Distances(excess, self.not_clicked, mask_size)
 

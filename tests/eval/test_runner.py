@@ -233,8 +233,13 @@ def engine():
 
 
 def test_sessions_are_what_is_measured(pairs, engine):
-    options = {"threshold": 0.3, "zoom": False, "refine": False}
     one = type(pairs)(pairs.name, pairs.layout, pairs.samples[3:4])
+    first = evaluate(one, engine=engine, max_clicks=1).samples[0].clicks[0]
+    with Session(engine=engine, zoom=False, refine=False) as session:
+        session.set_image(one.samples[0].load_image())
+        session.click(first.x, first.y)
+        # Half of the pixels are above: a threshold that did not arrive would show.
+        options = {"threshold": float(np.median(session.probs)), "zoom": False, "refine": False}
     report = evaluate(one, engine=engine, model="random weights", max_clicks=2, **options)
     truth = one.samples[0].load_mask()
     with Session(engine=engine, **options) as session:
@@ -244,6 +249,21 @@ def test_sessions_are_what_is_measured(pairs, engine):
     about = report.settings.about
     assert {k: about[k] for k in options} == options
     assert (about["device"], about["size"]) == ("cpu", 256)
+
+
+def test_options_reach_the_sessions(pairs, engine, monkeypatch):
+    made = []
+
+    class Recorded(Session):
+        def __init__(self, **options):
+            made.append(options)
+            super().__init__(**options)
+
+    monkeypatch.setattr("activefreq_engine.session.Session", Recorded)
+    one = type(pairs)(pairs.name, pairs.layout, pairs.samples[:1])
+    options = {"threshold": 0.4, "zoom": False, "refine": True}
+    evaluate(one, engine=engine, max_clicks=1, batch_size=2, **options)
+    assert made == [{"engine": engine, **options}] * 2
 
 
 def test_batched_sessions_equal_single_ones(pairs, engine):
