@@ -103,13 +103,14 @@ def test_the_wheel_segments_an_image_beside_a_foreign_kernels(installed: Path, t
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys({DEV_ONLY!r}))  # importing any of them fails: the core dependencies must do
-import kernels, activefreq_engine
+import kernels, activefreq_engine, activefreq_engine.cli, activefreq_engine.eval
 from activefreq_engine import Session
 assert kernels.FOREIGN and activefreq_engine.kernels.__name__ == "activefreq_engine.kernels"
 assert activefreq_engine.__file__.startswith(sys.prefix), activefreq_engine.__file__
 with Session(device="cpu") as session:
     session.set_image({str(EXAMPLE)!r})
     mask = session.click(160, 230).mask
+    session.suggest()
 print(mask.shape, bool(mask[230, 160]))
 """
     assert output(installed, code, tmp_path) == "(384, 384) True"
