@@ -66,7 +66,7 @@ def draw_clicks(image: Picture, clicks: Iterable[Click]) -> Picture:
 
 
 def draw_suggestions(image: Picture, suggestions: Iterable[Suggestion]) -> Picture:
-    """The image with every suggested click as a hollow mark: blue and "+", or orange and "-".
+    """The image with every suggested click as a white mark: a disk with a blue "+", a square with an orange "-".
 
     Args:
         image (array): uint8 ``[H, W, 3]``, RGB; not changed.
@@ -133,9 +133,8 @@ def _mark(pen: ImageDraw.ImageDraw, x: float, y: float, positive: bool, text: st
         # Pillow's own font has the hyphen but no minus sign.
         pen.text((x, y), ("+" if positive else "-") + text, fill=_LIGHT, font=font(11 * unit), anchor="mm")
         return
-    shape((x - r - unit, y - r - unit, x + r + unit, y + r + unit), outline=_LIGHT, width=4 * unit)
-    shape((x - r, y - r, x + r, y + r), outline=colour, width=2 * unit)
-    for width, ink in ((4 * unit, _LIGHT), (2 * unit, colour)):
-        pen.line((x - r // 2, y, x + r // 2, y), fill=ink, width=width)
-        if positive:
-            pen.line((x, y - r // 2, x, y + r // 2), fill=ink, width=width)
+    shape((x - r, y - r, x + r, y + r), fill=_LIGHT, outline=colour, width=2 * unit)
+    arm = r // 2
+    pen.line((x - arm, y, x + arm, y), fill=colour, width=2 * unit)
+    if positive:
+        pen.line((x, y - arm, x, y + arm), fill=colour, width=2 * unit)

@@ -106,7 +106,7 @@ def compose(results: list[Result]) -> Image.Image:
         mark = draw_clicks(blank, [Click(20, 20, positive)])[:40, :40]
         sheet.paste(Image.fromarray(mark), (left, int(middle) - 20))
         pen.text((left + 46, middle), meaning, fill=INK, font=font(20), anchor="lm")
-    text = "The number is the order of the clicks, a hollow mark the suggested next one."
+    text = "The number is the order of the clicks, a white mark the suggested next one."
     pen.text((GAP + 430, middle), text, fill=INK, font=font(20), anchor="lm")
     left = GAP + 2 * (PANEL + GAP)
     ramp = heat_colours(np.tile(np.linspace(0, 1, 260, dtype=np.float32), (18, 1)))
