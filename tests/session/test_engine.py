@@ -1,0 +1,152 @@
+import gc
+import threading
+import weakref
+
+import numpy as np
+import pytest
+import torch
+
+from activefreq_engine import (
+    ActiveFreqError,
+    BackendUnavailableError,
+    Click,
+    Engine,
+    InvalidArgumentError,
+    ModelLoadError,
+    Session,
+    click_batch,
+    create_model,
+)
+from activefreq_engine.models import save_checkpoint
+from activefreq_engine.runtime.engine import StepRequest
+
+from .fakes import SquareModel, random_image
+
+
+def request(rng, h, w, features=None):
+    points = np.full((48, 2), -1, np.float32)
+    points[0], points[24] = rng.uniform(0, (w, h)), rng.uniform(0, (w, h))
+    return StepRequest(random_image(rng, h, w), features, rng.random((h, w), np.float32), points)
+
+
+def test_batch_equals_one_by_one(rng):
+    engine = Engine(SquareModel())
+    requests = [request(rng, *shape) for shape in ((64, 96), (96, 64), (64, 96), (32, 32), (64, 96))]
+    together = engine.run(requests)
+    for r, answer in zip(requests, together, strict=True):
+        alone = engine.run([r])[0]
+        assert answer.probs.shape == r.previous.shape
+        assert answer.probs.dtype == np.float32
+        assert np.allclose(answer.probs, alone.probs, atol=1e-6)
+    assert engine.run([]) == engine.refine([]) == []
+
+
+def test_features_are_reused(rng):
+    engine = Engine(SquareModel())
+    requests = [request(rng, 64, 96) for _ in range(3)]
+    first = engine.run(requests)
+    assert engine._model.count == {"encode": 3, "encode batches": 1, "decode": 3, "decode batches": 1}
+    again = [StepRequest(None, a.features, r.previous, r.points) for r, a in zip(requests, first, strict=True)]
+    second = engine.run([again[0], requests[1], again[2]])
+    assert engine._model.count["encode"] == 4
+    for a, b in zip(first, second, strict=True):
+        assert np.allclose(a.probs, b.probs, atol=1e-6)
+    with pytest.raises(InvalidArgumentError, match="neither"):
+        engine.run([StepRequest(None, None, requests[0].previous, requests[0].points)])
+
+
+def test_real_model_steps(rng):
+    """The interface of FreqFormer itself: batch, refiner, rectangular input."""
+    engine = Engine(create_model("freqformer_b0"))
+    engine.warmup(64, 96)
+    sessions = [Session(engine=engine) for _ in range(2)]
+    clicks = [Click(20, 11, True), Click(30, 5, True)]
+    images = [random_image(rng, 40, 57) for _ in sessions]
+    for s, image in zip(sessions, images, strict=True):
+        s.set_image(image)
+    click_batch(sessions, clicks)
+    for s, image, c in zip(sessions, images, clicks, strict=True):
+        with Session(engine=engine) as alone:
+            alone.set_image(image)
+            alone.click(c.x, c.y)
+            assert np.abs(s.probs - alone.probs).max() < 1e-3
+
+
+def test_nan_from_a_model_is_an_error():
+    class Broken(SquareModel):
+        def answer(self, image, clicks):
+            return image[:, :1] * float("nan")
+
+    with Session(Broken()) as s:
+        s.set_image(np.zeros((20, 30), np.uint8))
+        with pytest.raises(ActiveFreqError, match="NaN"):
+            s.click(3, 4)
+        assert s.clicks == ()
+        assert not s.undo()
+
+
+def test_arguments():
+    model = SquareModel()
+    assert Engine(model, device="cpu", precision="fp32", size=512).size == 512
+    for bad in ({"size": 300}, {"size": "256"}, {"precision": "fp8"}, {"device": "gpu please"}):
+        with pytest.raises(InvalidArgumentError):
+            Engine(model, **bad)
+    with pytest.raises(BackendUnavailableError, match="not available"):
+        Engine(model, device="cuda:99")
+    with pytest.raises(BackendUnavailableError, match="not supported"):
+        Engine(model, device="meta")
+    for bad in ("freqformer_b9", "/no/such/file.safetensors", 7):
+        with pytest.raises(ModelLoadError):
+            Engine(bad)
+
+
+def test_checkpoint_is_loaded_once_until_it_changes(tmp_path):
+    path = tmp_path / "m.safetensors"
+    save_checkpoint(create_model("freqformer_b0", refiner_width=0), path, {})
+    engine = Engine.shared(path)
+    assert Engine.shared(str(path)) is engine
+    assert Engine.shared(path, size=384) is not engine
+    assert engine.refine_size is None
+    save_checkpoint(create_model("freqformer_b0"), path, {})
+    assert Engine.shared(path) is not engine
+    assert Engine.shared(path).refine_size == 256
+
+
+def test_shared_engine_of_a_model_object_goes_with_its_users():
+    model = SquareModel()
+    a, b = Session(model), Session(model)
+    assert a._engine is b._engine is Engine.shared(model)
+    gone = weakref.ref(a._engine)
+    a.close()
+    b.close()
+    gc.collect()
+    assert gone() is None
+
+
+def test_sessions_in_threads_share_an_engine(rng):
+    """Each thread's masks are those of a session that works alone."""
+    engine = Engine(SquareModel(refine_size=64))
+    images = [random_image(rng, 30 + 9 * i, 70) for i in range(4)]
+    clicks = [[(int(rng.integers(70)), int(rng.integers(30)), bool(rng.integers(2))) for _ in range(4)] for _ in images]
+
+    def work(i: int) -> list[np.ndarray]:
+        with Session(engine=engine) as s:
+            s.set_image(images[i])
+            return [s.click(*c).mask for c in clicks[i]]
+
+    alone = [work(i) for i in range(4)]
+    results: dict[int, list[np.ndarray]] = {}
+    threads = [threading.Thread(target=lambda i=i: results.__setitem__(i, work(i))) for i in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for i in range(4):
+        assert all(np.array_equal(a, b) for a, b in zip(alone[i], results[i], strict=True))
+
+
+def test_engine_keeps_no_gradients(rng):
+    engine = Engine(SquareModel())
+    answer = engine.run([request(rng, 32, 64)])[0]
+    assert not answer.features.image.requires_grad
+    assert isinstance(answer.coarse.logits, torch.Tensor)

@@ -1,0 +1,954 @@
+import json
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import activefreq_engine
+from activefreq_engine import (
+    ActiveFreqError,
+    Click,
+    Engine,
+    InvalidArgumentError,
+    InvalidClickError,
+    InvalidImageError,
+    InvalidMaskError,
+    NoImageError,
+    Session,
+    SessionBusyError,
+    SessionClosedError,
+    SessionStateError,
+    click_batch,
+    masks,
+)
+
+from .fakes import BrightModel, SquareModel, random_image
+
+
+@pytest.fixture
+def session(engine, rng):
+    """On a noise image 70 wide and 50 high."""
+    with Session(engine=engine) as s:
+        s.set_image(random_image(rng, 50, 70))
+        yield s
+
+
+def counts(session):
+    return session._engine._model.count
+
+
+def fresh(engine, image, clicks, **settings):
+    s = Session(engine=engine, **settings)
+    s.set_image(image)
+    for c in clicks:
+        s.click(c.x, c.y, c.positive)
+    return s
+
+
+# --- clicks ---
+
+
+def test_click_result(session):
+    result = session.click(20, 10)
+    assert result.mask.shape == session.shape == (50, 70)
+    assert result.mask.dtype == bool
+    assert not result.mask.flags.writeable
+    assert result.mask is session.mask
+    assert result.mask[10, 20]
+    assert not result.mask[49, 69]
+    assert result.clicks == 1
+    assert result.elapsed_ms > 0
+    ys, xs = np.nonzero(result.mask)
+    assert result.changed_bbox == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+    assert session.clicks == (Click(20.0, 10.0, True),)
+
+
+def test_changed_bbox_is_against_the_mask_before(session):
+    first = session.click(20, 10).mask
+    result = session.click(60.9, 44.2)
+    ys, xs = np.nonzero(first ^ result.mask)
+    assert result.changed_bbox == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+    assert session.click(60, 44).changed_bbox is None
+
+
+def test_asymmetric_click_goes_where_it_should(session):
+    """x is the column: a click in the right top corner marks the right top corner."""
+    session.click(69.5, 0)
+    mask = session.mask
+    assert mask[0, 69]
+    assert not mask[:, :30].any()
+    assert not mask[30:].any()
+
+
+def test_numpy_numbers_are_numbers(session):
+    session.click(np.int64(3), np.float32(4.5), np.bool_(False))
+    assert session.clicks == (Click(3.0, 4.5, False),)
+    json.dumps(session.state_dict())
+
+
+@pytest.mark.parametrize(
+    "click",
+    [
+        (-0.001, 5),
+        (5, -1),
+        (70, 5),
+        (5, 50),
+        (50, 60),
+        (float("nan"), 5),
+        (5, float("inf")),
+        ("5", 5),
+        (None, 5),
+        (5, 5j),
+        (True, 5),
+        (5, 5, 1),
+        (5, 5, None),
+        (5, 5, "positive"),
+    ],
+)
+def test_bad_click_changes_nothing(session, click):
+    session.click(9, 9)
+    session.click(8, 30)
+    session.undo()
+    before, state = session.mask.copy(), session.state_dict()
+    with pytest.raises(InvalidClickError):
+        session.click(*click)
+    assert np.array_equal(session.mask, before)
+    assert session.state_dict() == state
+    assert session.redo()
+
+
+def test_click_message_says_got_allowed_and_cure(session):
+    with pytest.raises(InvalidClickError, match=r"x=20, y=60.*width 70, height 50; x comes first"):
+        session.click(20, 60)
+
+
+def test_clicked_pixels_take_their_label(rng):
+    """Whatever the network says: here it ignores clicks."""
+    s = Session(BrightModel())
+    image = np.where(random_image(rng, 1, 1, 1) > 300, 0, random_image(rng, 90, 123, 1))
+    s.set_image(image)
+    clicks = {}
+    for _ in range(12):
+        x, y, positive = int(rng.integers(123)), int(rng.integers(90)), bool(rng.integers(2))
+        s.click(x + 0.5, y + 0.25, positive)
+        clicks[x, y] = positive
+        assert all(s.mask[y, x] == p for (x, y), p in clicks.items())
+        assert all(s.probs[y, x] == p for (x, y), p in clicks.items())
+    s.click(x, y, not positive)
+    assert s.mask[y, x] != positive
+
+
+def test_what_the_network_sees(engine, rng):
+    model = engine._model
+    image = random_image(rng, 128, 256)
+    s = fresh(engine, image, [Click(100, 50, True)], zoom=False, refine=False)
+    assert model.seen["clicks"].shape == (1, 3, 128, 256)
+    previous, positive, negative = model.seen["clicks"][0].numpy()
+    assert not previous.any()
+    assert not negative.any()
+    ys, xs = np.nonzero(positive)
+    assert (xs.min(), xs.max(), ys.min(), ys.max()) == (95, 105, 45, 55)
+    probs = s.probs
+    s.click(10, 20, False)
+    previous, positive, negative = model.seen["clicks"][0].numpy()
+    probs[50, 100] = previous[50, 100]  # the clicked pixel is enforced in what is shown, not in what is fed back
+    assert np.abs(previous - probs).max() < 1e-4
+    assert np.nonzero(negative)[1].min() == 5
+    seen = model.seen["image"][0].numpy().transpose(1, 2, 0) * [0.229, 0.224, 0.225] + [0.485, 0.456, 0.406]
+    assert np.abs(seen * 255 - image).max() < 1e-3
+    assert model.count["encode"] == 1
+
+
+def test_grey_and_rgb_of_the_same_content_agree(engine, rng):
+    grey = random_image(rng, 40, 61, 1)
+    a = fresh(engine, grey, [Click(5, 6, True)])
+    b = fresh(engine, np.dstack([grey] * 3), [Click(5, 6, True)])
+    assert np.array_equal(a.probs, b.probs)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 300), (300, 1), (2, 3), (33, 31)])
+def test_tiny_and_thin_images(engine, rng, height, width):
+    s = fresh(engine, random_image(rng, height, width), [Click(width - 1, 0, True)])
+    s.click(0, height - 1, False)
+    s.click(width // 2, height // 2)
+    assert s.mask.shape == s.probs.shape == s.uncertainty.shape == (height, width)
+    assert s.mask[height // 2, width // 2]
+    s.suggest()
+
+
+def test_maps_agree(session):
+    session.click(20, 10)
+    session.click(40, 30, False)
+    assert np.array_equal(session.probs > session.threshold, session.mask)
+    p = session.probs.astype(np.float64).clip(1e-12, 1 - 1e-12)
+    entropy = -p * np.log2(p) - (1 - p) * np.log2(1 - p)
+    assert np.abs(session.uncertainty - entropy).max() < 1e-5
+    assert session.uncertainty[10, 20] == 0
+
+
+def test_threshold(engine, rng):
+    image = random_image(rng, 50, 70)
+    low = fresh(engine, image, [Click(20, 10, True)], threshold=0.05)
+    high = fresh(engine, image, [Click(20, 10, True)], threshold=0.95)
+    assert low.mask.all()  # the fake's background is at 0.12
+    assert high.mask.sum() == 1  # its foreground at 0.88; the clicked pixel stays
+    for threshold in (0, 1, -1, float("nan"), "0.5", None, True):
+        with pytest.raises(InvalidArgumentError, match="threshold"):
+            Session(engine=engine, threshold=threshold)
+
+
+# --- zoom and refiner ---
+
+
+def test_region_is_kept_while_it_fits():
+    image = np.zeros((600, 800), np.uint8)
+    image[100:200, 100:300] = 255
+    s = fresh(Engine(BrightModel()), image, [Click(200, 150, True)])
+    regions = []
+    for x, y, positive in [(210, 150, True), (205, 140, True), (790, 590, False), (500, 400, True)]:
+        s.click(x, y, positive)
+        regions.append(s._scene.history.step.roi)
+    assert regions[0] is not None
+    assert regions[0] == regions[1] == regions[2] != regions[3]
+    assert regions[3][2] > 500
+    assert counts(s)["encode"] == 3
+    assert not s.mask[590, 790]
+
+
+def test_outside_the_region_nothing(engine, rng):
+    s = fresh(engine, random_image(rng, 600, 800), [Click(200, 150, True), Click(201, 150, True)])
+    x0, y0, x1, y1 = s._scene.history.step.roi
+    outside = np.ones((600, 800), bool)
+    outside[y0:y1, x0:x1] = False
+    assert not s.probs[outside].any()
+    assert s.probs[~outside].all()
+
+
+def test_features_cache_is_bounded(engine, rng):
+    s = fresh(engine, random_image(rng, 900, 900), [])
+    for i in range(12):
+        s.next_object()
+        for x in (30 + 70 * i, 40 + 70 * i):
+            s.click(x, 400)
+    assert len(s._scene.features) <= 4
+
+
+def bright_ellipse(height, width):
+    ys, xs = np.mgrid[:height, :width].astype(np.float32) + 0.5
+    return ((xs - 0.53 * width) / (0.21 * width)) ** 2 + ((ys - 0.46 * height) / (0.27 * height)) ** 2 < 1
+
+
+def iou(a, b):
+    return (a & b).sum() / (a | b).sum()
+
+
+def test_sharp_border_on_a_large_image():
+    """The focus crop comes from the original pixels: the refined border is far closer than the coarse one."""
+    truth = bright_ellipse(1500, 2000)
+    truth[400:1000, 900:916] = False  # thin detail that the coarse grid, 8 pixels a cell, blurs
+    image = np.where(truth, 255, 0).astype(np.uint8)
+    coarse = fresh(Engine(BrightModel()), image, [Click(1300, 700, True)]).mask
+    refined = fresh(Engine(BrightModel(refine_size=256)), image, [Click(1300, 700, True)])
+    assert iou(coarse, truth) < iou(refined.mask, truth)
+    assert iou(refined.mask, truth) > 0.985
+    for positive, x in ((True, 1301), (False, 907)):
+        refined.click(x, 700, positive)
+    assert iou(refined.mask, truth) > 0.985
+    off = np.argwhere(refined.mask & truth).mean(0) - np.argwhere(truth).mean(0)
+    assert np.abs(off).max() < 0.5
+
+
+def test_refiner_sees_the_focus_box(rng):
+    model = BrightModel(refine_size=64)
+    image = np.zeros((128, 256), np.uint8)
+    image[40:60, 100:160] = 255
+    s = fresh(Engine(model), image, [Click(130, 50, True)])
+    # the object's box times 1.4, in network pixels, which are image pixels here
+    assert np.allclose(model.seen["boxes"][0], [88, 36, 172, 64], atol=1.01)
+    assert model.seen["image_crop"].shape == (1, 3, 64, 64)
+    ys, xs = np.nonzero(model.seen["disks"][0, 0].numpy())
+    assert abs(xs.mean() + 0.5 - (130.5 - 88) * 64 / 84) < 0.6
+    assert abs(ys.mean() + 0.5 - (50.5 - 36) * 64 / 28) < 0.6
+    assert iou(s.mask, image > 0) > 0.95
+    off = fresh(Engine(BrightModel(refine_size=64)), image, [Click(130, 50, True)], refine=False)
+    assert counts(off)["refine"] == 0
+
+
+# --- history ---
+
+
+def test_undo_and_redo_are_bit_identical_and_run_nothing(session, rng):
+    masks_seen, probs_seen = [session.mask.copy()], [session.probs]
+    for _ in range(6):
+        session.click(rng.uniform(0, 70), rng.uniform(0, 50), bool(rng.integers(2)))
+        masks_seen.append(session.mask.copy())
+        probs_seen.append(session.probs)
+    before = dict(counts(session))
+    for i in reversed(range(6)):
+        assert session.undo()
+        assert np.array_equal(session.mask, masks_seen[i])
+        assert np.array_equal(session.probs, probs_seen[i])
+        assert len(session.clicks) == i
+    assert session.undo() is False
+    for i in range(1, 7):
+        assert session.redo()
+        assert np.array_equal(session.mask, masks_seen[i])
+    assert session.redo() is False
+    assert dict(counts(session)) == before
+
+
+def test_a_click_after_undo_equals_the_click_alone(engine, rng):
+    image = random_image(rng, 50, 70)
+    s = fresh(engine, image, [Click(5, 6, True), Click(60, 40, True)])
+    s.undo()
+    s.click(30, 20, False)
+    assert not s.redo()
+    assert np.array_equal(s.probs, fresh(engine, image, [Click(5, 6, True), Click(30, 20, False)]).probs)
+
+
+def test_reset(session):
+    session.click(5, 6)
+    session.next_object()
+    session.click(9, 9)
+    session.undo()
+    session.reset()
+    assert not session.mask.any()
+    assert session.clicks == ()
+    assert not session.undo()
+    assert not session.redo()
+    session.select_object(1)
+    assert session.mask.any()
+
+
+def test_history_is_small(engine):
+    s = fresh(engine, np.zeros((1500, 2000), np.uint8), [Click(100 * i + 5, 700, True) for i in range(10)])
+    size = sum(layer.values.nbytes for step in s._scene.history.done for layer in step.canvas.layers)
+    assert size < 10 * 2 * (256 * 256 + 64 * 64)
+
+
+# --- masks from elsewhere ---
+
+
+def test_load_mask_is_one_step(session, rng):
+    session.click(5, 6)
+    clicked = session.mask.copy()
+    given = np.zeros((50, 70), bool)
+    given[20:40, 30:50] = True
+    result = session.load_mask(given)
+    assert np.array_equal(result.mask, given)
+    assert result.clicks == 0
+    ys, xs = np.nonzero(given ^ clicked)
+    assert result.changed_bbox == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+    assert np.array_equal(session.probs, given.astype(np.float32))
+    given[:] = False  # the caller's array is the caller's
+    assert session.mask[30, 40]
+    assert session.undo()
+    assert np.array_equal(session.mask, clicked)
+    assert session.redo()
+    assert session.mask.sum() == 400
+
+
+def test_clicks_correct_a_given_mask_piece_by_piece(session):
+    given = np.zeros((50, 70), bool)
+    given[2:12, 2:12] = True
+    given[40:48, 50:68] = True
+    session.load_mask(given)
+    agreeing = session.click(5, 5)
+    assert np.array_equal(agreeing.mask, given)
+    assert agreeing.changed_bbox is None
+    merged = session.click(60, 20).mask
+    assert merged[20, 60]
+    assert (merged >= given).all()  # the network knows nothing of the first piece, but it stays
+    assert np.array_equal(session.probs > session.threshold, merged)
+    session.click(5, 5, False)
+    assert not session.mask[5, 5]
+    assert session.mask[44, 60]
+    seen = session._engine._model.seen["clicks"][0, 0]
+    assert seen.max() > 0.9
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [np.zeros((70, 50), bool), np.zeros((50, 70)), np.zeros((50, 70, 1), bool), None, np.arange(3500).reshape(50, 70)],
+)
+def test_bad_mask_changes_nothing(session, mask):
+    session.click(5, 6)
+    state = session.state_dict()
+    with pytest.raises(InvalidMaskError):
+        session.load_mask(mask)
+    with pytest.raises(InvalidMaskError):
+        session.predict([[1, 2]], [1], np.zeros((70, 50), bool))
+    assert session.state_dict() == state
+
+
+# --- objects ---
+
+
+def test_objects(session):
+    assert (session.object_number, session.object_count) == (1, 1)
+    assert session.next_object() == 1  # untouched: nothing to finish
+    session.click(5, 6)
+    one = session.mask.copy()
+    assert session.next_object() == 2
+    assert not session.mask.any()
+    assert np.array_equal(session.labels, one.astype(np.int32))
+    session.click(60, 40)
+    two = session.mask.copy()
+    assert session.labels.dtype == np.int32
+    assert np.array_equal(session.labels, np.where(two, 2, one))
+    session.select_object(1)
+    assert np.array_equal(session.mask, one)
+    assert session.clicks == (Click(5.0, 6.0, True),)
+    assert session.undo()
+    assert session.redo()
+    assert session.next_object() == 3
+    assert session.next_object() == 3
+    session.select_object(2)
+    assert session.next_object() == 3
+    assert session.object_count == 3
+    for bad in (0, 4, -1, 1.0, True, None):
+        with pytest.raises(InvalidArgumentError):
+            session.select_object(bad)
+    assert session.object_number == 3
+
+
+def test_later_objects_lie_on_top(session):
+    session.click(5, 6)
+    session.next_object()
+    session.click(6, 6)
+    both = session.mask
+    assert (session.labels[both] == 2).all()
+    session.select_object(1)
+    assert (session.labels[both] == 2).all()
+
+
+# --- predict ---
+
+
+def test_predict_steps(session):
+    a, b, c, d = [5, 6], [60, 40], [30, 20], [10, 45]
+    decoded = counts(session)
+
+    def steps(points, labels, mask=None):
+        before = decoded["decode"]
+        result = session.predict(points, labels, mask)
+        assert result.clicks == len(points)
+        assert np.array_equal(result.mask, session.mask)
+        return decoded["decode"] - before
+
+    assert steps([a], [1]) == 1
+    assert steps([a, b], [1, 0]) == 1
+    assert steps([a, b, c], [1, 0, 1]) == 1
+    assert steps([a, b, c], [1, 0, 1]) == 0  # the same again
+    assert steps([a, b], [1, 0]) == 0  # undo
+    assert steps([a, b, c], [1, 0, 1]) == 0  # redo
+    assert steps([a], [1]) == 0
+    assert steps([a, b, d], [1, 0, 1]) == 1  # b from the redo stack, d new
+    assert steps([a, b], [1, 1]) == 1  # another sign: another click
+    assert steps([d, b], [1, 1]) == 2  # replay
+    assert steps([], []) == 0
+    assert not session.mask.any()
+    given = np.zeros((50, 70), bool)
+    given[10:20, 10:20] = True
+    assert steps([a], [1], given) == 1
+    assert steps([a, b], [1, 1], given) == 1
+    assert steps([a, b], [1, 1], ~given) == 2
+    assert steps([a, b], [1, 1]) == 2
+
+
+def test_predict_equals_clicks(engine, rng):
+    image = random_image(rng, 50, 70)
+    s = fresh(engine, image, [])
+    points = rng.uniform((0, 0), (70, 50), (6, 2))
+    labels = rng.integers(0, 2, 6)
+    for n in (3, 1, 5, 2, 6):
+        before = s.mask.copy()
+        result = s.predict(points[:n], labels[:n])
+        clicks = [Click(x, y, bool(p)) for (x, y), p in zip(points[:n], labels[:n], strict=True)]
+        assert np.array_equal(s.probs, fresh(engine, image, clicks).probs)
+        changed = np.argwhere(before ^ s.mask)
+        if len(changed):
+            (y0, x0), (y1, x1) = changed.min(0), changed.max(0) + 1
+            assert result.changed_bbox == (x0, y0, x1, y1)
+        else:
+            assert result.changed_bbox is None
+
+
+@pytest.mark.parametrize(
+    ("points", "labels"),
+    [
+        ([[1, 2]], [1, 0]),
+        ([[1, 2]], 1),
+        ([1, 2], [1, 1]),
+        ([[1, 2, 3]], [1]),
+        ([[1, 2]], [2]),
+        ([[1, 2]], [-1]),
+        ([[1, 2]], ["1"]),
+        ([["a", 2]], [1]),
+        ([[1, 2], [3]], [1, 1]),
+        ([[5, 6], [70, 2]], [1, 1]),
+        ([[5, 6], [np.nan, 2]], [1, 1]),
+        (None, None),
+    ],
+)
+def test_bad_predict_changes_nothing(session, points, labels):
+    session.predict([[9, 9], [8, 7]], [1, 0])
+    session.undo()
+    state = session.state_dict()
+    with pytest.raises(InvalidClickError):
+        session.predict(points, labels)
+    assert session.state_dict() == state
+
+
+def test_predict_that_fails_half_way_changes_nothing(session, monkeypatch):
+    session.predict([[9, 9], [8, 7], [30, 30]], [1, 0, 1])
+    session.undo()
+    mask, state = session.mask.copy(), session.state_dict()
+    run, calls = session._engine.run, []
+
+    def fail_second(requests):
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError
+        return run(requests)
+
+    monkeypatch.setattr(session._engine, "run", fail_second)
+    for given in (None, mask):
+        calls.clear()
+        with pytest.raises(MemoryError):
+            session.predict([[1, 1], [2, 2]], [1, 1], given)
+        assert session.state_dict() == state
+        assert np.array_equal(session.mask, mask)
+    monkeypatch.undo()
+    assert session.redo()
+
+
+# --- suggestions ---
+
+
+class Unsure(SquareModel):
+    """Certain on the left of the network's grid, a guess in a block on the right."""
+
+    def answer(self, image, clicks):
+        out = super().answer(image, clicks) * 3
+        h, w = out.shape[2:]
+        out[..., h // 4 : h // 2, 5 * w // 8 : 7 * w // 8] = 0.1
+        return out
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 96), (1200, 1920)])
+def test_suggestions_are_in_image_pixels(rng, height, width):
+    s = Session(Unsure())
+    s.set_image(random_image(rng, height, width))
+    assert s.suggest() == []
+    s.click(width // 10, height - height // 10)
+    (found,) = s.suggest(k=1)
+    x0, y0, x1, y1 = found.region_bbox
+    cell = width / 256
+    assert np.allclose((x0, x1), (5 * width / 8, 7 * width / 8), atol=3 * cell + 1)
+    assert np.allclose((y0, y1), (height / 4, height / 2), atol=3 * cell + 1)
+    assert abs(found.area - (x1 - x0) * (y1 - y0)) < 0.2 * found.area
+    assert x0 <= found.x < x1
+    assert y0 <= found.y < y1
+    assert found.positive != s.mask[found.y, found.x]
+    before = s.mask.copy()
+    s.suggest(k=3)
+    assert np.array_equal(s.mask, before)
+    s.click(found.x, found.y, found.positive)
+    assert all(abs(f.x - found.x) > cell or abs(f.y - found.y) > cell for f in s.suggest())
+    for bad in (0, -1, 1.5, "3", True):
+        with pytest.raises(InvalidArgumentError):
+            s.suggest(k=bad)
+
+
+# --- several sessions ---
+
+
+def test_click_batch_equals_single_clicks(engine, rng):
+    shapes = [(50, 70), (50, 70), (64, 31), (300, 400), (50, 70)]
+    images = [random_image(rng, *shape) for shape in shapes]
+    together = [fresh(engine, i, []) for i in images]
+    alone = [fresh(engine, i, []) for i in images]
+    batches = counts(together[0])
+    for _ in range(4):
+        clicks = [Click(rng.uniform(0, w), rng.uniform(0, h), bool(rng.integers(4))) for h, w in shapes]
+        before = batches["decode batches"]
+        results = click_batch(together, clicks)
+        assert batches["decode batches"] - before < len(shapes)
+        for s, other, c, result in zip(together, alone, clicks, results, strict=True):
+            single = other.click(c.x, c.y, c.positive)
+            assert np.abs(s.probs - other.probs).max() < 1e-3
+            assert (result.mask ^ single.mask).sum() <= 2
+            assert result.clicks == single.clicks
+            assert s._scene.history.step.roi == other._scene.history.step.roi
+    assert all(s.undo() for s in together)
+
+
+def test_click_batch_is_all_or_none(engine, rng):
+    sessions = [fresh(engine, random_image(rng, 50, 70), [Click(3, 4, True)]) for _ in range(3)]
+    states = [s.state_dict() for s in sessions]
+    good, bad = Click(5, 5, True), Click(70, 5, True)
+    for batch, clicks, error in [
+        (sessions, [good, good, bad], InvalidClickError),
+        (sessions, [good, good], InvalidArgumentError),
+        ([sessions[0], sessions[1], sessions[0]], [good] * 3, InvalidArgumentError),
+        ([sessions[0], fresh(Engine(SquareModel()), random_image(rng, 9, 9), [])], [good] * 2, InvalidArgumentError),
+        ([sessions[0], Session(engine=engine)], [good] * 2, NoImageError),
+    ]:
+        with pytest.raises(error):
+            click_batch(batch, clicks)
+    assert [s.state_dict() for s in sessions] == states
+    assert click_batch([], []) == []
+    click_batch(sessions, [good] * 3)  # every lock was given back
+
+
+def test_sessions_do_not_disturb_each_other(engine, rng):
+    a = fresh(engine, random_image(rng, 50, 70), [Click(5, 6, True)])
+    mask = a.mask.copy()
+    fresh(engine, random_image(rng, 50, 70), [Click(60, 6, True)])
+    assert np.array_equal(a.mask, mask)
+
+
+def test_busy(session, monkeypatch):
+    started, proceed = threading.Event(), threading.Event()
+    run = session._engine.run
+
+    def slow(requests):
+        started.set()
+        assert proceed.wait(20)
+        return run(requests)
+
+    session.click(50, 40)
+    mask = session.mask.copy()
+    monkeypatch.setattr(session._engine, "run", slow)
+    worker = threading.Thread(target=session.click, args=(5, 6))
+    worker.start()
+    assert started.wait(20)
+    for call in (
+        lambda: session.click(1, 1),
+        session.undo,
+        session.redo,
+        session.reset,
+        session.next_object,
+        session.close,
+        lambda: session.select_object(1),
+        lambda: session.set_image(np.zeros((3, 3), np.uint8)),
+        lambda: session.load_mask(mask),
+        lambda: session.predict([], []),
+        lambda: click_batch([session], [Click(1, 1, True)]),
+    ):
+        with pytest.raises(SessionBusyError):
+            call()
+    assert np.array_equal(session.mask, mask)  # reading sees the last finished step
+    assert len(session.clicks) == 1
+    proceed.set()
+    worker.join()
+    assert len(session.clicks) == 2
+    session.undo()
+
+
+# --- images ---
+
+
+def test_set_image_starts_over(session, rng):
+    session.click(5, 6)
+    session.next_object()
+    session.set_image(random_image(rng, 33, 21))
+    assert session.shape == (33, 21)
+    assert (session.object_count, session.clicks) == (1, ())
+    assert not session.labels.any()
+
+
+def test_bad_image_changes_nothing(session):
+    session.click(5, 6)
+    state = session.state_dict()
+    for bad in (np.zeros((0, 3)), np.full((4, 4), np.nan), "/no/such/file", None):
+        with pytest.raises(InvalidImageError):
+            session.set_image(bad)
+    assert session.state_dict() == state
+    assert session.mask.any()
+
+
+def test_the_image_is_the_sessions_own(engine, rng):
+    image = random_image(rng, 50, 70)
+    s = fresh(engine, image, [])
+    original = image.copy()
+    image[:] = 0
+    s.click(5, 6)
+    assert np.array_equal(s.probs, fresh(engine, original, [Click(5, 6, True)]).probs)
+
+
+def test_image_from_a_file_with_orientation(engine, tmp_path, rng):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(random_image(rng, 20, 45)).save(tmp_path / "a.jpg", exif=exif)
+    s = Session(engine=engine)
+    s.set_image(tmp_path / "a.jpg")
+    assert s.shape == (45, 20)
+
+
+MEMORY_SCRIPT = """
+import resource, sys
+import numpy as np
+from activefreq_engine import Session
+sys.path.insert(0, {folder!r})
+from fakes import BrightModel
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+with Session(BrightModel(refine_size=64)) as warm:  # libraries load and warm up
+    warm.set_image(np.zeros((300, 300, 3), np.uint8))
+    warm.click(5, 5)
+image = np.zeros((8000, 12500, 3), np.uint8)
+image[:] = 40
+image[2000:6000, 3000:9000] = 230
+before = peak()
+with Session(BrightModel(refine_size=64)) as s:
+    s.set_image(image)
+    s.click(6000, 4000)
+    s.click(6100, 4000)
+    s.click(100, 100, False)
+    s.undo()
+    s.click(8999, 5999)
+    s.suggest()
+    area = int(s.mask.sum())
+print((peak() - before) / image.nbytes, area / 24e6)
+"""
+
+
+def test_memory_of_a_100_megapixel_image(tmp_path):
+    """At most twice the image's own memory on top, clicks, undo and suggestions included."""
+    from pathlib import Path
+
+    script = MEMORY_SCRIPT.format(folder=str(Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    times_image, share = map(float, done.stdout.split())
+    assert times_image < 2
+    assert 0.98 < share < 1.02
+
+
+# --- state ---
+
+
+def worked(engine, image, rng):
+    s = fresh(engine, image, [Click(5, 6, True), Click(60, 40, False), Click(30, 20, True)])
+    s.undo()
+    s.next_object()
+    s.load_mask(rng.random((50, 70)) > 0.8)
+    s.click(50.5, 10.25)
+    s.next_object()
+    s.click(10, 40)
+    s.next_object()
+    s.select_object(2)
+    return s
+
+
+def test_state_round_trip(engine, rng):
+    image = random_image(rng, 50, 70)
+    s = worked(engine, image, rng)
+    state = json.loads(json.dumps(s.state_dict()))
+    r = Session.restore(state, image, engine=engine)
+    assert r.state_dict() == s.state_dict()
+    for number in (2, 1, 3, 4):
+        s.select_object(number)
+        r.select_object(number)
+        assert np.array_equal(r.probs, s.probs)
+        assert r.redo() == s.redo()
+        while s.undo():
+            assert r.undo()
+            assert np.array_equal(r.mask, s.mask)
+        assert not r.undo()
+    assert np.array_equal(r.labels, s.labels)
+
+
+def test_restore_uses_settings_and_window(engine, rng):
+    image = rng.integers(0, 4000, (50, 70)).astype(np.uint16)
+    s = Session(engine=engine, threshold=0.3, zoom=False, refine=False)
+    s.set_image(image, window=(100, 2000))
+    s.click(5, 6)
+    r = Session.restore(s.state_dict(), image, engine=engine)
+    assert r.threshold == 0.3
+    assert r.state_dict() == s.state_dict()
+    assert np.array_equal(r.probs, s.probs)
+
+
+def test_restore_with_blank_objects_between(engine, rng):
+    image = random_image(rng, 50, 70)
+    s = fresh(engine, image, [Click(5, 6, True)])
+    s.next_object()
+    s.click(20, 20)
+    s.select_object(1)
+    s.reset()
+    r = Session.restore(s.state_dict(), image, engine=engine)
+    assert r.state_dict() == s.state_dict()
+
+
+def test_restore_refuses_another_image_or_model(engine, rng):
+    image = random_image(rng, 50, 70)
+    state = worked(engine, image, rng).state_dict()
+    other = image.copy()
+    other[7, 7, 1] ^= 1
+    with pytest.raises(SessionStateError, match="sha256"):
+        Session.restore(state, other, engine=engine)
+    with pytest.raises(SessionStateError, match="BrightModel"):
+        Session.restore(state, image, engine=Engine(BrightModel()))
+    with pytest.raises(SessionStateError, match="size 384"):
+        Session.restore(state, image, engine=Engine(SquareModel(), size=384))
+    with pytest.raises(SessionStateError, match="pass model="):
+        Session.restore(state, image)
+    with pytest.raises(InvalidArgumentError):
+        Session.restore(state, image, engine=engine, model=SquareModel())
+
+
+def spoil(state, path, value):
+    state = json.loads(json.dumps(state))
+    at = state
+    for key in path[:-1]:
+        at = at[key]
+    if value is KeyError:
+        del at[path[-1]]
+    else:
+        at[path[-1]] = value
+    return state
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["format"], "other"),
+        (["version"], 2),
+        (["version"], KeyError),
+        (["image"], KeyError),
+        (["image"], []),
+        (["image", "sha256"], 7),
+        (["image", "window"], [1]),
+        (["image", "window"], "ab"),
+        (["image", "window"], [2.0, 1.0]),
+        (["objects"], 5),
+        (["objects"], []),
+        (["objects"], [None]),
+        (["objects", 0, "steps"], {"x": 1}),
+        (["objects", 0, "steps", 0, "x"], "5"),
+        (["objects", 0, "steps", 0, "x"], 1e9),
+        (["objects", 0, "steps", 0, "y"], float("nan")),
+        (["objects", 0, "steps", 0, "positive"], 1),
+        (["objects", 0, "done"], -1),
+        (["objects", 0, "done"], 99),
+        (["objects", 0, "done"], True),
+        (["objects", 1, "steps", 0, "mask"], {"size": [70, 50], "counts": [3500]}),
+        (["objects", 1, "steps", 0, "mask"], {"size": [50, 70], "counts": "~~~"}),
+        (["selected"], 0),
+        (["selected"], 9),
+        (["settings", "threshold"], "high"),
+        (["settings", "threshold"], 7.0),
+        (["settings", "size"], 300),
+        (["settings", "zoom"], None),
+    ],
+)
+def test_damaged_state(engine, rng, path, value):
+    image = random_image(rng, 50, 70)
+    state = worked(engine, image, rng).state_dict()
+    with pytest.raises(SessionStateError):
+        Session.restore(spoil(state, path, value), image, engine=engine)
+    for nonsense in (None, [], "state", {}):
+        with pytest.raises(SessionStateError):
+            Session.restore(nonsense, image, engine=engine)
+
+
+# --- export ---
+
+
+def test_export(session, tmp_path):
+    session.click(20, 10)
+    session.click(25, 15, False)
+    session.save_mask(tmp_path / "m.png")
+    assert np.array_equal(masks.load_labels_png(tmp_path / "m.png") > 0, session.mask)
+    assert np.array_equal(masks.from_coco_rle(session.to_coco_rle()), session.mask)
+    assert np.array_equal(masks.from_polygons(session.to_polygons(), 50, 70), session.mask)
+    session.next_object()
+    session.click(60, 40)
+    session.save_labels(tmp_path / "l.png")
+    assert np.array_equal(masks.load_labels_png(tmp_path / "l.png"), session.labels)
+
+
+# --- lifetime ---
+
+
+def test_nothing_works_without_an_image(engine):
+    s = Session(engine=engine)
+    for call in (
+        lambda: s.click(1, 1),
+        lambda: s.predict([[1, 1]], [1]),
+        lambda: s.load_mask(np.zeros((3, 3), bool)),
+        s.undo,
+        s.redo,
+        s.reset,
+        s.next_object,
+        s.suggest,
+        s.state_dict,
+        s.to_coco_rle,
+        lambda: s.select_object(1),
+        lambda: (s.mask, s.probs),
+        lambda: s.labels,
+        lambda: s.clicks,
+        lambda: s.shape,
+    ):
+        with pytest.raises(NoImageError, match="set_image"):
+            call()
+    assert "no image" in repr(s)
+
+
+def test_close(engine, rng):
+    with Session(engine=engine) as s:
+        s.set_image(random_image(rng, 9, 12))
+        assert repr(s) == "Session(12x9, object 1 of 1)"
+    s.close()
+    for call in (lambda: s.click(1, 1), lambda: s.mask, s.undo, lambda: s.set_image(np.zeros((3, 3))), s.__enter__):
+        with pytest.raises(SessionClosedError):
+            call()
+    with pytest.raises(SessionClosedError):
+        click_batch([s], [Click(1, 1, True)])
+
+
+def test_engine_and_model_are_alternatives(engine):
+    with pytest.raises(InvalidArgumentError, match="engine="):
+        Session("freqformer_b1", engine=engine)
+    with pytest.raises(InvalidArgumentError, match="engine="):
+        Session(engine=engine, size=384)
+
+
+def test_all_errors_have_one_base():
+    for name in activefreq_engine.__all__:
+        value = getattr(activefreq_engine, name)
+        if name.endswith("Error"):
+            assert issubclass(value, ActiveFreqError)
+
+
+def test_import_is_light_and_silent():
+    heavy = ["torch", "triton", "cupy", "matplotlib", "scipy", "typer", "cv2", "PIL"]
+    code = f"import sys, activefreq_engine; sys.exit(str([m for m in {heavy} if m in sys.modules] or ''))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr.strip()) == ("", "")
+    code = (
+        "import sys; from activefreq_engine import *; "
+        f"sys.exit(str([m for m in {heavy[1:6]} if m in sys.modules] or ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr.strip()) == ("", "")
+
+
+def test_bare_checkout_says_what_to_do(tmp_path):
+    from pathlib import Path
+
+    package = tmp_path / "activefreq_engine"
+    package.mkdir()
+    package.joinpath("__init__.py").write_bytes(Path(activefreq_engine.__file__).read_bytes())
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import activefreq_engine"
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert "ModuleNotFoundError" in done.stderr
+    assert "pip install -e ." in done.stderr

@@ -1,0 +1,223 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from activefreq_engine import Click
+from activefreq_engine.runtime import zoom
+from activefreq_engine.runtime.canvas import Canvas, Layer, PackedMask, changed_bbox, merge_click
+
+from .fakes import random_image
+
+
+def centre_of_mass(values):
+    values = values.astype(np.float64)
+    ys, xs = np.mgrid[: values.shape[0], : values.shape[1]] + 0.5
+    return (values * xs).sum() / values.sum(), (values * ys).sum() / values.sum()
+
+
+@pytest.mark.parametrize("size", [256, 384, 448, 512])
+def test_network_shape(size):
+    for width, height in [(1, 1), (640, 480), (480, 640), (4000, 3000), (5000, 3), (3, 5000), (33, 77)]:
+        h, w = zoom.network_shape((10, 20, 10 + width, 20 + height), size)
+        assert max(h, w) == size
+        assert h % 32 == w % 32 == 0
+        long = max(width, height)
+        for side, length in ((w, width), (h, height)):
+            assert abs(side - size * length / long) <= 16 or side == 32
+
+
+@pytest.mark.parametrize("height", [31, 100, 301, 1000])
+@pytest.mark.parametrize("width", [45, 256, 703])
+def test_crop_to_network_and_back_does_not_shift(height, width):
+    """A blob goes to the network's grid and back; its centre of mass stays within 0.1 pixel of an image's grid or of
+    the network's, whichever is coarser, at all scales, and mixed ones."""
+    box = (13, 7, 13 + width, 7 + height)
+    image = np.zeros((height + 20, width + 30), np.uint8)
+    ys, xs = np.mgrid[: image.shape[0], : image.shape[1]] + 0.5
+    cx, cy = box[0] + 0.37 * width, box[1] + 0.58 * height
+    image[:] = 255 * np.exp(-(((xs - cx) / (width / 12)) ** 2) - ((ys - cy) / (height / 12)) ** 2)
+    h, w = zoom.network_shape(box, 256)
+    network = zoom.crop_rgb(image, box, h, w)[..., 0]
+    ox, oy = centre_of_mass(image)
+    nx, ny = centre_of_mass(network)
+    u, v = zoom.to_network(ox, oy, box, h, w)
+    assert abs(nx - u) < 0.1 * max(1, w / width)
+    assert abs(ny - v) < 0.1 * max(1, h / height)
+    back = Canvas(*image.shape, 0.49, (Layer.of(box, network.astype(np.float32) / 255),)).probs()
+    bx, by = centre_of_mass(back)
+    assert abs(bx - ox) < 0.1 * max(1, width / w)
+    assert abs(by - oy) < 0.1 * max(1, height / h)
+
+
+def test_resize_keeps_ramps_in_place(rng):
+    """Linear ramps show a shift of any size.  Area averaging takes pixels as flat, which moves single values by up to
+    an eighth of a pixel to either side; the mean stays."""
+    for h, w, height, width in itertools.product((40, 64), (40, 60), (20, 96), (30, 150)):
+        ys, xs = np.mgrid[:h, :w].astype(np.float32) + 0.5
+        for ramp, scale in ((xs, width / w), (ys, height / h)):
+            out = zoom.resize(ramp, height, width) * scale
+            ys2, xs2 = np.mgrid[:height, :width] + 0.5
+            wanted = xs2 if ramp is xs else ys2
+            error = (out - wanted)[8:-8, 8:-8]
+            assert np.abs(error).max() < 0.13
+            assert abs(error.mean()) < 0.005
+
+
+def test_clicks_land_on_their_pixel():
+    box = (10, 20, 10 + 128, 20 + 64)
+    clicks = [Click(10, 20, True), Click(137.9, 83.5, True), Click(9.9, 20, True), Click(50, 84, False)]
+    slots = zoom.point_slots(clicks, box, 128, 256)
+    assert slots[0].tolist() == [0.5, 0.5]  # the centre of image pixel 0 on a grid twice as fine
+    assert slots[1].tolist() == [254.5, 126.5]
+    assert (slots[2:] == -1).all()
+    slots = zoom.point_slots(clicks, (0, 0, 4000, 3000), 192, 256)
+    assert (slots[[0, 1, 2, 24]] >= 0).all()
+    assert zoom.point_slots([Click(0, 0, True)], (0, 0, 4000, 3000), 192, 256)[0].tolist() == [0, 0]
+
+
+def test_newest_24_clicks_of_each_sign_are_seen():
+    clicks = [Click(i, 1, i % 2 == 0) for i in range(70)]
+    slots = zoom.point_slots(clicks, (0, 0, 256, 256), 256, 256)
+    assert slots[:24, 0].tolist() == [i for i in range(70) if i % 2 == 0][-24:]
+    assert slots[24:, 0].tolist() == [i for i in range(70) if i % 2 == 1][-24:]
+
+
+def test_roi_rule():
+    click = Click(500, 400, True)
+    assert zoom.next_roi(800, 1000, None, [click], None) is None  # no mask yet: the whole image
+    roi = zoom.next_roi(800, 1000, (400, 300, 700, 500), [click], None)
+    assert roi == (340, 260, 760, 540)  # 300x200, times 1.4 about (550, 400)
+    assert zoom.next_roi(800, 1000, (500, 400, 510, 410), [click], None) == (405, 305, 605, 505)  # at least 200
+    assert zoom.next_roi(800, 1000, (0, 0, 10, 10), [Click(1, 1, True)], None) == (0, 0, 105, 105)  # clamped
+    assert zoom.next_roi(90, 70, (20, 20, 30, 30), [Click(25, 25, True)], None) == (0, 0, 70, 90)
+    # hysteresis: kept for a small change, for a negative click outside, not for a positive one, nor a large change
+    assert zoom.next_roi(800, 1000, (390, 300, 700, 500), [click], roi) == roi
+    assert zoom.next_roi(800, 1000, (390, 300, 700, 500), [click, Click(5, 5, False)], roi) == roi
+    assert zoom.next_roi(800, 1000, (390, 300, 700, 500), [click, Click(761, 400, True)], roi)[2] > 761
+    assert zoom.next_roi(800, 1000, (500, 380, 560, 420), [click], roi) != roi
+    # positive clicks belong to the object even where the mask does not cover them
+    grown = zoom.next_roi(800, 1000, (400, 300, 700, 500), [click, Click(900, 700, True)], None)
+    assert grown[2] == 1000
+    assert grown[3] == 782  # 300 to 701, times 1.4, rounded outwards
+
+
+def square(x0, y0, x1, y1, height=200, width=256):
+    out = np.zeros((height, width), np.float32)
+    out[y0:y1, x0:x1] = 1
+    return out
+
+
+def test_focus_box():
+    nothing = square(0, 0, 0, 0)
+    assert zoom.focus_box(nothing, nothing, (5, 5), 0.49) is None
+    # first mask: the object, times 1.4
+    assert zoom.focus_box(nothing, square(100, 50, 150, 150), (120, 70), 0.49) == pytest.approx((90, 30, 160, 170))
+    # a large change that holds the click
+    before, after = square(50, 50, 100, 150), square(50, 50, 150, 150)
+    assert zoom.focus_box(before, after, (120, 70), 0.49) == pytest.approx((90, 30, 160, 170))
+    # a change under a third of the object in height: the click and its surroundings
+    after = np.maximum(before, square(100, 60, 140, 70))
+    assert zoom.focus_box(before, after, (120, 65), 0.49) == pytest.approx((100.5, 45.5, 140.5, 85.5))
+    # a change somewhere else, and none at all
+    assert zoom.focus_box(before, after, (20, 20), 0.49) == pytest.approx((0.5, 0.5, 40.5, 40.5))
+    assert zoom.focus_box(before, before, (250, 199), 0.49) == pytest.approx((230.5, 179.5, 256, 200))
+    # only the component that holds the click counts, by 8 neighbours
+    after = square(50, 50, 100, 150)
+    after[150:200, 100:140] = 1
+    after[60:64, 142:147] = 1
+    assert zoom.focus_box(before, after, (110, 160), 0.49) == pytest.approx((92, 140, 148, 200))
+    # everything removed: the object that was
+    assert zoom.focus_box(before, nothing, (60, 60), 0.49) == pytest.approx((40, 30, 110, 170))
+
+
+# --- canvas ---
+
+
+def test_painting_by_strips_equals_painting_at_once(rng, monkeypatch):
+    layers = (
+        Layer.of((3, 5, 140, 95), rng.random((64, 96), np.float32)),
+        Layer.of((50, 40, 61, 88), rng.random((64, 64), np.float32)),  # finer than the image
+    )
+    given = PackedMask.of(rng.random((101, 150)) > 0.5)
+    clicks = (Click(7, 100, True), Click(60, 60, False), Click(60.5, 60, True))
+    for fixed in (None, given):
+        canvas = Canvas(101, 150, 0.49, layers, clicks, fixed)
+        whole, mask = canvas.probs(), canvas.mask()
+        monkeypatch.setattr("activefreq_engine.runtime.canvas._STRIP_VALUES", 150 * 7)
+        assert np.array_equal(canvas.probs(), whole)
+        assert np.array_equal(canvas.mask(), mask)
+        monkeypatch.undo()
+        assert np.array_equal(whole > 0.49, mask)
+        assert whole[100, 7] == whole[60, 60] == 1
+        if fixed:
+            agree = mask == given.unpack()
+            assert agree.sum() >= agree.size - 2  # all but clicked pixels
+        else:
+            assert whole[:5].max() == whole[:, 140:].max() == 0
+            assert np.array_equal(canvas.sample((3, 5, 140, 95), 64, 96)[:10], canvas_values(layers[0])[:10])
+
+
+def canvas_values(layer):
+    return layer.values.astype(np.float32) / np.float32(65535)
+
+
+def test_sample_of_the_same_grid_is_exact(rng):
+    probs = rng.random((96, 256), np.float32)
+    canvas = Canvas(400, 900, 0.49, (Layer.of((11, 30, 700, 290), probs),))
+    assert np.array_equal(canvas.sample((11, 30, 700, 290), 96, 256), canvas_values(canvas.layers[0]))
+    assert np.abs(canvas.sample((11, 30, 700, 290), 96, 256) - probs).max() < 1e-5
+
+
+def test_sample_follows_what_is_painted():
+    """Sampling coarsely is about the same as painting and shrinking."""
+    ys, xs = np.mgrid[:64, :96] / 64
+    smooth = (0.5 + 0.4 * np.sin(5 * xs) * np.cos(4 * ys)).astype(np.float32)
+    canvas = Canvas(300, 410, 0.49, (Layer.of((20, 30, 390, 280), smooth), Layer.of((100, 90, 205, 150), smooth)))
+    box = (60, 10, 400, 300)
+    wanted = zoom.resize(canvas.probs()[box[1] : box[3], box[0] : box[2]], 29, 34)
+    got = canvas.sample(box, 29, 34)
+    assert np.median(np.abs(got - wanted)) < 0.01
+    assert (np.abs(got - wanted) > 0.05).mean() < 0.2  # only along the layers' edges
+
+
+def test_packed_mask_round_trip(rng):
+    for shape in ((1, 1), (3, 8), (5, 9), (64, 47)):
+        mask = rng.random(shape) > 0.5
+        packed = PackedMask.of(mask)
+        assert np.array_equal(packed.unpack(), mask)
+    assert len(PackedMask.of(np.zeros((2000, 3000), bool)).data) < 5000
+
+
+def test_changed_bbox(rng, monkeypatch):
+    monkeypatch.setattr("activefreq_engine.runtime.canvas._STRIP_VALUES", 40)
+    before = random_image(rng, 30, 45, 1) > 128
+    after = before.copy()
+    assert changed_bbox(before, after, (0, 0, 45, 30)) is None
+    after[7, 40] ^= True
+    after[20:22, 13] ^= True
+    assert changed_bbox(before, after, (0, 0, 45, 30)) == (13, 7, 41, 22)
+    assert changed_bbox(before, after, (20, 0, 45, 30)) == (40, 7, 41, 8)
+    assert changed_bbox(before, after, None) is None
+
+
+def test_merge_changes_one_component():
+    before = np.zeros((20, 30), bool)
+    before[5:15, 5:15] = True
+    after = before.copy()
+    after[5:10, 15:20] = True  # grows to the right ...
+    after[10, 20] = True  # ... on over a corner: 8 neighbours
+    after[18, 28] = True  # something else far away
+    after[5, 5] = False
+    merged = merge_click(before, after, Click(17, 7, True), (0, 0, 30, 20))
+    wanted = before.copy()
+    wanted[5:10, 15:20] = True
+    wanted[10, 20] = True
+    assert np.array_equal(merged, wanted)
+    assert np.array_equal(merge_click(before, after, Click(8, 8, True), (0, 0, 30, 20)), before)  # agrees
+    assert np.array_equal(merge_click(before, after, Click(28, 3, False), (0, 0, 30, 20)), before)
+    # nothing outside what the network saw
+    narrow = merge_click(before, after, Click(17, 7, True), (10, 0, 18, 20))
+    wanted = before.copy()
+    wanted[5:10, 15:18] = True
+    assert np.array_equal(narrow, wanted)
