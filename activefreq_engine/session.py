@@ -26,6 +26,7 @@ from activefreq_engine.errors import (
 )
 from activefreq_engine.history import History, Scene, Settings, Step
 from activefreq_engine.images import MAX_PIXELS, Window, image_digest, load_image
+from activefreq_engine.models import list_models
 from activefreq_engine.runtime import zoom as zooming
 from activefreq_engine.runtime.canvas import Canvas, PackedMask, changed_bbox
 from activefreq_engine.runtime.engine import Engine
@@ -372,6 +373,9 @@ class Session:
         """
         saved = parse_state(state)
         if engine is None:
+            if model is None and saved.model not in list_models():
+                # the state is not trusted to name files
+                raise SessionStateError(f"the state belongs to model {saved.model!r}, not one of ours; pass model=")
             engine = Engine.shared(saved.model if model is None else model, device, precision, saved.size)
         elif model is not None:
             raise InvalidArgumentError("engine= was given along with model; choose one way")

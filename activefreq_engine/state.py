@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from activefreq_engine.errors import SessionStateError
 from activefreq_engine.history import Scene, Settings, Step
 from activefreq_engine.images import Window, image_digest
 from activefreq_engine.runtime.canvas import PackedMask
-from activefreq_engine.runtime.engine import Engine
+from activefreq_engine.runtime.engine import SIZES, Engine
 from activefreq_engine.types import Click
 
 FORMAT = "activefreq_engine.session"
@@ -105,6 +106,13 @@ def parse(state: Any) -> SavedSession:
         raise SessionStateError(f"the state is damaged: {type(error).__name__}: {error}") from error
     if not all(0 <= o.done <= len(o.events) for o in saved.objects):
         raise SessionStateError("the state is damaged: an object has more steps done than it has steps")
+    if not 0 < saved.settings.threshold < 1 or saved.size not in SIZES:
+        raise SessionStateError(
+            f"the state is damaged: threshold {saved.settings.threshold} must lie between 0 and 1, "
+            f"size {saved.size} be one of {', '.join(map(str, SIZES))}"
+        )
+    if saved.window is not None and not -math.inf < saved.window[0] < saved.window[1] < math.inf:
+        raise SessionStateError(f"the state is damaged: window {saved.window} is not (low, high)")
     if not 1 <= saved.selected <= len(saved.objects):
         raise SessionStateError(f"the state is damaged: object {saved.selected} of {len(saved.objects)} is selected")
     return saved

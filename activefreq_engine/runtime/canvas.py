@@ -121,6 +121,9 @@ class Canvas:
         xs = box[0] + (np.arange(width) + 0.5) * ((box[2] - box[0]) / width)
         ys = box[1] + (np.arange(height) + 0.5) * ((box[3] - box[1]) / height)
         for layer in self.layers:
+            if layer.box == box and layer.values.shape == out.shape:
+                out = layer.shrunk(height, width)
+                continue
             x0, y0, x1, y1 = layer.box
             cols, rows = np.flatnonzero((x0 <= xs) & (xs < x1)), np.flatnonzero((y0 <= ys) & (ys < y1))
             if not (cols.size and rows.size):

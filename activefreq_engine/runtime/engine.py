@@ -258,7 +258,7 @@ def _model(model: Any) -> tuple[str, Any]:
         if name in list_models():
             return name, create_model(name, pretrained=True)
         if Path(model).is_file():
-            return name, load_checkpoint(Path(model))
+            return Path(model).name, load_checkpoint(Path(model))
         raise ModelLoadError(
             f"model {name!r} is neither a known name nor a file; known names: {', '.join(list_models())}"
         )
