@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from .freqformer import FreqFormer, FreqFormerConfig
 
 FORMAT = "activefreq-1"
+ARCHITECTURE = "FreqFormer"
 
 
 def weights_digest(state: dict[str, torch.Tensor]) -> str:
@@ -41,15 +42,22 @@ def save_checkpoint(
         path (path): target, written whole or not at all.
         metadata (dict, optional): JSON-able facts: training data, metrics, licence, recipe.
         dtype (torch.dtype): storage type. Default: float16.
+
+    Raises:
+        ValueError: a weight is not finite as `dtype`; the file would never load.
     """
     path = Path(path)
     state = {
         k: (v.to(dtype) if v.is_floating_point() else v).detach().cpu().contiguous().clone()
         for k, v in model.state_dict().items()
     }
+    for k, v in state.items():
+        if v.is_floating_point() and not v.isfinite().all():
+            largest = float(model.state_dict()[k].abs().max())
+            raise ValueError(f"{k} reaches {largest:g}, which {dtype} cannot hold; store dtype=torch.float32 if finite")
     header = {
         "format": FORMAT,
-        "architecture": "FreqFormer",
+        "architecture": ARCHITECTURE,
         "config": json.dumps(asdict(model.config), sort_keys=True),
         "sha256": weights_digest(state),
         "metadata": json.dumps(metadata or {}, sort_keys=True),
@@ -95,29 +103,31 @@ def load_checkpoint(path: str | Path, *, expected: FreqFormerConfig | None = Non
         expected (FreqFormerConfig, optional): refuse the file unless it holds exactly this configuration.
 
     Raises:
-        ModelLoadError: missing or damaged file, unknown configuration, missing, unexpected or misshapen weights,
-            non-finite weights, or a sha256 that does not match.
+        ModelLoadError: missing or damaged file, another architecture, unknown configuration, missing, unexpected or
+            misshapen weights, non-finite weights, or a sha256 that does not match.
     """
     from ..errors import ModelLoadError
 
     header = read_metadata(path)
     known = {f.name for f in fields(FreqFormerConfig)}
+    if header.get("architecture") != ARCHITECTURE:
+        raise ModelLoadError(f"{path} holds a {header.get('architecture')!r}; this package loads {ARCHITECTURE!r}")
     if not isinstance(header["config"], dict) or set(header["config"]) != known:
-        raise ModelLoadError(f"{path} has configuration fields {sorted(header['config'])}; expected {sorted(known)}")
+        raise ModelLoadError(f"{path} has the configuration {header['config']}; expected the fields {sorted(known)}")
     config = FreqFormerConfig(**header["config"])
     if expected is not None and config != expected:
         ours, theirs = asdict(expected), asdict(config)
         differ = "; ".join(f"{k}: {theirs[k]!r} in the file, {ours[k]!r} wanted" for k in ours if ours[k] != theirs[k])
         raise ModelLoadError(f"{path} holds another model ({differ}); create it with the file's values")
     try:
-        model = FreqFormer(config)
-    except (ValueError, TypeError) as e:
-        raise ModelLoadError(f"{path} describes a model that cannot be built: {e}") from None
+        with torch.device("meta"):  # shapes only: a damaged configuration may ask for any amount of memory
+            wanted = FreqFormer(config).state_dict()
+    except (ValueError, TypeError, RuntimeError, OverflowError) as e:
+        raise ModelLoadError(f"{path} describes a model that cannot be built: {str(e).splitlines()[0]}") from None
     with safe_open(str(path), framework="pt") as f:
         state = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (a safetensors handle is not a dict)
     if weights_digest(state) != header.get("sha256"):
         raise ModelLoadError(f"{path}: the weights do not match their sha256; the file is damaged, fetch it again")
-    wanted = model.state_dict()
     problems = [f"missing {k}" for k in wanted if k not in state]
     problems += [f"unexpected {k}" for k in state if k not in wanted]
     problems += [
@@ -129,5 +139,6 @@ def load_checkpoint(path: str | Path, *, expected: FreqFormerConfig | None = Non
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise ModelLoadError(f"{path} does not fit its own configuration: {'; '.join(problems[:3])}{more}")
+    model = FreqFormer(config)
     model.load_state_dict(state)
     return model.eval()

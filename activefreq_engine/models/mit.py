@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -150,7 +149,8 @@ class MixTransformer(nn.Module):
     def __init__(self, spec: MiTSpec, drop_path: float = 0.1) -> None:
         super().__init__()
         self.spec = spec
-        rates = torch.linspace(0, drop_path, sum(spec.depths)).tolist()
+        last = sum(spec.depths) - 1
+        rates = [drop_path * i / last for i in range(last + 1)]
         stages = []
         previous = 3
         for i, (dim, depth) in enumerate(zip(spec.channels, spec.depths, strict=True)):

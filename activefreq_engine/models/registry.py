@@ -53,4 +53,7 @@ def create_model(
             raise ModelLoadError(f"no weights are shipped for {name}; shipped: {shipped}; pass checkpoint=PATH instead")
     if checkpoint is not None:
         return load_checkpoint(checkpoint, expected=config)
-    return FreqFormer(config).eval()
+    try:
+        return FreqFormer(config).eval()
+    except (ValueError, TypeError) as e:
+        raise ModelLoadError(f"cannot configure {name}: {e}") from None
