@@ -7,6 +7,7 @@ A packed folder holds `images.u8` (RGB rows of all images, back to back), `label
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,27 +23,39 @@ from tqdm import tqdm
 from ..errors import DatasetError
 
 MASK_FOLDERS = ("masks", "labels", "instances")  # binary, label values, label values
+MIN_AREA = 64  # pixels of the packed image that an object must have
 Pixels = NDArray[Any]  # uint8; OpenCV's annotations promise no dtype
 
 
 def read_labels(path: Path, binary: bool) -> NDArray[Any]:
-    """A mask (non-zero above 127 = object 1) or label map (each value one object) as uint16 `[H, W]`."""
+    """A mask (above half of its largest value = object 1) or label map (each value one object) as uint16 `[H, W]`."""
     labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if labels is None:
-        raise DatasetError(f"{path} is not a readable image")
+        raise DatasetError(f"{path} is not a readable image; write it again as an 8- or 16-bit PNG")
     if labels.ndim == 3:
-        labels = labels[..., 0]
-    return (labels > 127).astype(np.uint16) if binary else labels.astype(np.uint16)
+        colours = labels[..., :3]
+        if not binary and (colours != colours[..., :1]).any():
+            raise DatasetError(f"{path} is a colour picture; a label map has one channel whose values are the objects")
+        labels = colours.max(axis=2) if binary else labels[..., 0]
+    return (2 * labels.astype(np.int64) > labels.max()).astype(np.uint16) if binary else labels.astype(np.uint16)
 
 
 def pack(folders: Sequence[Path], target: Path, max_side: int = 384) -> Path:
     """Decode data folders (`images/` beside `masks/`, `labels/` or `instances/`) into one packed folder.
 
-    Images whose longer side exceeds `max_side` are scaled down.  Objects smaller than 64 pixels are dropped.  An
-    existing complete pack of the same folders is reused.
+    Images whose longer side exceeds `max_side` are scaled down.  Objects smaller than `MIN_AREA` pixels are dropped.
+    An existing complete pack of the same folders is reused, whatever has changed in them since.
+
+    Args:
+        folders (sequence of paths): data folders; their order numbers the sources.
+        target (path): the packed folder.
+        max_side (int): longest side of a packed image, pixels.
+
+    Returns:
+        Path: `target`.
 
     Raises:
-        DatasetError: no images, a missing or misshapen mask, an unreadable file.
+        DatasetError: no images, a missing or misshapen mask, an unreadable file, no object anywhere.
     """
     index_path = target / "index.json"
     sources = [str(f) for f in folders]
@@ -51,6 +64,7 @@ def pack(folders: Sequence[Path], target: Path, max_side: int = 384) -> Path:
         if index["sources"] == sources and index["max_side"] == max_side:
             return target
     target.mkdir(parents=True, exist_ok=True)
+    index_path.unlink(missing_ok=True)  # it would describe the files that are about to be overwritten
     entries: list[dict[str, object]] = []
     offset = 0
     with open(target / "images.u8", "wb") as images, open(target / "labels.u16", "wb") as label_file:
@@ -58,22 +72,31 @@ def pack(folders: Sequence[Path], target: Path, max_side: int = 384) -> Path:
             kind = next((k for k in MASK_FOLDERS if (folder / k).is_dir()), None)
             paths = sorted(p for p in (folder / "images").glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
             if kind is None or not paths:
-                raise DatasetError(f"{folder} needs images/ and one of {', '.join(MASK_FOLDERS)} beside it")
+                raise DatasetError(
+                    f"{folder} needs images/ (.jpg, .jpeg or .png) and, beside it, one of {', '.join(MASK_FOLDERS)} "
+                    f"with a .png of the same name for each; "
+                    + ("there is no such folder" if kind is None else "images/ holds none")
+                )
             for path in tqdm(paths, desc=f"packing {folder}", disable=None):
                 image = cv2.imread(str(path), cv2.IMREAD_COLOR)
                 mask_path = folder / kind / f"{path.stem}.png"
                 if image is None:
-                    raise DatasetError(f"{path} is not a readable image")
+                    raise DatasetError(f"{path} is not a readable image; replace or remove it")
+                if not mask_path.exists():
+                    raise DatasetError(f"{path} has no mask: {mask_path} is missing; add it or remove the image")
                 labels = read_labels(mask_path, binary=kind == "masks")
                 if labels.shape != image.shape[:2]:
-                    raise DatasetError(f"{mask_path} is {labels.shape}, its image {image.shape[:2]} (HxW)")
+                    raise DatasetError(
+                        f"{mask_path} is {labels.shape[1]} x {labels.shape[0]} (width x height), its image "
+                        f"{image.shape[1]} x {image.shape[0]}; they must agree"
+                    )
                 scale = max_side / max(labels.shape)
                 if scale < 1:
                     size = (round(labels.shape[1] * scale), round(labels.shape[0] * scale))
                     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-                    labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
+                    labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT)
                 areas = np.bincount(labels.ravel())
-                objects = [int(v) for v in np.flatnonzero(areas >= 64) if v > 0]
+                objects = [int(v) for v in np.flatnonzero(areas >= MIN_AREA) if v > 0]
                 if not objects:
                     continue
                 images.write(np.ascontiguousarray(image[..., ::-1]).tobytes())
@@ -82,6 +105,8 @@ def pack(folders: Sequence[Path], target: Path, max_side: int = 384) -> Path:
                 entry = {"offset": offset, "h": h, "w": w, "objects": objects, "source": source, "id": path.stem}
                 entries.append(entry)
                 offset += h * w
+    if not entries:
+        raise DatasetError(f"no object of at least {MIN_AREA} pixels in {', '.join(sources)}; are the masks empty?")
     partial = index_path.with_suffix(".partial")
     partial.write_text(json.dumps({"sources": sources, "max_side": max_side, "entries": entries}))
     partial.replace(index_path)
@@ -206,16 +231,14 @@ def random_crop(image: Pixels, mask: Pixels, size: int, rng: np.random.Generator
     centre = np.array([cx - 0.5, cy - 0.5]) - matrix @ np.array([(size - 1) / 2, (size - 1) / 2])
     affine = np.concatenate([matrix, centre[:, None]], axis=1)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    if zoom > 1.5:  # bilinear samples alone would alias
-        image = cv2.blur(image, (round(zoom), round(zoom)))
+    if zoom > 1.2:  # bilinear samples alone would alias; an even box filter would move the image by half a pixel
+        image = cv2.GaussianBlur(image, (0, 0), math.sqrt((zoom * zoom - 1) / 6))
     out = cv2.warpAffine(image, affine, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
-    label = cv2.warpAffine(
-        mask * 127, affine, (size, size), flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=255
-    )
+    label = cv2.warpAffine(mask * 255, affine, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
     inside = cv2.warpAffine(
         np.full((h, w), 255, np.uint8), affine, (size, size), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
     )
-    target = (label > 63).astype(np.int8)
+    target = (label > 127).astype(np.int8)
     target[inside == 0] = -1
     return Crop(photometric(out, rng), target)
 
