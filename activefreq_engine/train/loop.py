@@ -2,119 +2,36 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
-import math
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..errors import DatasetError, InvalidArgumentError
-from ..models import FreqFormer, create_model, normalise, save_checkpoint
-from ..models.freqformer import Coarse
-from ..models.refiner import Refined, roi_align
+from ..errors import ActiveFreqError, InvalidArgumentError
+from ..models import FreqFormer, create_model, normalise
+from .config import Schedule, Stage, TrainConfig, claim
 from .data import PackedDataset, SizeOf, StepSampler, pack
-from .losses import coarse_loss, refiner_loss
-from .simulate import simulate
+from .record import Record, Validation, plot, require_plotting
+from .state import Ema, averaged, export, load_state, save_state
+from .steps import CoarseStep, RefinerStep
+
+__all__ = ["Stage", "TrainConfig", "Validation", "train"]
 
 log = logging.getLogger(__name__)
 
-Stage = Literal["coarse", "refiner"]
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """A run.  Stored beside its results; resuming with another configuration is refused."""
-
-    data: tuple[str, ...]  # folders with images/ and masks/, labels/ or instances/
-    model: str = "freqformer_b0"
-    overrides: dict[str, Any] = field(default_factory=dict)  # of the model's configuration
-    init: str | None = None  # checkpoint to start from
-    stage: Stage = "coarse"  # "refiner" trains the refiner alone, on a frozen network
-    steps: int | None = None  # length of the run in steps, or
-    hours: float | None = None  # in hours of training time (the schedules then follow the clock)
-    batch: int = 16  # per process
-    sizes: tuple[tuple[float, int], ...] = ((0.0, 128), (0.35, 192), (0.85, 256))  # from this progress on: crop size
-    lr: float = 1e-3
-    weight_decay: float = 0.02
-    warmup: int = 200  # steps
-    clip: float = 1.0  # largest gradient norm
-    ema: float = 0.999
-    # share of steps with so many simulated clicks before the one that is learnt from
-    iterations: tuple[tuple[int, float], ...] = ((0, 0.3), (1, 0.3), (2, 0.2), (3, 0.1), (5, 0.06), (8, 0.04))
-    source_weights: tuple[float, ...] | None = None  # share of each data folder; default: by number of images
-    seed: int = 0
-    workers: int = 1  # loader processes
-
-    def __post_init__(self) -> None:
-        if (self.steps is None) == (self.hours is None):
-            raise InvalidArgumentError("give the length of the run either as steps or as hours")
-        if self.stage not in ("coarse", "refiner"):
-            raise InvalidArgumentError(f"stage is {self.stage!r}; allowed: 'coarse', 'refiner'")
-        if any(size % 32 for _, size in self.sizes):
-            raise InvalidArgumentError(f"sizes are {self.sizes}; every crop size must be a multiple of 32")
-
-
-class Schedule(SizeOf):
-    """Progress in 0..1 by steps or by the clock, and what follows from it: learning rate and crop size."""
-
-    def __init__(self, config: TrainConfig, elapsed: float) -> None:
-        self.config = config
-        self.started = time.monotonic() - elapsed
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds of training, earlier parts of a resumed run included."""
-        return time.monotonic() - self.started
-
-    def progress(self, step: int) -> float:
-        if self.config.steps is not None:
-            return step / self.config.steps
-        assert self.config.hours is not None
-        return self.elapsed / (3600 * self.config.hours)
-
-    def __call__(self, step: int) -> int | None:
-        progress = self.progress(step)
-        if progress >= 1:
-            return None
-        return max((p, size) for p, size in self.config.sizes if p <= progress)[1]
-
-    def lr(self, step: int) -> float:
-        """Linear warm-up, then a cosine to one hundredth."""
-        warm = min(1.0, (step + 1) / self.config.warmup)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress(step))))
-        return self.config.lr * warm * (0.01 + 0.99 * cosine)
-
-
-class Ema:
-    """Exponential moving average of all weights and buffers."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.state = {k: v.detach().clone() for k, v in model.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for k, v in model.state_dict().items():
-            if v.is_floating_point():
-                self.state[k].lerp_(v, 1 - decay)
-            else:
-                self.state[k].copy_(v)
+# the other processes wait in a collective operation while the first one packs data or validates
+PATIENCE = timedelta(hours=4)
 
 
 def precision(device: torch.device) -> torch.dtype | None:
@@ -136,322 +53,234 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
-class CoarseStep(nn.Module):
-    """Clicks in, loss out, for the network without its refiner."""
-
-    def __init__(self, model: FreqFormer) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: Tensor, labels: Tensor, iterations: int, rng: np.random.Generator) -> Tensor:
-        self.model.eval()
-        clicks = simulate(self.model, image, labels, iterations, rng)
-        self.model.train()
-        logits = self.model.decode_clicks(self.model.encode_image(image), clicks).logits
-        return coarse_loss(logits, labels.float())
-
-
-class RefinerStep(nn.Module):
-    """Clicks in, refiner loss out; the network itself stays as it is.  Its input is the crop at two thirds size."""
-
-    def __init__(self, model: FreqFormer) -> None:
-        super().__init__()
-        self.model = model
-        model.requires_grad_(False)
-        assert model.refiner is not None
-        model.refiner.requires_grad_(True)
-
-    def forward(self, image: Tensor, labels: Tensor, iterations: int, rng: np.random.Generator) -> Tensor:
-        model = self.model.eval()
-        assert model.refiner is not None
-        size = round(image.shape[3] * 2 / 3 / 32) * 32
-        small = F.interpolate(image, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
-        small_labels = F.interpolate(labels.float(), size=(size, size), mode="nearest-exact").to(torch.int8)
-        with torch.no_grad():
-            clicks = simulate(model, small, small_labels, iterations, rng)
-            coarse = model.decode_clicks(model.encode_image(small), clicks)
-            coarse = Coarse(coarse.logits.float(), coarse.embedding.float())
-        boxes = focus_boxes(small_labels[:, 0].cpu().numpy(), rng).to(image.device)
-        side = model.config.refine_size
-        scale = image.shape[3] / size
-        crop = roi_align(image, boxes, side, scale, samples=1)
-        truth = labels.float().clamp(min=0)
-        valid = roi_align((labels >= 0).float(), boxes, side, scale) > 0.999
-        target = (roi_align(truth, boxes, side, scale) > 0.5).float().masked_fill(~valid, -1.0)
-        # the disks of the coarse input, as they lie in the box
-        disks = (roi_align(clicks[:, 1:], boxes, side) > 0.5).float()
-        model.refiner.train()
-        refined: Refined = model.refine_maps(coarse, boxes, crop, disks)
-        return refiner_loss(refined, target)
-
-
-def focus_boxes(labels: np.ndarray, rng: np.random.Generator) -> Tensor:
-    """A box per sample, `[B, 4]`: the object's x1.1 to 1.6 with jitter, or (40 %) a smaller one on its border."""
-    boxes = []
-    for label in labels:
-        size = label.shape[0]
-        ys, xs = np.nonzero(label == 1)
-        if len(xs) == 0:
-            side = size * rng.uniform(0.3, 1.0)
-            cx, cy = rng.uniform(side / 2, size - side / 2, 2)
-            w = h = side
-        else:
-            w, h = float(np.ptp(xs) + 1), float(np.ptp(ys) + 1)
-            if rng.random() < 0.4 and len(xs) >= 400:
-                i = rng.integers(len(xs))
-                cx, cy = xs[i] + 0.5, ys[i] + 0.5
-                w = h = max(w, h) / rng.uniform(1.3, 4)
-            else:
-                grow = rng.uniform(1.1, 1.6)
-                cx, cy = (xs.min() + xs.max() + 1) / 2, (ys.min() + ys.max() + 1) / 2
-                cx, cy = cx + w * rng.uniform(-0.15, 0.15), cy + h * rng.uniform(-0.15, 0.15)
-                w, h = w * grow, h * grow
-        w, h = max(w, 16.0), max(h, 16.0)
-        boxes.append([max(0.0, cx - w / 2), max(0.0, cy - h / 2), min(size, cx + w / 2), min(size, cy + h / 2)])
-    return torch.tensor(boxes, dtype=torch.float32)
-
-
-# ------------------------------------------------------------------------------------------------------------------
-# state on disk
-# ------------------------------------------------------------------------------------------------------------------
-def save_state(
-    path: Path, model: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, scaler: Any, step: int, elapsed: float
-) -> None:
-    """Everything that a resumed run needs, in one safetensors file that is replaced whole."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    tensors |= {f"ema.{k}": v for k, v in ema.state.items()}
-    for i, s in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in s.items()}
-    facts = {"step": step, "elapsed": elapsed, "scaler": scaler.state_dict() if scaler else None}
-    partial = path.with_suffix(".partial")
-    stored = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    save_file(stored, partial, {"facts": json.dumps(facts)})
-    partial.replace(path)
-
-
-def load_state(
-    path: Path, model: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, scaler: Any
-) -> tuple[int, float]:
-    """Restore a run saved by `save_state`; returns its step and seconds."""
-    with safe_open(str(path), framework="pt") as f:
-        facts = json.loads(f.metadata()["facts"])
-        tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
-    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-    for k, v in tensors.items():
-        if k.startswith("ema."):
-            ema.state[k[4:]].copy_(v)
-    state: dict[int, dict[str, Tensor]] = {}
-    for k, v in tensors.items():
-        if k.startswith("optimizer."):
-            _, i, name = k.split(".")
-            state.setdefault(int(i), {})[name] = v
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    if scaler:
-        scaler.load_state_dict(facts["scaler"])
-    return facts["step"], facts["elapsed"]
-
-
-def pick_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
-
-
-def train(config: TrainConfig, out: Path, *, device: str = "auto", save_every: float = 120.0) -> Path:
+def train(
+    config: TrainConfig,
+    out: Path,
+    *,
+    device: str = "auto",
+    save_every: float = 120.0,
+    validation: Validation | None = None,
+    packed: Path | None = None,
+) -> Path:
     """Train, or go on with the run in `out`.
 
-    Writes to `out`: `config.json`, `state.safetensors` (every `save_every` seconds), `log.csv`, `curve.png`, and
-    `model.safetensors`, the averaged weights.
+    Writes to `out`: `config.json`; `data/`, the packed data; every `save_every` seconds `state.safetensors`,
+    `model.safetensors` (the averaged weights) and `curve.png`; `log.csv`; with `validation`, also `best.safetensors`,
+    the averaged weights of lowest NoC@90.
+
+    A run of `steps` gives the same weights however often it was killed and resumed, on one kind of CPU with one number
+    of threads.
 
     Args:
         config (TrainConfig): the run.
         out (path): its folder; an unfinished run of the same configuration in it is resumed.
         device (str): "auto", "cpu", "cuda", "cuda:1".  Under torchrun each process takes its own GPU.
         save_every (float): seconds between saves.
+        validation (Validation, optional): held-out data to evaluate on now and then.
+        packed (path, optional): packed data to use instead of `out/data`; packed there first if it is not.
 
     Returns:
         Path: the averaged weights.
 
     Raises:
-        DatasetError: unusable data.
-        InvalidArgumentError: another run lives in `out`.
+        DatasetError: unusable data, or matplotlib is missing.
+        InvalidArgumentError: another run lives in `out`, or its state is damaged.
+        BackendUnavailableError: the device is not there.
         ModelLoadError: unusable `config.init`.
+        ActiveFreqError: the batch does not fit into the GPU's memory.
     """
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    target = pick_device(device)
+    target = pick_device(device, world)
     if world > 1:
-        if target.type == "cuda":
-            target = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-            torch.cuda.set_device(target)
-        dist.init_process_group("nccl" if target.type == "cuda" else "gloo")
+        # gloo beside nccl: what the processes agree on about the run lies on the CPU
+        dist.init_process_group("cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
-        return _train(config, out, target, save_every, world, rank)
+        return _Run(config, out, target, world, rank).train(save_every, validation, packed or out / "data")
+    except torch.OutOfMemoryError as e:
+        raise ActiveFreqError(
+            f"batch {config.batch} at {max(size for _, size in config.sizes)} pixels does not fit into the memory of "
+            f"{target}; use a smaller batch or smaller crops"
+        ) from e
     finally:
         if world > 1:
             dist.destroy_process_group()
 
 
-def _train(config: TrainConfig, out: Path, device: torch.device, save_every: float, world: int, rank: int) -> Path:
-    chief = rank == 0
-    out.mkdir(parents=True, exist_ok=True)
-    wanted = json.loads(json.dumps(asdict(config)))
-    config_path, state_path = out / "config.json", out / "state.safetensors"
-    if config_path.exists() and json.loads(config_path.read_text()) != wanted:
-        raise InvalidArgumentError(f"{out} holds another run (its configuration is {config_path}); use a new folder")
-    if chief:
-        config_path.write_text(json.dumps(wanted, indent=1))
-        pack([Path(p) for p in config.data], out / "data")
-    if world > 1:
-        dist.barrier()
-    data = PackedDataset(out / "data", config.seed, config.source_weights)
-    if len(data) == 0:
-        raise DatasetError(f"{config.data}: no object of at least 64 pixels in any mask")
+def pick_device(name: str, world: int = 1) -> torch.device:
+    """The device for a name, "auto" being CUDA where there is one.
 
-    torch.manual_seed(config.seed + rank)
-    model = create_model(config.model, checkpoint=config.init, **config.overrides).to(device)
-    model.decoder.compose_fuse = True
-    ema = Ema(model, config.ema)
-    module: nn.Module = CoarseStep(model) if config.stage == "coarse" else RefinerStep(model)
-    if config.stage == "coarse" and model.refiner is not None:
-        model.refiner.requires_grad_(False)
-    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr)
-    autocast_type = precision(device)
-    scaler = torch.amp.GradScaler() if autocast_type == torch.float16 else None
-    step, elapsed = 0, 0.0
-    if state_path.exists():
-        step, elapsed = load_state(state_path, model, ema, optimizer, scaler)
-        log.info("resuming %s at step %d", out, step)
-    if world > 1:
-        module = nn.SyncBatchNorm.convert_sync_batchnorm(module) if device.type == "cuda" else module
-        module = DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
-    schedule = Schedule(config, elapsed)
-    # with several processes the clock must not end the run on one rank earlier than on another
-    size_of = schedule if world == 1 or config.steps is not None else SharedSize(schedule)
-    loader = DataLoader(
-        data,
-        batch_sampler=StepSampler(step, config.batch, rank, world, size_of),
-        num_workers=config.workers,
-        pin_memory=device.type == "cuda",
-        persistent_workers=config.workers > 0,
-    )
-    counts, shares = zip(*config.iterations, strict=True)
-    meter = Meter(out / "log.csv", step) if chief else None
-    bar = tqdm(total=config.steps, initial=step, desc=f"training {config.model}", disable=None if chief else True)
-    last_save = time.monotonic()
-    for image, label in loader:
-        rng = np.random.default_rng((config.seed, step, rank, 2))
-        iterations = int(np.random.default_rng((config.seed, step, 3)).choice(counts, p=np.divide(shares, sum(shares))))
-        lr = schedule.lr(step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        image = normalise(image.to(device, non_blocking=True))
-        label = label.to(device, non_blocking=True)
-        with torch.autocast(device.type, dtype=autocast_type, enabled=autocast_type is not None):
-            loss = module(image, label, iterations, rng)
-        optimizer.zero_grad(set_to_none=True)
-        if scaler:
-            scaler.scale(loss).backward()
-            scaler.unscale_(optimizer)
-        else:
-            loss.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        if scaler:
-            scaler.step(optimizer)
-            scaler.update()
+    Raises:
+        InvalidArgumentError: no such name.
+        BackendUnavailableError: the device is not there.
+    """
+    from ..runtime.engine import _device
+
+    if world > 1 and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    elif world > 1 and name.startswith("cuda:"):
+        raise InvalidArgumentError(f"device is {name!r}, but {world} processes share the run; use device='cuda'")
+    target = _device(name)
+    if target.type == "cuda":
+        torch.cuda.set_device(target)
+    return target
+
+
+class _Run:
+    """One call of `train`."""
+
+    def __init__(self, config: TrainConfig, out: Path, device: torch.device, world: int, rank: int) -> None:
+        self.config, self.out, self.device = config, out, device
+        self.world, self.rank, self.chief = world, rank, rank == 0
+        self.state_path = out / "state.safetensors"
+
+    def train(self, save_every: float, validation: Validation | None, packed: Path) -> Path:
+        config, device = self.config, self.device
+        require_plotting()
+        held_out = validation.open() if validation and self.chief else None
+        self.out.mkdir(parents=True, exist_ok=True)
+        claim(config, self.out / "config.json", write=self.chief)
+        if self.chief:
+            pack([Path(p) for p in config.data], packed)
+        if self.world > 1:
+            dist.barrier()
+        data = PackedDataset(packed, config.seed, config.source_weights)
+
+        self._build()
+        schedule = Schedule(config, self.elapsed)
+        # with several processes their clocks must agree on when a run ends and on the learning rate
+        shared = self.world > 1 and config.steps is None
+        loader = DataLoader(
+            data,
+            batch_sampler=StepSampler(
+                self.step, config.batch, self.rank, self.world, SharedSize(schedule) if shared else schedule
+            ),
+            num_workers=config.workers,
+            worker_init_fn=_one_thread,
+            pin_memory=device.type == "cuda",
+            persistent_workers=config.workers > 0,
+        )
+        autocast_type = precision(device)
+        counts, shares = zip(*config.iterations, strict=True)
+        record = Record(self.out / "log.csv", self.step) if self.chief else None
+        description = f"training {config.model}"
+        bar = tqdm(total=config.steps, initial=self.step, desc=description, disable=None if self.chief else True)
+        last_save, last_check = time.monotonic(), schedule.elapsed
+        for image, label in loader:
+            step = self.step
+            # chance depends on seed, step and rank alone, so that a resumed run takes the same course
+            torch.manual_seed(int(np.random.SeedSequence((config.seed, step, self.rank, 4)).generate_state(1)[0]))
+            rng = np.random.default_rng((config.seed, step, self.rank, 2))
+            draw = np.random.default_rng((config.seed, step, 3))
+            iterations = int(draw.choice(counts, p=np.divide(shares, sum(shares))))
+            lr = agreed(schedule.lr(step)) if shared else schedule.lr(step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            image = normalise(image.to(device, non_blocking=True))
+            label = label.to(device, non_blocking=True)
+            with torch.autocast(device.type, dtype=autocast_type, enabled=autocast_type is not None):
+                loss = self.module(image, label, iterations, rng)
+            self._update(loss)
+            bar.update()
+            if not record:
+                continue
+            last = self.step == config.steps
+            mean = record.add(self.step, schedule.elapsed, float(loss.detach()), lr, image.shape[3], last=last)
+            if mean is not None:
+                bar.set_postfix(loss=f"{mean:.4f}", size=image.shape[3])
+                log.info("step %d, %.1f min: loss %.4f", self.step, schedule.elapsed / 60, mean)
+            if validation and held_out and schedule.elapsed - last_check > 60 * validation.every:
+                self._validate(validation, held_out, record, schedule)
+                last_check = schedule.elapsed
+            elif time.monotonic() - last_save > save_every:
+                self._save(schedule.elapsed)
+                last_save = time.monotonic()
+        bar.close()
+        if record:
+            if validation and held_out and record.validated < self.step:
+                self._validate(validation, held_out, record, schedule)
+            self._save(schedule.elapsed)
+        if self.world > 1:
+            dist.barrier()
+        return self.out / "model.safetensors"
+
+    def _build(self) -> None:
+        """Model, optimizer and averaged weights: new, or as the run in `out` left them."""
+        config, device = self.config, self.device
+        resumed = self.state_path.exists()
+        torch.manual_seed(config.seed)
+        checkpoint = None if resumed else config.init
+        self.model: FreqFormer = create_model(config.model, checkpoint=checkpoint, **config.overrides).to(device)
+        self.model.decoder.compose_fuse = True
+        if config.stage == "refiner" and self.model.refiner is None:
+            raise InvalidArgumentError(f"{config.init} has no refiner to train; its refiner_width is 0")
+        self.module: nn.Module = (CoarseStep if config.stage == "coarse" else RefinerStep)(self.model, config.clicker)
+        self.ema = Ema(self.model, config.ema)
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, config.weight_decay), lr=config.lr)
+        self.scaler = torch.amp.GradScaler() if precision(device) == torch.float16 else None
+        self.step, self.elapsed = 0, 0.0
+        if resumed:
+            self.step, self.elapsed = load_state(self.state_path, self.model, self.ema, self.optimizer, self.scaler)
+            log.info("resuming %s at step %d", self.out, self.step)
+        if self.world > 1:
+            cuda = device.type == "cuda"
+            if cuda:
+                self.module = nn.SyncBatchNorm.convert_sync_batchnorm(self.module)
+            self.module = DistributedDataParallel(self.module, device_ids=[device] if cuda else None)
+
+    def _update(self, loss: torch.Tensor) -> None:
+        """One optimizer step; none where the gradient is not finite."""
+        self.optimizer.zero_grad(set_to_none=True)
+        scaled = self.scaler.scale(loss) if self.scaler else loss
+        scaled.backward()
+        if self.scaler:
+            self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        if self.scaler:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         elif torch.isfinite(norm):
-            optimizer.step()
+            self.optimizer.step()
         else:
-            log.warning("step %d: gradient norm is %s; step skipped", step, float(norm))
-        ema.update(model, step)
-        step += 1
-        bar.update()
-        if meter:
-            meter.add(step, schedule.elapsed, float(loss.detach()), lr, image.shape[3], bar)
-        if chief and time.monotonic() - last_save > save_every:
-            save_state(state_path, model, ema, optimizer, scaler, step, schedule.elapsed)
-            export(model, ema, config, out / "model.safetensors", step, schedule.elapsed, device)
-            last_save = time.monotonic()
-    bar.close()
-    if chief:
-        save_state(state_path, model, ema, optimizer, scaler, step, schedule.elapsed)
-        export(model, ema, config, out / "model.safetensors", step, schedule.elapsed, device)
-        plot(out / "log.csv", out / "curve.png")
-    if world > 1:
-        dist.barrier()
-    return out / "model.safetensors"
+            log.warning("step %d: gradient norm is %s; step skipped", self.step, float(norm))
+        self.ema.update(self.model, self.step)
+        self.step += 1
+
+    def _save(self, elapsed: float) -> None:
+        save_state(self.state_path, self.model, self.ema, self.optimizer, self.scaler, self.step, elapsed)
+        self._export("model.safetensors", elapsed)
+        plot(self.out / "log.csv", self.out / "curve.png")
+
+    def _export(self, name: str, elapsed: float) -> None:
+        export(self.model, self.ema, self.config, self.out / name, self.step, elapsed, self.device)
+
+    def _validate(self, validation: Validation, held_out: Any, record: Record, schedule: Schedule) -> None:
+        """Evaluate the averaged weights; the time it takes is no training time."""
+        started = time.monotonic()
+        scores = validation.scores(held_out, averaged(self.model, self.ema), self.device)
+        schedule.exclude(time.monotonic() - started)
+        log.info("step %d: NoC@90 %.2f, mIoU@2 %.3f", self.step, scores["noc90"], scores["miou2"])
+        if record.add_scores(self.step, schedule.elapsed, scores):
+            self._export("best.safetensors", schedule.elapsed)
+        self._save(schedule.elapsed)
+
+
+def _one_thread(worker: int) -> None:
+    """Loader processes share the machine with the training itself."""
+    cv2.setNumThreads(0)
+
+
+def agreed(value: float) -> float:
+    """The first process's value, in all processes."""
+    shared = torch.tensor(value, dtype=torch.float64)
+    dist.broadcast(shared, src=0)
+    return float(shared)
 
 
 class SharedSize(SizeOf):
-    """The crop size that rank 0 reads off its clock, told to all ranks."""
+    """The crop size that the first process reads off its clock, told to all."""
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
 
     def __call__(self, step: int) -> int | None:
-        size = torch.tensor([self.schedule(step) or 0])
-        dist.broadcast(size, src=0)
-        return int(size) or None
-
-
-def export(
-    model: FreqFormer, ema: Ema, config: TrainConfig, path: Path, step: int, elapsed: float, device: torch.device
-) -> None:
-    """Write the averaged weights as a checkpoint."""
-    averaged = FreqFormer(model.config)
-    averaged.load_state_dict(ema.state)
-    facts = {
-        "training_data": [Path(p).as_posix().rstrip("/").split("/")[-2:] for p in config.data],
-        "recipe": {k: v for k, v in asdict(config).items() if k not in ("data", "init")},
-        "steps": step,
-        "hours": round(elapsed / 3600, 3),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        "torch": torch.__version__,
-    }
-    save_checkpoint(averaged, path, facts, dtype=torch.float16)
-
-
-class Meter:
-    """Means of the last steps, to a CSV and the progress bar."""
-
-    EVERY = 50
-    FIELDS = ("step", "seconds", "loss", "lr", "size")
-
-    def __init__(self, path: Path, step: int) -> None:
-        self.path = path
-        self.losses: list[float] = []
-        # of a resumed run, only the rows up to the last save: the others will come again
-        rows = [r for r in csv.DictReader(path.open()) if int(r["step"]) <= step] if path.exists() else []
-        with path.open("w", newline="") as f:
-            writer = csv.DictWriter(f, self.FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
-
-    def add(self, step: int, seconds: float, loss: float, lr: float, size: int, bar: tqdm) -> None:
-        self.losses.append(loss)
-        if step % self.EVERY:
-            return
-        mean = float(np.mean(self.losses))
-        self.losses.clear()
-        with self.path.open("a", newline="") as f:
-            csv.writer(f).writerow([step, round(seconds, 1), f"{mean:.5f}", f"{lr:.3e}", size])
-        bar.set_postfix(loss=f"{mean:.4f}", size=size)
-
-
-def plot(log_path: Path, picture: Path) -> None:
-    """Loss and learning rate against steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = list(csv.DictReader(log_path.open()))
-    steps = [int(r["step"]) for r in rows]
-    figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    axis.plot(steps, [float(r["loss"]) for r in rows], color="tab:blue")
-    axis.set(xlabel="step", ylabel="training loss", title=log_path.parent.name)
-    axis.grid(alpha=0.3)
-    rate = axis.twinx()
-    rate.plot(steps, [float(r["lr"]) for r in rows], color="tab:orange", alpha=0.6)
-    rate.set_ylabel("learning rate")
-    figure.savefig(picture, dpi=120)
-    plt.close(figure)
+        return int(agreed(self.schedule(step) or 0)) or None

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..acselect import AcSelect
 from ..kernels.click_maps import click_maps
 from ..models import FreqFormer
+
+Clicker = Literal["ritm", "acselect"]
+CLICKERS = {
+    "ritm": "in the larger of missed and surplus area, well inside it",
+    "acselect": "in the mislabelled region that AcSelect scores highest",
+}
+"""Where a simulated click on an error falls."""
 
 SLOTS = 24  # clicks of each sign that the network is shown
 THRESHOLD = 0.49  # of the training clicker (RITM)
@@ -66,11 +76,27 @@ def first_clicks(labels: NDArray[np.int8], rng: np.random.Generator) -> ClickBat
 
 
 def add_error_clicks(
-    clicks: ClickBatch, probs: NDArray[np.float32], labels: NDArray[np.int8], rng: np.random.Generator
+    clicks: ClickBatch,
+    probs: NDArray[np.float32],
+    labels: NDArray[np.int8],
+    rng: np.random.Generator,
+    clicker: Clicker = "ritm",
 ) -> None:
-    """One more click per sample, in the larger of missed and surplus area (by inscribed radius)."""
+    """One more click per sample, on an error of `probs > THRESHOLD`; none where there is no error.
+
+    Args:
+        clicks (ClickBatch): what the clicks are added to.
+        probs: `[B, H, W]`, the answers to the clicks so far.
+        labels: `[B, H, W]`: 0, 1, or -1 for pixels that are never clicked.
+        rng: source of chance; "acselect" needs none.
+        clicker: one of `CLICKERS`.
+    """
     for b, (prob, label) in enumerate(zip(probs, labels, strict=True)):
         prediction = prob > THRESHOLD
+        if clicker == "acselect":
+            for best in AcSelect().oracle(prob, prediction, label == 1, valid=label >= 0)[:1]:
+                clicks.add(b, best.x, best.y, best.positive)
+            continue
         missed = central_pixel((label == 1) & ~prediction, rng)
         surplus = central_pixel((label == 0) & prediction, rng)
         x, y, depth = missed if missed[2] > surplus[2] else surplus
@@ -85,13 +111,23 @@ def network_clicks(previous: Tensor, clicks: ClickBatch, radius: float) -> Tenso
 
 
 @torch.no_grad()
-def simulate(model: FreqFormer, image: Tensor, labels: Tensor, iterations: int, rng: np.random.Generator) -> Tensor:
+def simulate(
+    model: FreqFormer,
+    image: Tensor,
+    labels: Tensor,
+    iterations: int,
+    rng: np.random.Generator,
+    clicker: Clicker = "ritm",
+) -> Tensor:
     """Play `iterations` clicks with the model's own answers; return the network's click input for the next step.
 
     Args:
         model (FreqFormer): in evaluation mode.
         image (Tensor): `[B, 3, H, W]` normalised.
         labels (Tensor): `[B, 1, H, W]` int8: 0, 1, or -1 for ignored pixels.
+        iterations (int): clicks after the first.
+        rng: source of chance.
+        clicker: one of `CLICKERS`; the first click is always the usual one.
 
     Returns:
         Tensor: `[B, 3, H, W]` float32.
@@ -104,5 +140,5 @@ def simulate(model: FreqFormer, image: Tensor, labels: Tensor, iterations: int, 
         assert features is not None
         logits = model.decode_clicks(features, network_clicks(previous, clicks, model.config.click_radius)).logits
         previous = logits.float().sigmoid()
-        add_error_clicks(clicks, previous[:, 0].cpu().numpy(), truth, rng)
+        add_error_clicks(clicks, previous[:, 0].cpu().numpy(), truth, rng, clicker)
     return network_clicks(previous, clicks, model.config.click_radius)

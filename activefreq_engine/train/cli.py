@@ -1,0 +1,121 @@
+"""``activefreq train``: training on the command line.  The application in `activefreq_engine.cli` registers it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from activefreq_engine.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from activefreq_engine.train.config import TrainConfig
+    from activefreq_engine.train.record import Validation
+
+SIZES = "128,192@0.35,256@0.85"
+
+
+def train_command(
+    data: Annotated[
+        list[Path], typer.Argument(help="Folders with images/ and masks/, labels/ or instances/.", show_default=False)
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="Folder of the run; a run in it goes on.", show_default=False),
+    ],
+    model: Annotated[str, typer.Option(help="Model name.")] = "freqformer_b0",
+    init: Annotated[Path | None, typer.Option(help="Checkpoint to start from.")] = None,
+    stage: Annotated[str, typer.Option(help="coarse, or refiner: the refiner alone, on --init.")] = "coarse",
+    steps: Annotated[int | None, typer.Option(help="Length of the run in steps; this or --hours.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Length of the run in hours.")] = None,
+    batch: Annotated[int, typer.Option(help="Samples a step, in each process.")] = 16,
+    sizes: Annotated[
+        str,
+        typer.Option(metavar="SIZE[@FROM],...", help="Crop sizes, each from this part of the run on; else evenly."),
+    ] = SIZES,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
+    warmup: Annotated[int, typer.Option(help="Steps until the learning rate is reached.")] = 200,
+    clicker: Annotated[str, typer.Option(help="Where simulated clicks fall: ritm or acselect.")] = "ritm",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    workers: Annotated[int, typer.Option(help="Loader processes.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+    validate: Annotated[Path | None, typer.Option(help="Held-out data to evaluate on, as for eval.")] = None,
+    validate_every: Annotated[float, typer.Option(metavar="MINUTES", help="Time between evaluations.")] = 15.0,
+    validate_limit: Annotated[int | None, typer.Option(min=1, help="Evaluate on the first N samples only.")] = None,
+    save_every: Annotated[float, typer.Option(metavar="MINUTES", help="Time between saves.")] = 2.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Pack the data and train two tiny steps.")] = False,
+) -> None:
+    """Train a model.  Interrupt it at any time: the same command goes on where it was saved last."""
+    from activefreq_engine.train.config import TrainConfig
+    from activefreq_engine.train.loop import train
+    from activefreq_engine.train.record import Validation
+
+    config = TrainConfig(
+        data=tuple(str(folder) for folder in data),
+        model=model,
+        init=None if init is None else str(init),
+        stage=stage,  # type: ignore[arg-type]  # checked there
+        steps=steps,
+        hours=hours,
+        batch=batch,
+        sizes=parse_sizes(sizes),
+        lr=lr,
+        warmup=warmup,
+        seed=seed,
+        workers=workers,
+        clicker=clicker,  # type: ignore[arg-type]  # checked there
+    )
+    if not validate_every > 0 or not save_every > 0:
+        raise InvalidArgumentError("--validate-every and --save-every are minutes above 0")
+    chief = int(os.environ.get("RANK", 0)) == 0
+    logging.basicConfig(level=logging.INFO if chief else logging.WARNING, format="%(message)s")
+    validation = None if validate is None else Validation(str(validate), validate_every, validate_limit)
+    if dry_run:
+        seconds = _dry_run(config, out, device, validation)
+        done = f"the set-up works: two steps of 2 samples took {seconds:.1f} s; the data is packed in {out / 'data'}"
+    else:
+        done = str(train(config, out, device=device, save_every=60 * save_every, validation=validation))
+    if chief:
+        typer.echo(done)
+
+
+def _dry_run(config: TrainConfig, out: Path, device: str, validation: Validation | None) -> float:
+    """Every part of a run at its smallest; returns its seconds, without those of the packing."""
+    from activefreq_engine.train.data import pack
+    from activefreq_engine.train.loop import train
+
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InvalidArgumentError("--dry-run is for one process; run it once without torchrun")
+    packed = pack([Path(folder) for folder in config.data], out / "data")
+    smallest = min(size for _, size in config.sizes)
+    tiny = replace(config, steps=2, hours=None, batch=2, sizes=((0.0, smallest),), iterations=((1, 1.0),))
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        one = replace(validation, limit=1) if validation else None
+        train(tiny, Path(folder), device=device, validation=one, packed=packed)
+    return time.monotonic() - started
+
+
+def parse_sizes(text: str) -> tuple[tuple[float, int], ...]:
+    """``"128,192@0.35"`` -> ((0.0, 128), (0.35, 192)).  A size without ``@`` starts at its place in an even division.
+
+    Raises:
+        InvalidArgumentError: anything else.
+    """
+    parts = text.split(",")
+    sizes = []
+    for i, part in enumerate(parts):
+        size, at, start = part.strip().partition("@")
+        try:
+            sizes.append((float(start) if at else i / len(parts), int(size)))
+        except ValueError:
+            raise InvalidArgumentError(
+                f"--sizes is {text!r}; expected sizes separated by commas, such as 128,192,256 or {SIZES}"
+            ) from None
+    return tuple(sizes)

@@ -1,0 +1,166 @@
+"""What a training run is: its configuration and its schedule."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import InvalidArgumentError
+from .data import SizeOf
+from .simulate import CLICKERS, Clicker
+
+Stage = Literal["coarse", "refiner"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A run.  Stored beside its results; resuming with another configuration is refused.
+
+    Raises:
+        InvalidArgumentError: a value is out of its range.
+    """
+
+    data: tuple[str, ...]  # folders with images/ and masks/, labels/ or instances/
+    model: str = "freqformer_b0"
+    overrides: dict[str, Any] = field(default_factory=dict)  # of the model's configuration
+    init: str | None = None  # checkpoint to start from
+    stage: Stage = "coarse"  # "refiner" trains the refiner alone, on a frozen network
+    steps: int | None = None  # length of the run in steps, or
+    hours: float | None = None  # in hours of training time (the schedules then follow the clock)
+    batch: int = 16  # per process
+    sizes: tuple[tuple[float, int], ...] = ((0.0, 128), (0.35, 192), (0.85, 256))  # from this progress on: crop size
+    lr: float = 1e-3
+    weight_decay: float = 0.02
+    warmup: int = 200  # steps
+    clip: float = 1.0  # largest gradient norm
+    ema: float = 0.999
+    # share of steps with so many simulated clicks before the one that is learnt from
+    iterations: tuple[tuple[int, float], ...] = ((0, 0.3), (1, 0.3), (2, 0.2), (3, 0.1), (5, 0.06), (8, 0.04))
+    source_weights: tuple[float, ...] | None = None  # share of each data folder; default: by number of images
+    seed: int = 0
+    workers: int = 1  # loader processes; the only field in which a resumed run may differ
+    clicker: Clicker = "ritm"  # where simulated clicks after the first fall; see `activefreq_engine.train.simulate`
+
+    def __post_init__(self) -> None:
+        _check(len(self.data) > 0, "data is empty; name at least one folder with images/ and masks/")
+        _check((self.steps is None) != (self.hours is None), "give the length of the run either as steps or as hours")
+        _check(self.steps is None or self.steps >= 1, f"steps is {self.steps}; it must be at least 1")
+        _check(self.hours is None or self.hours > 0, f"hours is {self.hours}; it must be above 0")
+        _check(self.stage in ("coarse", "refiner"), f"stage is {self.stage!r}; allowed: 'coarse', 'refiner'")
+        _check(
+            self.stage == "coarse" or self.init is not None,
+            "stage 'refiner' trains on a frozen network; name that network's checkpoint as init",
+        )
+        _check(self.clicker in CLICKERS, f"clicker is {self.clicker!r}; allowed: {', '.join(CLICKERS)}")
+        for name, least in (("batch", 1), ("warmup", 1), ("workers", 0), ("seed", 0)):
+            _check(getattr(self, name) >= least, f"{name} is {getattr(self, name)}; it must be at least {least}")
+        for name in ("lr", "clip"):
+            _check(0 < getattr(self, name) < math.inf, f"{name} is {getattr(self, name)}; it must be finite, above 0")
+        _check(0 <= self.ema < 1, f"ema is {self.ema}; it must be at least 0 and below 1")
+        _check(
+            len(self.sizes) > 0
+            and self.sizes[0][0] == 0
+            and all(0 <= p < 1 and size > 0 and size % 32 == 0 for p, size in self.sizes),
+            f"sizes are {self.sizes}; expected (progress, size) pairs: the first progress 0, all in 0..1, every size a "
+            "positive multiple of 32",
+        )
+        _check(
+            all(n >= 0 and share >= 0 for n, share in self.iterations) and sum(s for _, s in self.iterations) > 0,
+            f"iterations are {self.iterations}; expected (clicks, share) pairs, none negative, not all shares zero",
+        )
+        if self.source_weights is not None:
+            weights = self.source_weights
+            _check(
+                len(weights) == len(self.data) and all(w >= 0 for w in weights) and sum(weights) > 0,
+                f"source_weights are {weights} for {len(self.data)} data folders; expected one each, not all zero",
+            )
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON gives them back: tuples are lists."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+def _check(good: bool, message: str) -> None:
+    if not good:
+        raise InvalidArgumentError(message)
+
+
+def claim(config: TrainConfig, path: Path, *, write: bool = True) -> None:
+    """Store the configuration in `path`, or check that the run stored there is the same one.
+
+    Fields that a stored run lacks (it is older than they are) count as having their defaults.
+
+    Args:
+        config (TrainConfig): the run.
+        path (path): its config.json.
+        write (bool): False in all processes but one.
+
+    Raises:
+        InvalidArgumentError: another run, or something that is no configuration, is stored there.
+    """
+    wanted = config.as_json()
+    if path.exists():
+        try:
+            stored = json.loads(path.read_text())
+        except json.JSONDecodeError as e:
+            raise InvalidArgumentError(f"{path} is not JSON ({e}); mend it or use a new folder") from None
+        if not isinstance(stored, dict):
+            raise InvalidArgumentError(f"{path} holds {stored!r}, which is no run; use a new folder")
+        defaults = TrainConfig(data=config.data, steps=config.steps, hours=config.hours).as_json()
+        known = {f.name for f in fields(TrainConfig)}
+        old = {**{k: defaults[k] for k in known - {"data", "steps", "hours"}}, **stored, "workers": wanted["workers"]}
+        differ = [
+            f"{k}: {old.get(k, 'nothing')!r} there, {wanted.get(k, 'nothing')!r} now"
+            for k in sorted(known | set(stored))
+            if old.get(k) != wanted.get(k)
+        ]
+        if differ:
+            raise InvalidArgumentError(
+                f"{path.parent} holds another run ({'; '.join(differ)}); repeat its values (they are in {path}) or use "
+                "a new folder"
+            )
+    if write:
+        # a process of the same run may be reading it
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(json.dumps(wanted, indent=1))
+        partial.replace(path)
+
+
+class Schedule(SizeOf):
+    """Progress in 0..1 by steps or by the clock, and what follows from it: learning rate and crop size."""
+
+    def __init__(self, config: TrainConfig, elapsed: float) -> None:
+        self.config = config
+        self.started = time.monotonic() - elapsed
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training, earlier parts of a resumed run included."""
+        return time.monotonic() - self.started
+
+    def exclude(self, seconds: float) -> None:
+        """Take back time that was not spent on training."""
+        self.started += seconds
+
+    def progress(self, step: int) -> float:
+        if self.config.steps is not None:
+            return step / self.config.steps
+        assert self.config.hours is not None
+        return self.elapsed / (3600 * self.config.hours)
+
+    def __call__(self, step: int) -> int | None:
+        progress = self.progress(step)
+        if progress >= 1:
+            return None
+        return max((p, size) for p, size in self.config.sizes if p <= progress)[1]
+
+    def lr(self, step: int) -> float:
+        """Linear warm-up, then a cosine to one hundredth."""
+        warm = min(1.0, (step + 1) / self.config.warmup)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress(step))))
+        return self.config.lr * warm * (0.01 + 0.99 * cosine)

@@ -1,0 +1,143 @@
+"""What a run reports while it goes on: log.csv, curve.png, and validation on held-out data."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..errors import DatasetError
+from ..models import FreqFormer
+
+if TYPE_CHECKING:
+    from ..eval.datasets import Dataset
+
+MIOU_CLICKS = (1, 2, 3, 5, 10, 20)
+SCORES = ("noc85", "noc90", *(f"miou{k}" for k in MIOU_CLICKS))
+"""Columns of the log that validation fills; mIoU in 0..1."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Held-out data to evaluate the averaged weights on while a run goes on.  It does not change the run."""
+
+    folder: str  # as `activefreq_engine.eval.load_dataset` takes it
+    every: float = 15.0  # minutes of training between evaluations; there is one at the end in any case
+    limit: int | None = None  # only the first samples
+    clicker: str = "ritm"  # robot clicker
+
+    def open(self) -> Dataset:
+        """The samples.  Raises DatasetError."""
+        from ..eval import load_dataset
+
+        return load_dataset(self.folder, limit=self.limit)
+
+    def scores(self, dataset: Dataset, model: FreqFormer, device: torch.device) -> dict[str, float]:
+        """`SCORES` of a model in evaluation mode."""
+        from ..eval import evaluate
+        from ..runtime.engine import Engine
+
+        report = evaluate(dataset, engine=Engine(model, device=str(device)), clicker=self.clicker)
+        metrics: dict[str, Any] = report.metrics()
+        scores = {f"miou{k}": float(metrics["miou"][str(k)]) for k in MIOU_CLICKS}
+        return {"noc85": float(metrics["noc85"]), "noc90": float(metrics["noc90"]), **scores}
+
+
+class Record:
+    """log.csv: mean loss of every `EVERY` steps, and validation scores in rows of their own."""
+
+    EVERY = 50
+    FIELDS = ("step", "seconds", "loss", "lr", "size", *SCORES)
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        self._losses: list[float] = []
+        # of a resumed run, only the rows up to the last save: the others will come again
+        rows = [r for r in read_log(path) if int(r["step"]) <= step] if path.exists() else []
+        with path.open("w", newline="") as f:
+            writer = csv.DictWriter(f, self.FIELDS)
+            writer.writeheader()
+            writer.writerows(rows)
+        self.best = min((float(r["noc90"]) for r in rows if r["noc90"]), default=math.inf)
+        """Lowest NoC@90 so far."""
+        self.validated = max((int(r["step"]) for r in rows if r["noc90"]), default=-1)
+        """Step of the last validation."""
+
+    def add(self, step: int, seconds: float, loss: float, lr: float, size: int, *, last: bool = False) -> float | None:
+        """Note a step's loss; write and return the mean when a row is due (or this is the `last` step)."""
+        self._losses.append(loss)
+        if step % self.EVERY and not last:
+            return None
+        mean = float(np.mean(self._losses))
+        self._losses.clear()
+        self._write(step=step, seconds=round(seconds, 1), loss=f"{mean:.5f}", lr=f"{lr:.3e}", size=size)
+        return mean
+
+    def add_scores(self, step: int, seconds: float, scores: dict[str, float]) -> bool:
+        """Write a validation; True when its NoC@90 is the lowest so far."""
+        self._write(step=step, seconds=round(seconds, 1), **{k: f"{v:.4f}" for k, v in scores.items()})
+        self.validated = step
+        better = scores["noc90"] < self.best
+        self.best = min(self.best, scores["noc90"])
+        return better
+
+    def _write(self, **row: object) -> None:
+        with self.path.open("a", newline="") as f:
+            csv.DictWriter(f, self.FIELDS).writerow(row)
+
+
+def read_log(path: Path) -> list[dict[str, str]]:
+    """Rows of a log.csv; a row that a kill cut short is left out, columns that an older log lacks are empty."""
+    with path.open(newline="") as f:
+        reader = csv.DictReader(f, restval=None)
+        names = reader.fieldnames or []
+        whole = [r for r in reader if all(r[name] is not None for name in names)]
+    return [{name: row.get(name) or "" for name in Record.FIELDS} for row in whole]
+
+
+def require_plotting() -> None:
+    """Raise DatasetError unless matplotlib is installed."""
+    if find_spec("matplotlib") is None:
+        raise DatasetError("training draws its curve with matplotlib: pip install 'activefreq-engine[train]'")
+
+
+def plot(log_path: Path, picture: Path) -> None:
+    """Draw a log: loss and learning rate, and below them, where there was validation, NoC and mIoU against steps."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = read_log(log_path)
+    losses = [r for r in rows if r["loss"]]
+    checks = [r for r in rows if r["noc90"]]
+    figure = Figure(figsize=(8, 8 if checks else 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2 if checks else 1, sharex=True, squeeze=False)[:, 0]
+    steps = [int(r["step"]) for r in losses]
+    axes[0].plot(steps, [float(r["loss"]) for r in losses], color="tab:blue")
+    axes[0].set(ylabel="training loss", title=log_path.parent.name)
+    rate = axes[0].twinx()
+    rate.plot(steps, [float(r["lr"]) for r in losses], color="tab:orange", alpha=0.6)
+    rate.set_ylabel("learning rate")
+    if checks:
+        steps = [int(r["step"]) for r in checks]
+        for name, colour in (("noc85", "tab:green"), ("noc90", "tab:blue")):
+            axes[1].plot(steps, [float(r[name]) for r in checks], "o-", color=colour, label=f"NoC@{name[3:]}")
+        axes[1].set_ylabel("clicks (validation)")
+        quality = axes[1].twinx()
+        for k, style in ((2, "--"), (5, ":")):
+            values = [100 * float(r[f"miou{k}"]) for r in checks]
+            quality.plot(steps, values, style, color="tab:red", label=f"mIoU@{k}")
+        quality.set_ylabel("mIoU, per cent")
+        axes[1].legend(handles=[*axes[1].lines, *quality.lines], fontsize=8)
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    axes[-1].set_xlabel("step")
+    partial = picture.with_suffix(".partial")
+    figure.savefig(partial, dpi=120, format="png")
+    partial.replace(picture)
