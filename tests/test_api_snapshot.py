@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 SNAPSHOT = Path(__file__).parent / "api.json"
 MODULES = (
     "activefreq_engine",
@@ -64,10 +66,13 @@ def render(api: dict[str, Any]) -> str:
 
 def test_the_public_interface_is_the_recorded_one() -> None:
     recorded, present = SNAPSHOT.read_text("utf-8"), render(public_api())
-    difference = difflib.unified_diff(recorded.splitlines(), present.splitlines(), "api.json", "the code", lineterm="")
-    assert recorded == present, (
+    if recorded == present:
+        return
+    lines = difflib.unified_diff(recorded.splitlines(), present.splitlines(), "api.json", "the code", lineterm="")
+    pytest.fail(
         "the public interface has changed; if that is meant, run 'python tests/test_api_snapshot.py' and commit "
-        "api.json:\n" + "\n".join(difference)
+        "api.json:\n" + "\n".join(lines),
+        pytrace=False,
     )
 
 
