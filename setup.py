@@ -55,8 +55,7 @@ setup(
         "torch>=2.6",
         "numpy",
         "safetensors",  # weights, read without unpickling
-        # Distance transform, contours, resize.  Headless: the Qt inside opencv-python breaks Qt programs that embed us.
-        "opencv-python-headless",
+        "opencv-python",  # distance transform, contours, resize; opencv-python-headless serves as well, see README
         "pillow>=10.1",  # image files: EXIF orientation, 16 bit; 10.1 brought a font that scales
         "typer",
         "tqdm",
