@@ -2,15 +2,22 @@
 
 import torch
 
-from .. import dispatch
+from .. import dispatch, operators
+from . import cupy_impl, fixed
+from .fixed import inscribed_points_fixed
 from .reference import check_labels, check_mask
 from .reference import distance_transform as _distance_transform
 from .reference import inscribed_points as _inscribed_points
 
-__all__ = ["distance_transform", "inscribed_points"]
+__all__ = ["distance_transform", "inscribed_points", "inscribed_points_fixed"]
 
-dispatch.register("distance_transform", "reference", _distance_transform, devices=("cpu", "cuda"), priority=0)
-dispatch.register("inscribed_points", "reference", _inscribed_points, devices=("cpu", "cuda"), priority=0)
+for _op, _reference, _cupy in (
+    ("distance_transform", _distance_transform, cupy_impl.distance_transform),
+    ("inscribed_points", _inscribed_points, cupy_impl.inscribed_points),
+    ("inscribed_points_fixed", fixed.reference, cupy_impl.inscribed_points_fixed),
+):
+    dispatch.register(_op, "reference", _reference, devices=("cpu", "cuda"), priority=0)
+    dispatch.register(_op, "cupy", _cupy, devices=("cuda",), priority=10, verify=cupy_impl.verify)
 
 
 def distance_transform(mask: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
@@ -31,7 +38,18 @@ def distance_transform(mask: torch.Tensor, *, backend: str = "auto") -> torch.Te
         BackendUnavailableError: the backend asked for by name cannot run.
     """
     check_mask(mask)
+    return _distance_operator(mask, backend)
+
+
+def _run(mask: torch.Tensor, backend: str) -> torch.Tensor:
     return dispatch.call("distance_transform", mask.device.type, backend, mask)
+
+
+def _fake(mask: torch.Tensor, backend: str) -> torch.Tensor:
+    return mask.new_empty(mask.shape, dtype=torch.float64)
+
+
+_distance_operator = operators.define("distance_transform", _run, _fake)
 
 
 def inscribed_points(

@@ -10,15 +10,15 @@ from ..grouped import first_maximum
 
 def check_mask(mask: torch.Tensor) -> None:
     """Raise TypeError or ValueError unless `mask` is what `distance_transform` documents."""
-    _check_tensor("mask", mask, torch.bool)
-    _check_images("mask", mask)
+    check_tensor("mask", mask, torch.bool)
+    check_images("mask", mask)
 
 
 def check_labels(labels: torch.Tensor, counts: torch.Tensor) -> None:
     """Raise TypeError or ValueError unless the arguments are what `inscribed_points` documents."""
-    _check_tensor("labels", labels, torch.int32)
-    _check_tensor("counts", counts, torch.int64)
-    _check_images("labels", labels)
+    check_tensor("labels", labels, torch.int32)
+    check_tensor("counts", counts, torch.int64)
+    check_images("labels", labels)
     if counts.shape != labels.shape[:1]:
         raise ValueError(f"counts has shape {tuple(counts.shape)}; pass one number an image, [{labels.shape[0]}]")
     if counts.device != labels.device:
@@ -101,14 +101,14 @@ def _distance(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     return np.sqrt(np.rint(distance * distance))
 
 
-def _check_tensor(name: str, value: torch.Tensor, dtype: torch.dtype) -> None:
+def check_tensor(name: str, value: torch.Tensor, dtype: torch.dtype) -> None:
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} is a {type(value).__name__}; pass a torch.Tensor (torch.from_numpy for an array)")
     if value.dtype != dtype:
         raise TypeError(f"{name} has dtype {value.dtype}; pass {dtype}")
 
 
-def _check_images(name: str, value: torch.Tensor) -> None:
+def check_images(name: str, value: torch.Tensor) -> None:
     if value.ndim != 3 or value.numel() == 0:
         raise ValueError(
             f"{name} has shape {tuple(value.shape)}; pass [B, H, W] with at least one pixel "

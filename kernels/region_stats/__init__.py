@@ -3,12 +3,21 @@
 import torch
 
 from .. import dispatch
+from . import cupy_impl, fixed
+from .fixed import FixedRegionStats, region_stats_fixed
 from .reference import RegionStats, binary_entropy, check_inputs
 from .reference import region_stats as _reference
 
-__all__ = ["RegionStats", "binary_entropy", "region_stats"]
+__all__ = ["FixedRegionStats", "RegionStats", "binary_entropy", "region_stats", "region_stats_fixed"]
 
 dispatch.register("region_stats", "reference", _reference, devices=("cpu", "cuda"), priority=0)
+dispatch.register(
+    "region_stats", "cupy", cupy_impl.region_stats, devices=("cuda",), priority=10, verify=cupy_impl.verify
+)
+dispatch.register("region_stats_fixed", "reference", fixed.reference, devices=("cpu", "cuda"), priority=0)
+dispatch.register(
+    "region_stats_fixed", "cupy", cupy_impl.region_stats_fixed, devices=("cuda",), priority=10, verify=cupy_impl.verify
+)
 
 
 def region_stats(

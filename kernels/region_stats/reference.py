@@ -56,7 +56,13 @@ def binary_entropy(p: torch.Tensor) -> torch.Tensor:
 
 
 def check_inputs(candidates: torch.Tensor, probs: torch.Tensor, connectivity: int) -> None:
-    """Raise TypeError or ValueError unless the arguments are what `region_stats` documents."""
+    """Raise TypeError or ValueError unless the arguments are what `region_stats` documents.  Waits for the device."""
+    check_tensors(candidates, probs, connectivity)
+    check_values(probs)
+
+
+def check_tensors(candidates: torch.Tensor, probs: torch.Tensor, connectivity: int) -> None:
+    """The part of `check_inputs` that looks at no value, so it waits for no device."""
     for name, value in (("candidates", candidates), ("probs", probs)):
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{name} is a {type(value).__name__}; pass a torch.Tensor (torch.from_numpy for an array)")
@@ -75,6 +81,10 @@ def check_inputs(candidates: torch.Tensor, probs: torch.Tensor, connectivity: in
         raise ValueError(f"probs is on {probs.device}, candidates on {candidates.device}; move them to one device")
     if connectivity not in (4, 8):
         raise ValueError(f"connectivity is {connectivity!r}; allowed are 4 and 8")
+
+
+def check_values(probs: torch.Tensor) -> None:
+    """Raise ValueError unless all of `probs` `[B, H, W]` are in 0..1."""
     low, high = torch.aminmax(probs.detach())
     if not (low >= 0 and high <= 1):  # so also at NaN
         bad = ~((probs >= 0) & (probs <= 1))

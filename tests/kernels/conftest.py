@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
+
+from tests import cuda_on_host
 
 
 def spiral(height: int, width: int) -> np.ndarray:
@@ -62,3 +65,31 @@ MASKS = {
 @pytest.fixture(params=MASKS)
 def mask(request) -> np.ndarray:
     return MASKS[request.param]()
+
+
+@pytest.fixture
+def host(device, monkeypatch):
+    """Lets the cupy implementations run: on --device cuda as they are, else on the host, and new memory is poison.
+
+    A `tests.cuda_on_host.Host`; on a GPU nothing looks at it.
+    """
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+    if device.type == "cuda":
+        pytest.importorskip("cupy")
+        yield cuda_on_host.Host()
+    elif cuda_on_host.GPP is None:
+        pytest.skip("g++ is not installed")
+    else:
+        with cuda_on_host.installed() as host:
+            yield host
+
+
+def poisoned(allocate):
+    """`allocate`, but what it returns holds NaN, or integers that no result holds."""
+
+    def allocate_poisoned(*args, **kwargs):
+        tensor = allocate(*args, **kwargs)
+        return tensor.fill_(float("nan") if tensor.is_floating_point() else tensor.dtype == torch.bool or -0x5A5A)
+
+    return allocate_poisoned

@@ -1,0 +1,21 @@
+"""Ops as torch operators ``torch.ops.activefreq.*``: one node each to `torch.compile` and `torch.export`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def define(name: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Register ``activefreq::name`` for all devices and return it.
+
+    Does what `torch.library.custom_op` does, whose first call imports the compiler, though: a second on the click path.
+
+    Args:
+        run: annotated with the types that `torch.library.infer_schema` reads; returns new tensors, changes none.
+        fake: takes the same arguments; returns empty tensors of the sizes and dtypes that `run` returns.
+    """
+    torch.library.define(f"activefreq::{name}", torch.library.infer_schema(run, mutates_args=()))
+    torch.library.impl(f"activefreq::{name}", "CompositeExplicitAutograd", run)
+    torch.library.register_fake(f"activefreq::{name}", fake)
+    return getattr(torch.ops.activefreq, name).default
