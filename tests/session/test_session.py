@@ -738,6 +738,7 @@ def test_memory_of_a_100_megapixel_image(tmp_path):
 def worked(engine, image, rng):
     s = fresh(engine, image, [Click(5, 6, True), Click(60, 40, False), Click(30, 20, True)])
     s.undo()
+    s.undo()
     s.next_object()
     s.load_mask(rng.random((50, 70)) > 0.8)
     s.click(50.5, 10.25)

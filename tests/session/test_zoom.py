@@ -181,6 +181,19 @@ def test_sample_follows_what_is_painted():
     assert (np.abs(got - wanted) > 0.05).mean() < 0.2  # only along the layers' edges
 
 
+def test_sample_does_not_shift():
+    """Ramps in a layer come back as the same ramps, finer, coarser, and from inside the layer."""
+    ys, xs = np.mgrid[:64, :96].astype(np.float32) + 0.5
+    for ramp, column in ((xs / 96, True), (ys / 64, False)):
+        canvas = Canvas(300, 410, 0.49, (Layer.of((20, 30, 390, 280), ramp),))
+        for h, w in ((50, 60), (200, 180), (20, 500)):
+            box = (80, 60, 333, 250)
+            at_x = box[0] + (np.arange(w) + 0.5) * (box[2] - box[0]) / w
+            at_y = box[1] + (np.arange(h) + 0.5) * (box[3] - box[1]) / h
+            wanted = (at_x[None] - 20) / 370 if column else (at_y[:, None] - 30) / 250
+            assert np.abs(canvas.sample(box, h, w) - wanted).max() < 0.13 / 64
+
+
 def test_packed_mask_round_trip(rng):
     for shape in ((1, 1), (3, 8), (5, 9), (64, 47)):
         mask = rng.random(shape) > 0.5
