@@ -212,7 +212,10 @@ class Engine:
         return torch.cat([previous[:, None], self._disks([r.points for r in group], *previous.shape[1:])], dim=1)
 
     def _disks(self, points: list[NDArray[np.float32]], height: int, width: int) -> torch.Tensor:
-        slots = torch.from_numpy(np.stack(points)).to(self.device)
+        slots = torch.from_numpy(np.stack(points)).to(self.device).unflatten(1, (2, -1))
+        # slots fill from the first on: leave out those that no request of the batch uses
+        used = max(1, int((slots >= 0).all(-1).sum(2).max()))
+        slots = slots[:, :, :used].flatten(1, 2)
         return click_maps(slots, height, width, radius=self._model.config.click_radius)
 
     def _to_numpy(self, logits: torch.Tensor) -> NDArray[np.float32]:
