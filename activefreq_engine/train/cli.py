@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -74,7 +75,9 @@ def train_command(
     if not validate_every > 0 or not save_every > 0:
         raise InvalidArgumentError("--validate-every and --save-every are minutes above 0")
     chief = int(os.environ.get("RANK", 0)) == 0
-    logging.basicConfig(level=logging.INFO if chief else logging.WARNING, format="%(message)s")
+    # where there is no terminal there is no progress bar: the log says how far the run is
+    quiet = sys.stderr.isatty() or not chief
+    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s")
     validation = None if validate is None else Validation(str(validate), validate_every, validate_limit)
     if dry_run:
         seconds = _dry_run(config, out, device, validation)
