@@ -1,0 +1,162 @@
+"""FreqModule: depth-wise convolution of one channel quarter, learned spectral filters on the other three."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import dispatch, triton_support
+from ..arguments import check_no_gradient
+from . import reference
+from .plan import (
+    FreqModulePlan,
+    check_input,
+    check_out,
+    check_parameters,
+    input_dtypes,
+)
+
+__all__ = ["FreqModulePlan", "freq_module"]
+
+LARGEST = 128
+"""Largest H, W and C' of the Triton kernel; beyond that a fast Fourier transform wins over matrix products."""
+
+LARGEST_TF32 = 64
+"""The same for the fp32 operand modes: above it they do not fit into registers and shared memory."""
+
+
+def freq_module(
+    x: Tensor,
+    filter_hw: Tensor,
+    filter_cw: Tensor,
+    filter_ch: Tensor,
+    dw_weight: Tensor,
+    dw_bias: Tensor | None,
+    *,
+    precision: str = "fp16",
+    backend: str = "auto",
+    out: Tensor | None = None,
+) -> Tensor:
+    """The FreqModule of ActiveFreq (arXiv 2603.11498, Figure 4), for inference.
+
+    The channels are four quarters of C'.  The first three go through a real 2-D DFT (norm "ortho"), a filter and the
+    inverse DFT, over (H, W), (C', W) and (C', H); the half spectrum is on the last axis of the pair, as
+    ``torch.fft.rfft2(x, dim=pair)`` has it.  The fourth goes through a depth-wise convolution with zero padding.
+
+    This makes a `FreqModulePlan` for one call.  Where the same filters are used again, keep the plan: it packs once
+    and then costs a single launch.
+
+    Args:
+        x (Tensor): `[B, 4C', H, W]`, float16, bfloat16 or float32 (float64 for complex128 filters), any strides.
+        filter_hw (Tensor): complex64 `[C', H, W//2+1]`.
+        filter_cw (Tensor): complex64 `[C', W//2+1]`, shared by all rows.
+        filter_ch (Tensor): complex64 `[C', H//2+1]`, shared by all columns.
+        dw_weight (Tensor): `[C', 1, k, k]`, floating, k one of 3, 5, 7.
+        dw_bias (Tensor, optional): `[C']`, floating.
+        precision (str): of the matrix operands on the Triton backend: "fp16", "tf32x3" (close to float32) or "tf32";
+            sums are in float32.  README.md has the errors. Default: "fp16".
+        backend (str): see `kernels.dispatch`. Default: "auto".
+        out (Tensor, optional): where to write; like `x` in shape, dtype and device, not overlapping it.
+
+    Returns:
+        Tensor: `[B, 4C', H, W]` in the dtype and layout of `x`, or `out`.
+
+    Raises:
+        TypeError, ValueError, BackendUnavailableError: see `FreqModulePlan` and its call.
+        RuntimeError: a gradient would be needed.
+    """
+    parameters = (filter_hw, filter_cw, filter_ch, dw_weight, dw_bias)
+    _check(x, parameters, precision, out)
+    if out is None:
+        return _op(x, *parameters, precision, backend)
+    _out_op(x, *parameters, precision, backend, out)
+    return out
+
+
+Parameters = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
+
+
+def _check(x: Tensor, parameters: Parameters, precision: str, out: Tensor | None) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x is a {type(x).__name__}; pass a torch.Tensor")
+    if x.dim() != 4 or x.shape[1] % 4:
+        raise ValueError(f"x has shape {tuple(x.shape)}; pass [B, C, H, W] with C a multiple of 4")
+    check_parameters(*parameters, size=(x.shape[2], x.shape[3]), precision=precision)
+    shape = (4 * parameters[0].shape[0], x.shape[2], x.shape[3])
+    check_input(x, shape, input_dtypes(parameters[0]), parameters[0].device)
+    names = ("filter_hw", "filter_cw", "filter_ch", "dw_weight", "dw_bias")
+    check_no_gradient("freq_module", **dict(zip(names, parameters, strict=True)))
+    if out is not None:
+        check_out(x, out)
+
+
+# ---- what torch.compile and torch.export see
+
+_SCHEMA = (
+    "Tensor x, Tensor filter_hw, Tensor filter_cw, Tensor filter_ch, Tensor dw_weight, Tensor? dw_bias, "
+    "str precision, str backend"
+)
+
+
+@torch.library.custom_op("activefreq::freq_module", mutates_args=(), schema=f"({_SCHEMA}) -> Tensor")
+def _op(x, hw, cw, ch, weight, bias, precision, backend):  # type: ignore[no-untyped-def]
+    return FreqModulePlan(hw, cw, ch, weight, bias, size=x.shape[2:], precision=precision, backend=backend)(x)
+
+
+@_op.register_fake
+def _fake(x, hw, cw, ch, weight, bias, precision, backend):  # type: ignore[no-untyped-def]
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op(
+    "activefreq::freq_module_out", mutates_args=("out",), schema=f"({_SCHEMA}, Tensor(a!) out) -> ()"
+)
+def _out_op(x, hw, cw, ch, weight, bias, precision, backend, out):  # type: ignore[no-untyped-def]
+    FreqModulePlan(hw, cw, ch, weight, bias, size=x.shape[2:], precision=precision, backend=backend)(x, out)
+
+
+@_out_op.register_fake
+def _out_fake(x, hw, cw, ch, weight, bias, precision, backend, out):  # type: ignore[no-untyped-def]
+    return None
+
+
+# ---- implementations: made from the parameters, then called with (x, out)
+
+
+class _Reference:
+    input_limit = math.inf
+
+    def __init__(
+        self, hw: Tensor, cw: Tensor, ch: Tensor, weight: Tensor, bias: Tensor | None, *, size: object, precision: str
+    ) -> None:
+        self.parameters = (hw.clone(), cw.clone(), ch.clone(), weight.clone(), None if bias is None else bias.clone())
+
+    def __call__(self, x: Tensor, out: Tensor | None) -> Tensor:
+        return reference.freq_module(x, *self.parameters, out)
+
+
+def _triton(*parameters: Any, size: tuple[int, int], precision: str) -> Any:
+    from .triton_impl import Runner
+
+    return Runner(*parameters, size=size, precision=precision)
+
+
+def _verify_triton(*parameters: Any, size: tuple[int, int] = (1, 1), precision: str = "fp16") -> dispatch.Verdict:
+    ok, reason = triton_support.available()
+    if not ok or not parameters:
+        return ok, reason
+    filter_hw, (h, w) = parameters[0], size
+    if filter_hw.dtype != torch.complex64:
+        return False, f"the filters are {filter_hw.dtype}; only complex64 is offered"
+    largest = LARGEST if precision == "fp16" else LARGEST_TF32
+    channels = filter_hw.shape[0]
+    if max(channels, h, w) > largest:
+        return False, f"C' = {channels} on {h}x{w} maps; in {precision} each is offered up to {largest}"
+    return True, ""
+
+
+dispatch.register("freq_module", "reference", _Reference, devices=("cpu", "cuda"), priority=0)
+dispatch.register(
+    "freq_module", "triton", _triton, devices=triton_support.DEVICES, priority=10, verify=_verify_triton
+)

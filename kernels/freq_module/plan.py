@@ -1,0 +1,193 @@
+"""A FreqModule prepared for one map size."""
+
+import torch
+from torch import Tensor
+
+from .. import dispatch
+from ..arguments import check_no_gradient
+
+PRECISIONS = ("fp16", "tf32x3", "tf32")
+"""Operand precisions of the matrix products; sums are in float32 always."""
+
+
+def input_dtypes(filter_hw: Tensor) -> tuple[torch.dtype, ...]:
+    """What `x` may be with these filters."""
+    if filter_hw.dtype == torch.complex128:
+        return (torch.float64,)
+    return (torch.float16, torch.bfloat16, torch.float32)
+
+
+class FreqModulePlan:
+    """Everything about a FreqModule that does not depend on its input: tables and packed filters, made once.
+
+    ``plan(x)`` equals ``freq_module(x, filters, ...)`` and costs one launch on the Triton backend, with nothing that a
+    CUDA graph could not capture.  Making a plan on the GPU waits for the device: make it before capture.
+
+    A plan is a snapshot: the tensors are copied and detached, later changes to them are not seen, and no gradient
+    reaches them.
+
+    Args:
+        filter_hw (Tensor): complex64 `[C', H, W//2+1]`, over (H, W), one filter a channel.
+        filter_cw (Tensor): complex64 `[C', W//2+1]`, over (C', W), shared by all rows.
+        filter_ch (Tensor): complex64 `[C', H//2+1]`, over (C', H), shared by all columns.
+        dw_weight (Tensor): `[C', 1, k, k]`, floating, k one of 3, 5, 7.
+        dw_bias (Tensor, optional): `[C']`, floating. Default: none.
+        size (tuple): (H, W) of the map; the filters alone do not tell an even width from an odd one.
+        precision (str): one of `PRECISIONS`; the reference computes in float32 whatever it says. Default: "fp16".
+        backend (str): see `kernels.dispatch`. Default: "auto".
+
+    Attributes:
+        backend (str): name of the implementation that runs.
+        input_limit (float): inputs up to this magnitude cannot overflow an fp16 operand; beyond it the output may
+            hold infinities or NaN.  Infinite where there is no such limit.
+
+    Raises:
+        TypeError: not tensors, or of the wrong dtype.
+        ValueError: shapes or devices do not fit together, a filter is not finite, or filters so large that fp16
+            operands could overflow for common inputs.
+        BackendUnavailableError: the backend asked for by name cannot run.
+    """
+
+    def __init__(
+        self,
+        filter_hw: Tensor,
+        filter_cw: Tensor,
+        filter_ch: Tensor,
+        dw_weight: Tensor,
+        dw_bias: Tensor | None = None,
+        *,
+        size: tuple[int, int],
+        precision: str = "fp16",
+        backend: str = "auto",
+    ) -> None:
+        check_parameters(filter_hw, filter_cw, filter_ch, dw_weight, dw_bias, size, precision)
+        parameters = [None if t is None else t.detach() for t in (filter_hw, filter_cw, filter_ch, dw_weight, dw_bias)]
+        self.size = (int(size[0]), int(size[1]))
+        self.channels = 4 * filter_hw.shape[0]
+        self.precision = precision
+        self.device = filter_hw.device
+        self.dtypes = input_dtypes(filter_hw)
+        implementation = dispatch.select(
+            "freq_module", self.device.type, backend, *parameters, size=self.size, precision=precision
+        )
+        self.backend = implementation.name
+        self._runner = implementation.run(*parameters, size=self.size, precision=precision)
+        self.input_limit: float = self._runner.input_limit
+
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Run.
+
+        Args:
+            x (Tensor): `[B, 4C', H, W]`, float16, bfloat16 or float32 (float64 for complex128 filters), any strides.
+            out (Tensor, optional): where to write; like `x` in shape, dtype and device, any strides, not overlapping
+                `x`. Default: a new tensor laid out like `x`.
+
+        Returns:
+            Tensor: `out`, or the new tensor.
+
+        Raises:
+            TypeError: `x` or `out` is not a tensor, or of the wrong dtype.
+            ValueError: wrong shape or device, or `out` overlaps `x` or itself.
+            RuntimeError: a gradient would be needed.
+        """
+        check_input(x, (self.channels, *self.size), self.dtypes, self.device)
+        if out is not None:
+            check_out(x, out)
+        return self._runner(x, out)
+
+    def __repr__(self) -> str:
+        c, (h, w) = self.channels, self.size
+        return f"FreqModulePlan({c}x{h}x{w}, precision={self.precision!r}, backend={self.backend!r})"
+
+
+def check_parameters(
+    filter_hw: Tensor,
+    filter_cw: Tensor,
+    filter_ch: Tensor,
+    dw_weight: Tensor,
+    dw_bias: Tensor | None,
+    size: tuple[int, int],
+    precision: str,
+) -> None:
+    """Raise TypeError or ValueError unless the arguments are what `FreqModulePlan` documents."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; allowed are {', '.join(PRECISIONS)}")
+    h, w = size
+    filters = {"filter_hw": filter_hw, "filter_cw": filter_cw, "filter_ch": filter_ch}
+    weights = {"dw_weight": dw_weight} if dw_bias is None else {"dw_weight": dw_weight, "dw_bias": dw_bias}
+    for name, t in {**filters, **weights}.items():
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name} is a {type(t).__name__}; pass a torch.Tensor")
+    for name, t in filters.items():
+        if t.dtype not in (torch.complex64, torch.complex128) or t.dtype != filter_hw.dtype:
+            raise TypeError(f"{name} has dtype {t.dtype}; pass complex64 filters (all complex128 for float64 inputs)")
+    for name, t in weights.items():
+        if not t.dtype.is_floating_point:
+            raise TypeError(f"{name} has dtype {t.dtype}; pass a floating-point tensor")
+    if filter_hw.dim() != 3 or dw_weight.dim() != 4:
+        raise ValueError(
+            f"filter_hw has shape {tuple(filter_hw.shape)} and dw_weight {tuple(dw_weight.shape)}; pass "
+            "[C', H, W//2+1] and [C', 1, k, k]"
+        )
+    c, k = filter_hw.shape[0], dw_weight.shape[-1]
+    if min(c, h, w) < 1:
+        raise ValueError(f"C' is {c} and the map is {h}x{w} (HxW); all must be 1 or more")
+    if k not in (3, 5, 7):
+        raise ValueError(f"dw_weight is {dw_weight.shape[2]}x{k}; allowed are 3x3, 5x5 and 7x7")
+    expected = {
+        "filter_hw": (c, h, w // 2 + 1),
+        "filter_cw": (c, w // 2 + 1),
+        "filter_ch": (c, h // 2 + 1),
+        "dw_weight": (c, 1, k, k),
+        "dw_bias": (c,),
+    }
+    for name, t in {**filters, **weights}.items():
+        if tuple(t.shape) != expected[name]:
+            raise ValueError(
+                f"{name} has shape {tuple(t.shape)}; for C' = {c} on {h}x{w} (HxW) maps pass {expected[name]}"
+            )
+        if t.device != filter_hw.device:
+            raise ValueError(f"{name} is on {t.device}, filter_hw on {filter_hw.device}; move them to one device")
+
+
+def check_input(x: Tensor, shape: tuple[int, int, int], dtypes: tuple[torch.dtype, ...], device: torch.device) -> None:
+    """Raise unless `x` is `[B, *shape]` of one of the dtypes on the device, and needs no gradient."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x is a {type(x).__name__}; pass a torch.Tensor")
+    if x.dtype not in dtypes:
+        raise TypeError(f"x has dtype {x.dtype}; with these filters pass {', '.join(map(str, dtypes))}")
+    if x.dim() != 4 or tuple(x.shape[1:]) != shape:
+        raise ValueError(f"x has shape {tuple(x.shape)}; with these filters pass [B, {', '.join(map(str, shape))}]")
+    if x.device != device:
+        raise ValueError(f"x is on {x.device}, the filters on {device}; move them to one device")
+    check_no_gradient("freq_module", x=x)
+
+
+def check_out(x: Tensor, out: Tensor) -> None:
+    """Raise unless `out` can take the result for `x`."""
+    if not isinstance(out, Tensor):
+        raise TypeError(f"out is a {type(out).__name__}; pass a torch.Tensor")
+    if out.dtype != x.dtype:
+        raise TypeError(f"out has dtype {out.dtype}; pass {x.dtype}, the dtype of x")
+    if out.shape != x.shape or out.device != x.device:
+        raise ValueError(
+            f"out is {tuple(out.shape)} on {out.device}; pass {tuple(x.shape)} on {x.device}, the same as x"
+        )
+    check_no_gradient("freq_module", out=out)
+    if any(stride == 0 and n > 1 for stride, n in zip(out.stride(), out.shape, strict=True)):
+        raise ValueError(f"out has strides {out.stride()}: several elements share one place; pass a tensor of its own")
+    if not torch.compiler.is_compiling() and _overlap(x, out):
+        raise ValueError("out overlaps x, which is still being read while out is written; pass other memory")
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether the address ranges of two tensors meet."""
+    if not a.numel() or not b.numel():
+        return False
+    (a0, a1), (b0, b1) = _extent(a), _extent(b)
+    return a0 < b1 and b0 < a1
+
+
+def _extent(t: Tensor) -> tuple[int, int]:
+    last = sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
+    return t.data_ptr(), t.data_ptr() + (last + 1) * t.element_size()

@@ -1,0 +1,501 @@
+"""The FreqModule in one Triton launch.  README.md has the mathematics.
+
+A *plane* is an M x N matrix inside a quarter, filtered by one program; the quarters differ only in strides:
+
+    pair   rows (M)   columns (N)   planes       filter
+    hw     H          W             C'           one per plane
+    cw     C'         W             H            shared
+    ch     C'         H             W            shared
+
+The depth-wise quarter is cut into tiles of rows.  Every program writes straight into its place of the output.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..triton_support import INTERPRETING, KernelCall, pad
+
+FP16_MAX = 65504.0 * 0.99  # less what the rounding of tables and operands can add
+
+SMALLEST_INPUT_LIMIT = 24.0
+"""Layer-normalised maps of C channels stay within sqrt(C), which is 22.6 for the widest stage of MiT."""
+
+
+# ---- device code
+
+
+@triton.jit
+def _to_tf32(v):
+    # Round to nearest at 10 mantissa bits, on the bit pattern.  Used in the interpreter only.
+    bits = v.to(tl.float32).to(tl.int32, bitcast=True)
+    return ((bits + 0x1000) & -8192).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _operand(v, PRECISION: tl.constexpr):
+    return v.to(tl.float16) if PRECISION == "fp16" else v.to(tl.float32)
+
+
+@triton.jit
+def _dot(a, b, acc, PRECISION: tl.constexpr, EMULATE: tl.constexpr):
+    # acc + a @ b, accumulated in fp32.  The interpreter ignores input_precision: there the operands are rounded the
+    # way a tensor core would, and multiplied in fp32.
+    if PRECISION == "fp16":
+        return tl.dot(a, b, acc)
+    elif EMULATE and PRECISION == "tf32":
+        return tl.dot(_to_tf32(a), _to_tf32(b), acc, input_precision="ieee")
+    elif EMULATE and PRECISION == "tf32x3":
+        a_high = _to_tf32(a)
+        b_high = _to_tf32(b)
+        low = tl.dot(_to_tf32(a - a_high), b_high, input_precision="ieee")
+        low = tl.dot(a_high, _to_tf32(b - b_high), low, input_precision="ieee")
+        return acc + low + tl.dot(a_high, b_high, input_precision="ieee")
+    else:
+        return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def _filter_plane(
+    x_ptr,  # first element of this plane in the input
+    y_ptr,  # the same in the output
+    filter_ptr,  # re, im: fp32 [2, M, KP], zero beyond the half spectrum
+    nyquist_ptr,  # re, im of its last column: fp32 [2, M], zero for odd N
+    full_ptr,  # cos, sin of the row axis: [2, MP, MP]
+    half_ptr,  # half spectrum of the column axis: forward [2, NP, KP], then inverse [2, KP, NP]
+    x_stride_m,
+    x_stride_n,
+    y_stride_m,
+    y_stride_n,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    MP: tl.constexpr,
+    NP: tl.constexpr,
+    KP: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EMULATE: tl.constexpr,
+):
+    rm = tl.arange(0, MP)
+    rn = tl.arange(0, NP)
+    row = rm < M
+    inside = row[:, None] & (rn < N)[None, :]
+    # Only the tables are padded with zeros; the signal is masked, so its sides need not be powers of two.
+    x = tl.load(x_ptr + rm[:, None] * x_stride_m + rn[None, :] * x_stride_n, mask=inside, other=0.0)
+    x = _operand(x, PRECISION)
+    square = rm[:, None] * MP + rm[None, :]
+    cos = tl.load(full_ptr + square)
+    sin = tl.load(full_ptr + MP * MP + square)
+    nyquist_re = tl.load(nyquist_ptr + rm, mask=row, other=0.0)[:, None]
+    nyquist_im = tl.load(nyquist_ptr + M + rm, mask=row, other=0.0)[:, None]
+    out = tl.zeros((MP, NP), dtype=tl.float32)
+    for k0 in range(0, KP, CHUNK):
+        rk = k0 + tl.arange(0, CHUNK)
+        zero = tl.zeros((MP, CHUNK), dtype=tl.float32)
+        # Row transform: real input, half spectrum, the Nyquist bin in the imaginary slot of column 0.
+        forward = half_ptr + rn[:, None] * KP + rk[None, :]
+        yr = _operand(_dot(x, tl.load(forward), zero, PRECISION, EMULATE), PRECISION)
+        yi = _operand(_dot(x, tl.load(forward + NP * KP), zero, PRECISION, EMULATE), PRECISION)
+        # Column transform as four real products.
+        a = _dot(cos, yr, zero, PRECISION, EMULATE)
+        b = _dot(sin, yr, zero, PRECISION, EMULATE)
+        p = _dot(cos, yi, zero, PRECISION, EMULATE)
+        q = _dot(sin, yi, zero, PRECISION, EMULATE)
+        # Filter, and lay out the operands of the inverse column transform.  Column 0 holds two real columns.
+        at = filter_ptr + rm[:, None] * KP + rk[None, :]
+        gr = tl.load(at, mask=row[:, None], other=0.0)
+        gi = tl.load(at + M * KP, mask=row[:, None], other=0.0)
+        zr = a + q
+        zi = p - b
+        vr = gr * zr - gi * zi
+        vi = gr * zi + gi * zr
+        first = (rk == 0)[None, :]
+        u0 = _operand(tl.where(first, gr * a + gi * b, vr), PRECISION)
+        u1 = _operand(tl.where(first, gr * b - gi * a, -vi), PRECISION)
+        u2 = _operand(tl.where(first, nyquist_re * p + nyquist_im * q, vi), PRECISION)
+        u3 = _operand(tl.where(first, nyquist_re * q - nyquist_im * p, vr), PRECISION)
+        wr = _dot(cos, u0, zero, PRECISION, EMULATE)
+        wr = _dot(sin, u1, wr, PRECISION, EMULATE)
+        wi = _dot(cos, u2, zero, PRECISION, EMULATE)
+        wi = _dot(sin, u3, wi, PRECISION, EMULATE)
+        # Inverse row transform, back to real samples.
+        inverse = half_ptr + 2 * NP * KP + rk[:, None] * NP + rn[None, :]
+        out = _dot(_operand(wr, PRECISION), tl.load(inverse), out, PRECISION, EMULATE)
+        out = _dot(_operand(wi, PRECISION), tl.load(inverse + KP * NP), out, PRECISION, EMULATE)
+    y = y_ptr + rm[:, None] * y_stride_m + rn[None, :] * y_stride_n
+    tl.store(y, out.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _depthwise_rows(
+    x_ptr,  # first element of this channel in the input
+    y_ptr,  # the same in the output
+    weight_ptr,  # fp32 [KS, KS] of this channel
+    bias_ptr,  # fp32, this channel's
+    h0,
+    x_stride_h,
+    x_stride_w,
+    y_stride_h,
+    y_stride_w,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    WP: tl.constexpr,
+    KS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    rh = h0 + tl.arange(0, ROWS)
+    rw = tl.arange(0, WP)
+    acc = tl.zeros((ROWS, WP), dtype=tl.float32) + tl.load(bias_ptr)
+    for dy in tl.static_range(KS):
+        for dx in tl.static_range(KS):
+            h = rh + (dy - KS // 2)
+            w = rw + (dx - KS // 2)
+            inside = ((h >= 0) & (h < H))[:, None] & ((w >= 0) & (w < W))[None, :]
+            v = tl.load(x_ptr + h[:, None] * x_stride_h + w[None, :] * x_stride_w, mask=inside, other=0.0)
+            acc += v.to(tl.float32) * tl.load(weight_ptr + dy * KS + dx)
+    y = y_ptr + rh[:, None] * y_stride_h + rw[None, :] * y_stride_w
+    tl.store(y, acc.to(y_ptr.dtype.element_ty), mask=(rh < H)[:, None] & (rw < W)[None, :])
+
+
+@triton.jit
+def freq_module_kernel(
+    x_ptr,  # input, [B, 4*CQ, H, W], any strides
+    y_ptr,  # output, same shape, any strides
+    filter_ptr,  # fp32, `pack_filters`
+    table_ptr,  # operand type, `tables`
+    weight_ptr,  # fp32 [CQ, KS, KS]
+    bias_ptr,  # fp32 [CQ]
+    x_stride_b,
+    x_stride_c,
+    x_stride_h,
+    x_stride_w,
+    y_stride_b,
+    y_stride_c,
+    y_stride_h,
+    y_stride_w,
+    CQ: tl.constexpr,  # sizes are compile-time constants: it saves a quarter of the registers at 64 x 64
+    H: tl.constexpr,
+    W: tl.constexpr,
+    KS: tl.constexpr,
+    CP: tl.constexpr,  # CQ, H, W and the half spectra of H, W, padded
+    HP: tl.constexpr,
+    WP: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    CHUNK_H: tl.constexpr,  # spectrum columns worked on at a time
+    CHUNK_W: tl.constexpr,
+    PLANES: tl.constexpr,  # neighbouring planes of a shared filter handled by one program
+    ROWS: tl.constexpr,  # rows of a depth-wise tile
+    PRECISION: tl.constexpr,
+    EMULATE: tl.constexpr,
+):
+    HW_PROGRAMS: tl.constexpr = CQ
+    CW_PROGRAMS: tl.constexpr = (H + PLANES - 1) // PLANES
+    CH_PROGRAMS: tl.constexpr = (W + PLANES - 1) // PLANES
+    CW_START: tl.constexpr = HW_PROGRAMS
+    CH_START: tl.constexpr = CW_START + CW_PROGRAMS
+    DW_START: tl.constexpr = CH_START + CH_PROGRAMS
+    ROW_TILES: tl.constexpr = (H + ROWS - 1) // ROWS
+    # Parts of the two packed buffers.
+    FULL_C: tl.constexpr = 2 * HP * HP
+    HALF_W: tl.constexpr = FULL_C + 2 * CP * CP
+    HALF_H: tl.constexpr = HALF_W + 4 * WP * KW
+    HW_NYQUIST: tl.constexpr = 2 * CQ * H * KW
+    CW_FILTER: tl.constexpr = HW_NYQUIST + 2 * CQ * H
+    CW_NYQUIST: tl.constexpr = CW_FILTER + 2 * CQ * KW
+    CH_FILTER: tl.constexpr = CW_NYQUIST + 2 * CQ
+    CH_NYQUIST: tl.constexpr = CH_FILTER + 2 * CQ * KH
+
+    # Images run fastest: the long programs of all images start first.
+    image = tl.program_id(0).to(tl.int64)
+    program = tl.program_id(1)
+    x_ptr += image * x_stride_b
+    y_ptr += image * y_stride_b
+    if program < CW_START:
+        c = program
+        _filter_plane(
+            x_ptr + c * x_stride_c,
+            y_ptr + c * y_stride_c,
+            filter_ptr + c * (2 * H * KW),
+            filter_ptr + HW_NYQUIST + c * (2 * H),
+            table_ptr,
+            table_ptr + HALF_W,
+            x_stride_h,
+            x_stride_w,
+            y_stride_h,
+            y_stride_w,
+            H,
+            W,
+            HP,
+            WP,
+            KW,
+            CHUNK_W,
+            PRECISION,
+            EMULATE,
+        )
+    elif program < CH_START:
+        for j in range(PLANES):
+            h = (program - CW_START) * PLANES + j
+            if h < H:
+                _filter_plane(
+                    x_ptr + CQ * x_stride_c + h * x_stride_h,
+                    y_ptr + CQ * y_stride_c + h * y_stride_h,
+                    filter_ptr + CW_FILTER,
+                    filter_ptr + CW_NYQUIST,
+                    table_ptr + FULL_C,
+                    table_ptr + HALF_W,
+                    x_stride_c,
+                    x_stride_w,
+                    y_stride_c,
+                    y_stride_w,
+                    CQ,
+                    W,
+                    CP,
+                    WP,
+                    KW,
+                    CHUNK_W,
+                    PRECISION,
+                    EMULATE,
+                )
+    elif program < DW_START:
+        for j in range(PLANES):
+            w = (program - CH_START) * PLANES + j
+            if w < W:
+                _filter_plane(
+                    x_ptr + 2 * CQ * x_stride_c + w * x_stride_w,
+                    y_ptr + 2 * CQ * y_stride_c + w * y_stride_w,
+                    filter_ptr + CH_FILTER,
+                    filter_ptr + CH_NYQUIST,
+                    table_ptr + FULL_C,
+                    table_ptr + HALF_H,
+                    x_stride_c,
+                    x_stride_h,
+                    y_stride_c,
+                    y_stride_h,
+                    CQ,
+                    H,
+                    CP,
+                    HP,
+                    KH,
+                    CHUNK_H,
+                    PRECISION,
+                    EMULATE,
+                )
+    else:
+        c = (program - DW_START) // ROW_TILES
+        _depthwise_rows(
+            x_ptr + (3 * CQ + c) * x_stride_c,
+            y_ptr + (3 * CQ + c) * y_stride_c,
+            weight_ptr + c * (KS * KS),
+            bias_ptr + c,
+            (program - DW_START) % ROW_TILES * ROWS,
+            x_stride_h,
+            x_stride_w,
+            y_stride_h,
+            y_stride_w,
+            H,
+            W,
+            WP,
+            KS,
+            ROWS,
+        )
+
+
+# ---- tables and filters, made once
+
+
+def half(n: int) -> int:
+    """Columns of the packed half spectrum of n real samples: the n//2+1 bins, less the Nyquist bin of an even n."""
+    return (n + 1) // 2
+
+
+def _phase(rows: int, columns: int, n: int) -> NDArray[np.float64]:
+    # The integer phase is reduced modulo n before it becomes an angle, or large ones lose digits.
+    return np.outer(np.arange(rows), np.arange(columns)).astype(np.float64) % n * (2 * np.pi / n)
+
+
+def _full_table(n: int, padded: int) -> NDArray[np.float64]:
+    """cos and sin of the orthonormal DFT of n samples: [2, padded, padded]."""
+    table = np.zeros((2, padded, padded))
+    table[0, :n, :n] = np.cos(_phase(n, n, n))
+    table[1, :n, :n] = np.sin(_phase(n, n, n))
+    return table.ravel() / float(np.sqrt(n))
+
+
+def _half_table(n: int, padded: int, half_padded: int) -> NDArray[np.float64]:
+    """Orthonormal DFT of n real samples to and from the packed half spectrum: forward, then inverse."""
+    k = half(n)
+    phase = _phase(n, k, n)
+    nyquist = np.where(np.arange(n) % 2, -1.0, 1.0) * (n % 2 == 0)
+    forward = np.zeros((2, padded, half_padded))
+    forward[0, :n, :k] = np.cos(phase)
+    forward[1, :n, :k] = -np.sin(phase)
+    forward[1, :n, 0] = nyquist
+    inverse = np.zeros((2, half_padded, padded))
+    inverse[:, :k, :n] = 2 * forward[:, :n, :k].transpose(0, 2, 1)  # bins and their mirror images
+    inverse[:, 0, :n] /= 2  # DC and Nyquist have none
+    return np.concatenate([forward.ravel(), inverse.ravel()]) / float(np.sqrt(n))
+
+
+@functools.lru_cache(maxsize=32)
+def tables(channels: int, height: int, width: int) -> NDArray[np.float64]:
+    """All tables of one size, in the order in which `freq_module_kernel` finds them."""
+    return np.concatenate(
+        [
+            _full_table(height, pad(height)),
+            _full_table(channels, pad(channels)),
+            _half_table(width, pad(width), pad(half(width))),
+            _half_table(height, pad(height), pad(half(height))),
+        ]
+    )
+
+
+def pack_filters(filters: tuple[Tensor, Tensor, Tensor], size: tuple[int, int]) -> Tensor:
+    """Complex filters as `torch.fft.rfft2` has them -> one fp32 vector: per filter [planes, 2, M, KP], then the
+    Nyquist columns [planes, 2, M]."""
+    parts = []
+    for f, n in zip(filters, (size[1], size[1], size[0]), strict=True):
+        planes = torch.view_as_real(f if f.dim() == 3 else f[None]).float().movedim(-1, 1)  # [planes, 2, M, n//2+1]
+        k = half(n)
+        body = planes.new_zeros(*planes.shape[:3], pad(k))
+        body[..., :k] = planes[..., :k]
+        nyquist = planes[..., k] if n % 2 == 0 else planes.new_zeros(planes.shape[:3])
+        parts += [body.flatten(), nyquist.flatten()]
+    return torch.cat(parts)
+
+
+# ---- launch
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What may be tuned without changing the result."""
+
+    num_warps: int
+    chunk: int
+    """Spectrum columns worked on at a time; fewer need fewer registers."""
+    planes: int = 1
+
+
+def default_launch(channels: int, height: int, width: int) -> Launch:
+    """The compile gate checks these: no spills in fp16 at any size."""
+    # At 128 an accumulator does not fit into the registers of 4 warps; 16 would halve the registers each may have.
+    return Launch(num_warps=8 if max(pad(channels), pad(height), pad(width)) >= 128 else 4, chunk=64)
+
+
+def kernel_call(
+    x: Tensor,
+    out: Tensor,
+    table: Tensor,
+    filters: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    precision: str,
+    launch: Launch | None = None,
+) -> KernelCall:
+    """The launch for these tensors; they may live on the meta device."""
+    batch, channels, h, w = x.shape
+    cq = channels // 4
+    launch = launch or default_launch(cq, h, w)
+    kh, kw, rows = pad(half(h)), pad(half(w)), min(16, pad(h))
+    programs = cq + -(-h // launch.planes) + -(-w // launch.planes) + cq * -(-h // rows)
+    tensors = dict(x_ptr=x, y_ptr=out, filter_ptr=filters, table_ptr=table, weight_ptr=weight, bias_ptr=bias)
+    strides = {f"x_stride_{axis}": s for axis, s in zip("bchw", x.stride(), strict=True)}
+    strides |= {f"y_stride_{axis}": s for axis, s in zip("bchw", out.stride(), strict=True)}
+    sizes = dict(CQ=cq, H=h, W=w, KS=weight.shape[-1], CP=pad(cq), HP=pad(h), WP=pad(w), KH=kh, KW=kw)
+    chunks = dict(CHUNK_H=min(launch.chunk, kh), CHUNK_W=min(launch.chunk, kw), PLANES=launch.planes, ROWS=rows)
+    arguments = {**tensors, **strides, **sizes, **chunks, "PRECISION": precision, "EMULATE": INTERPRETING}
+    return KernelCall(freq_module_kernel, (batch, programs), arguments, launch.num_warps)
+
+
+class Runner:
+    """Packed filters and tables of one map size, ready to launch."""
+
+    def __init__(
+        self,
+        filter_hw: Tensor,
+        filter_cw: Tensor,
+        filter_ch: Tensor,
+        dw_weight: Tensor,
+        dw_bias: Tensor | None,
+        *,
+        size: tuple[int, int],
+        precision: str,
+    ) -> None:
+        channels, device, largest = filter_hw.shape[0], filter_hw.device, largest_gain(filter_hw, filter_cw, filter_ch)
+        self.precision = precision
+        self.input_limit = float("inf")
+        if precision == "fp16":
+            self.input_limit = input_limit(largest, channels, size)
+        operand = torch.float16 if precision == "fp16" else torch.float32
+        self.tables = torch.from_numpy(tables(channels, *size)).to(operand).to(device)
+        self.filters = pack_filters((filter_hw, filter_cw, filter_ch), size)
+        self.weight = dw_weight.detach().float().clone(memory_format=torch.contiguous_format)
+        bias = torch.zeros(channels, device=device) if dw_bias is None else dw_bias
+        self.bias = bias.detach().float().clone(memory_format=torch.contiguous_format)
+
+    def __call__(self, x: Tensor, out: Tensor | None) -> Tensor:
+        packed = (self.tables, self.filters, self.weight, self.bias, self.precision)
+        if out is None:
+            return _packed_op(x, *packed)
+        _packed_out_op(x, *packed, out)
+        return out
+
+
+def largest_gain(*filters: Tensor) -> float:
+    """max |G|.  Waits for the device."""
+    gain = float(torch.stack([f.abs().max() for f in filters]).max())
+    if not math.isfinite(gain):
+        raise ValueError(f"a filter reaches |G| = {gain}; pass finite filters")
+    return gain
+
+
+def input_limit(gain: float, channels: int, size: tuple[int, int]) -> float:
+    """The largest |x| for which no fp16 operand can overflow.
+
+    With orthonormal transforms of M x N samples every operand is at most sqrt(M N) max|x| max(1, max|G|): the row
+    transform by its sum, the spectrum likewise, the column inverse because it is unitary.
+    """
+    h, w = size
+    limit = FP16_MAX / (max(1.0, gain) * max(h * w, channels * w, channels * h) ** 0.5)
+    if limit < SMALLEST_INPUT_LIMIT:
+        raise ValueError(
+            f"the filters reach |G| = {gain:g} on {h}x{w} maps: fp16 operands could overflow for inputs beyond "
+            f"{limit:.3g}, and at least {SMALLEST_INPUT_LIMIT:g} is asked for; use precision='tf32x3', or clamp the "
+            "filters"
+        )
+    return limit
+
+
+_PACKED = "Tensor x, Tensor tables, Tensor filters, Tensor weight, Tensor bias, str precision"
+
+
+@torch.library.custom_op("activefreq::freq_module_packed", mutates_args=(), schema=f"({_PACKED}) -> Tensor")
+def _packed_op(x, tables, filters, weight, bias, precision):  # type: ignore[no-untyped-def]
+    out = torch.empty_like(x)
+    kernel_call(x, out, tables, filters, weight, bias, precision).run()
+    return out
+
+
+@_packed_op.register_fake
+def _packed_fake(x, tables, filters, weight, bias, precision):  # type: ignore[no-untyped-def]
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op(
+    "activefreq::freq_module_packed_out", mutates_args=("out",), schema=f"({_PACKED}, Tensor(a!) out) -> ()"
+)
+def _packed_out_op(x, tables, filters, weight, bias, precision, out):  # type: ignore[no-untyped-def]
+    kernel_call(x, out, tables, filters, weight, bias, precision).run()
+
+
+@_packed_out_op.register_fake
+def _packed_out_fake(x, tables, filters, weight, bias, precision, out):  # type: ignore[no-untyped-def]
+    return None

@@ -1,0 +1,86 @@
+"""What the Triton implementations share: whether Triton can run here, and a launch described as data.
+
+Importing this module does not import Triton.
+"""
+
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .dispatch import Verdict
+
+OLDEST = (3, 6)
+"""The oldest Triton that the tests and the compile gate have passed on."""
+
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+"""Triton itself decides at import whether its interpreter stands in for a GPU, so this is read once as well."""
+
+DEVICES = ("cuda", "cpu") if INTERPRETING else ("cuda",)
+"""Where a Triton kernel can run in this process."""
+
+
+@functools.cache
+def installed() -> Verdict:
+    """Whether there is a Triton that is new enough to compile or interpret the kernels."""
+    if importlib.util.find_spec("triton") is None:
+        return False, "triton is not installed; install the extra cuda12 or cuda13 (Linux only)"
+    version = importlib.metadata.version("triton")
+    if tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < OLDEST:
+        return False, f"triton is {version}; install {'.'.join(map(str, OLDEST))} or newer"
+    return True, ""
+
+
+@functools.cache
+def available() -> Verdict:
+    """Whether Triton kernels can run in this process."""
+    ok, reason = installed()
+    if not ok or INTERPRETING:
+        return ok, reason
+    if torch.version.hip:
+        return False, "this torch is built for ROCm; the kernels are written for CUDA devices"
+    if not torch.cuda.is_available():
+        return False, f"torch {torch.__version__} sees no CUDA device"
+    capability = torch.cuda.get_device_capability()
+    if capability < (8, 0):
+        return False, f"the device has compute capability {capability[0]}.{capability[1]}; 8.0 or newer is needed"
+    return True, ""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCall:
+    """One launch of a Triton kernel, complete but not started: it can be run, or compiled for a machine elsewhere."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    """Every argument of the kernel by name, compile-time constants included."""
+    num_warps: int
+    fp_fusion: bool = True
+    """Whether a multiplication and an addition may become one rounding.  Always given: Triton's default changes."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Launch options; no software pipelining, because the loops are short and unrolled."""
+        return {"num_warps": self.num_warps, "num_stages": 1, "enable_fp_fusion": self.fp_fusion}
+
+    def run(self) -> None:
+        """Launch on the current stream of the device that the tensors live on."""
+        device = next(a.device for a in self.arguments.values() if isinstance(a, torch.Tensor))
+        launch: Callable[..., Any] = self.kernel[self.grid]
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                launch(**self.arguments, **self.options)
+        else:
+            launch(**self.arguments, **self.options)
+
+
+def pad(n: int, least: int = 16) -> int:
+    """The next power of two, at least `least`: block sides are powers of two, matrix instructions want 16."""
+    return max(least, 1 << (n - 1).bit_length())
