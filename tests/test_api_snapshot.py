@@ -20,6 +20,8 @@ MODULES = (
     "activefreq_engine.kernels.region_stats",
     "activefreq_engine.kernels.distance",
     "activefreq_engine.kernels.click_maps",
+    "activefreq_engine.kernels.freq_module",
+    "activefreq_engine.kernels.mask_output",
 )
 
 

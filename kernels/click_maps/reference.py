@@ -6,25 +6,8 @@ import torch
 from torch import Tensor
 
 
-def click_maps(points: Tensor, height: int, width: int, radius: float = 5.0) -> Tensor:
-    """Binary disks around clicks.
-
-    Args:
-        points (Tensor): `[B, 2N, 2]` float, (x, y) in pixels of the maps; the first N slots are positive clicks, the
-            last N negative ones.  A slot with a negative coordinate is empty.
-        height, width (int): size of the maps.
-        radius (float): disk radius in pixels; a pixel belongs to a disk when its centre's distance is <= radius.
-
-    Returns:
-        Tensor: `[B, 2, H, W]` float32, zeros and ones: positive disks, negative disks.
-
-    Raises:
-        ValueError: if `points` is not `[B, 2N, 2]`.
-    """
-    if points.dim() != 3 or points.shape[1] % 2 or points.shape[2] != 2:
-        raise ValueError(
-            f"points have shape {tuple(points.shape)}; expected [B, 2N, 2]: N positive (x, y) slots, then N negative"
-        )
+def click_maps(points: Tensor, height: int, width: int, radius: float) -> Tensor:
+    """See `kernels.click_maps`; shapes as there."""
     b, slots, _ = points.shape
     if slots == 0:
         return torch.zeros(b, 2, height, width, device=points.device)
@@ -36,3 +19,11 @@ def click_maps(points: Tensor, height: int, width: int, radius: float = 5.0) -> 
     near = dx.square()[:, :, None, :] + dy.square()[:, :, :, None] <= radius * radius
     near &= (points >= 0).all(-1)[:, :, None, None]
     return near.view(b, 2, slots // 2, height, width).any(dim=2).float()
+
+
+def check_points(points: Tensor) -> None:
+    """Raise ValueError unless `points` is `[B, 2N, 2]`."""
+    if points.dim() != 3 or points.shape[1] % 2 or points.shape[2] != 2:
+        raise ValueError(
+            f"points have shape {tuple(points.shape)}; expected [B, 2N, 2]: N positive (x, y) slots, then N negative"
+        )
