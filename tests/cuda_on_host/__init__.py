@@ -55,7 +55,9 @@ class Host:
     """Names of the kernels launched, in order."""
     switches: int = 0
     mutate: tuple[str, str] = ("", "")
-    """Text to find in the sources, and its replacement."""
+    """Text that occurs once in one of the sources, and its replacement."""
+    mutated: bool = False
+    """It was found."""
     sanitize: bool = False
 
 
@@ -68,7 +70,7 @@ def parameters(source: str) -> dict[str, list[str]]:
     return kernels
 
 
-def build(source: str, *, sanitize: bool = False) -> ctypes.CDLL:
+def build(source: str, *, sanitize: bool = False, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
     """A library of the kernels of `source`; kept in build/ under a name that says what it was made from."""
     if GPP is None:
         raise RuntimeError("g++ is not installed; the CUDA sources cannot run on the host")
@@ -79,7 +81,7 @@ def build(source: str, *, sanitize: bool = False) -> ctypes.CDLL:
         parts.append(f'extern "C" const char* host_{name}(host::Shape s{declared}) {{')
         parts.append(f"    return host::launch(s, [=] {{ {name}({passed}); }});\n}}")
     text = "\n".join(parts)
-    flags = [*FLAGS, *(SANITIZE if sanitize else ()), "-O1"]
+    flags = [*FLAGS, *(SANITIZE if sanitize else ()), *defines, "-O1"]
     key = hashlib.sha256("\0".join([text, SHIM.read_text(), *flags]).encode()).hexdigest()[:16]
     library = CACHE / f"{key}.so"
     if not library.exists():
@@ -106,8 +108,11 @@ class _RawModule:
         assert options == cupy_impl.OPTIONS
         old, new = host.mutate
         if old and old in code:
-            code = code.replace(old, new)
-        self.host, self.library, self.parameters = host, build(code, sanitize=host.sanitize), parameters(code)
+            assert code.count(old) == 1, f"{old!r} occurs more than once"
+            code, host.mutated = code.replace(old, new), True
+        defines = tuple(option for option in options if option.startswith("-D"))
+        self.library = build(code, sanitize=host.sanitize, defines=defines)
+        self.host, self.parameters = host, parameters(code)
 
     def get_function(self, name: str):
         return functools.partial(self.run, name)
@@ -165,3 +170,18 @@ def installed(host: Host | None = None) -> Iterator[Host]:
     ):
         yield host
     cupy_impl._module.cache_clear()
+
+
+def sanitizers() -> list[str]:
+    """The libraries that a process must load first to run sanitized builds; empty if any is absent."""
+    if GPP is None:
+        return []
+    names = ("libasan.so", "libubsan.so", "libstdc++.so")
+    found = [subprocess.check_output([GPP, f"-print-file-name={name}"], text=True).strip() for name in names]
+    return found if all(Path(path).is_absolute() for path in found) else []
+
+
+def preload() -> dict[str, str]:
+    """Environment of a Python process that loads sanitized builds."""
+    options = "detect_leaks=0:detect_stack_use_after_return=0"  # Python leaks; fibers have stacks of their own
+    return {"LD_PRELOAD": ":".join(sanitizers()), "ASAN_OPTIONS": options}
