@@ -93,6 +93,8 @@ class FreqModulePlan:
         check_input(x, (self.channels, *self.size), self.dtypes, self.device)
         if out is not None:
             check_out(x, out)
+        if x.shape[0] == 0:  # some FFT libraries refuse an empty batch
+            return torch.empty_like(x) if out is None else out
         return self._runner(x, out)
 
     def __repr__(self) -> str:

@@ -93,6 +93,13 @@ def test_output_argument():
     assert (whole == 5.0).all()
 
 
+def test_an_empty_batch():
+    x, parameters = make(0, 2, 5, 6, 3, torch.float32)
+    assert freq_module(x, *parameters).shape == (0, 8, 5, 6)
+    out = torch.empty_like(x)
+    assert freq_module(x, *parameters, out=out) is out
+
+
 def test_a_plan_is_a_snapshot():
     x, parameters = make(2, 3, 5, 6, 3, torch.float32)
     plan = FreqModulePlan(*(p.requires_grad_() for p in parameters), size=(5, 6))
