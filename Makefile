@@ -1,6 +1,7 @@
 # Needs Python >= 3.10 with pip and venv, and make.  Everything is installed into .venv, nothing outside it.
 #   make demo      segment the example images, write out/demo.png
-#   make test      the whole test suite
+#   make test      the test suite
+#   make test-slow the checks that take many minutes: planted bugs, every kernel configuration
 #   make lint      ruff and mypy
 #   make bench     the benchmarks
 #   make install   what all of them need; skipped while setup.py and the constraints are unchanged
@@ -18,7 +19,7 @@ ifeq ($(filter $(TORCH),cpu cuda12 cuda13),)
 $(error TORCH=$(TORCH) is not known: use TORCH=cpu, TORCH=cuda12 or TORCH=cuda13)
 endif
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test test-slow lint bench clean
 
 install: $(INSTALLED)
 
@@ -51,7 +52,10 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
 
 # mypy cannot follow an editable install that maps kernels/ into the package, so it is shown the installed layout.
 lint: $(INSTALLED)

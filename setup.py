@@ -70,9 +70,11 @@ setup(
             *sorted({*train, *evaluate, *bench}),
             "hypothesis",
             "mypy",
+            "nvidia-cuda-nvrtc-cu12; sys_platform == 'linux'",  # compiles the CUDA sources offline
             "pycocotools",  # the format that mask export must agree with
             "ruff",
             "scipy",  # the definitions that region statistics and distances must agree with
+            "triton>=3.6; sys_platform == 'linux'",  # kernels run in its interpreter and compile offline, without a GPU
             "setuptools>=70.1",  # the packaging test builds a wheel without the network
         ],
     },

@@ -126,7 +126,6 @@ def whole(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.slow
 def test_killed_while_saving_and_resumed(pairs: Path, whole: Path, tmp_path: Path) -> None:
     killed = subprocess.run([sys.executable, str(PROGRAM), "kill", str(pairs), str(tmp_path), "5"], check=False)
     assert killed.returncode == -signal.SIGKILL
@@ -203,7 +202,6 @@ def test_the_initial_checkpoint_is_needed_at_the_start_only(pairs: Path, tmp_pat
 
 
 # --- several processes ------------------------------------------------------------------------------------------------
-@pytest.mark.slow
 def test_two_processes_share_the_work_and_agree(pairs: Path, tmp_path: Path) -> None:
     """By the clock, which each process reads a little differently."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(PROGRAM)]

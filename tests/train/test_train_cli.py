@@ -110,7 +110,6 @@ def test_bad_usage_is_one_line_and_code_2(
     assert words.lower() in captured.err.lower()
 
 
-@pytest.mark.slow
 def test_dry_run_keeps_nothing_but_the_packed_data(pairs: Path, tmp_path: Path) -> None:
     """As a module, which is how torchrun starts it."""
     command = [sys.executable, "-m", "activefreq_engine.train", str(pairs), "--out", str(tmp_path), "--hours", "9"]
