@@ -11,10 +11,11 @@ import shutil
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -70,7 +71,7 @@ def parameters(source: str) -> dict[str, list[str]]:
     return kernels
 
 
-def build(source: str, *, sanitize: bool = False, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
+def build(source: str, *, sanitize: bool = False, more: tuple[str, ...] = ()) -> ctypes.CDLL:
     """A library of the kernels of `source`; kept in build/ under a name that says what it was made from."""
     if GPP is None:
         raise RuntimeError("g++ is not installed; the CUDA sources cannot run on the host")
@@ -81,7 +82,7 @@ def build(source: str, *, sanitize: bool = False, defines: tuple[str, ...] = ())
         parts.append(f'extern "C" const char* host_{name}(host::Shape s{declared}) {{')
         parts.append(f"    return host::launch(s, [=] {{ {name}({passed}); }});\n}}")
     text = "\n".join(parts)
-    flags = [*FLAGS, *(SANITIZE if sanitize else ()), *defines, "-O1"]
+    flags = [*FLAGS, *(SANITIZE if sanitize else ()), *more, "-O1"]
     key = hashlib.sha256("\0".join([text, SHIM.read_text(), *flags]).encode()).hexdigest()[:16]
     library = CACHE / f"{key}.so"
     if not library.exists():
@@ -110,8 +111,10 @@ class _RawModule:
         if old and old in code:
             assert code.count(old) == 1, f"{old!r} occurs more than once"
             code, host.mutated = code.replace(old, new), True
-        defines = tuple(option for option in options if option.startswith("-D"))
-        self.library = build(code, sanitize=host.sanitize, defines=defines)
+        flags = [option for option in options if option.startswith("-D")]
+        if host.mutated:
+            flags.append("-Wno-error")  # a planted bug may leave something unused
+        self.library = build(code, sanitize=host.sanitize, more=tuple(flags))
         self.host, self.parameters = host, parameters(code)
 
     def get_function(self, name: str):
@@ -185,3 +188,13 @@ def preload() -> dict[str, str]:
     """Environment of a Python process that loads sanitized builds."""
     options = "detect_leaks=0:detect_stack_use_after_return=0"  # Python leaks; fibers have stacks of their own
     return {"LD_PRELOAD": ":".join(sanitizers()), "ASAN_OPTIONS": options}
+
+
+def poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """`allocate`, but what it returns holds NaN, or integers that no result holds."""
+
+    def allocate_poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
+        tensor = allocate(*args, **kwargs)
+        return tensor.fill_(float("nan") if tensor.is_floating_point() else tensor.dtype == torch.bool or -0x5A5A)
+
+    return allocate_poisoned

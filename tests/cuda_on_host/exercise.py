@@ -6,6 +6,7 @@ The results are compared with the reference.  For tools that watch a whole proce
 
 import argparse
 import contextlib
+from unittest import mock
 
 import numpy as np
 import torch
@@ -60,7 +61,10 @@ def main() -> None:
         cupy_impl.OPTIONS += ("-DATOMIC_READS",)
     device, rng = torch.device(arguments.device), np.random.default_rng(arguments.seed)
     host = cuda_on_host.Host(sanitize=arguments.sanitize, mutate=tuple(arguments.plant))
-    with cuda_on_host.installed(host) if device.type == "cpu" else contextlib.nullcontext():
+    with (
+        cuda_on_host.installed(host) if device.type == "cpu" else contextlib.nullcontext(),
+        mock.patch.object(torch, "empty", cuda_on_host.poisoned(torch.empty)),
+    ):
         for k in range(arguments.batches):
             shape = (1 + k % 2, *rng.integers(1, arguments.side, 2))
             if k == 0:

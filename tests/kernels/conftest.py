@@ -74,7 +74,7 @@ def host(device, monkeypatch):
     A `tests.cuda_on_host.Host`; on a GPU nothing looks at it.
     """
     for name in ("empty", "empty_like"):
-        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+        monkeypatch.setattr(torch, name, cuda_on_host.poisoned(getattr(torch, name)))
     if device.type == "cuda":
         pytest.importorskip("cupy")
         yield cuda_on_host.Host()
@@ -83,13 +83,3 @@ def host(device, monkeypatch):
     else:
         with cuda_on_host.installed() as host:
             yield host
-
-
-def poisoned(allocate):
-    """`allocate`, but what it returns holds NaN, or integers that no result holds."""
-
-    def allocate_poisoned(*args, **kwargs):
-        tensor = allocate(*args, **kwargs)
-        return tensor.fill_(float("nan") if tensor.is_floating_point() else tensor.dtype == torch.bool or -0x5A5A)
-
-    return allocate_poisoned
