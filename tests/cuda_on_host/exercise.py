@@ -69,7 +69,7 @@ def main() -> None:
             shape = (1 + k % 2, *rng.integers(1, arguments.side, 2))
             if k == 0:
                 shape = (1, 1, 1)
-            host.schedule = cuda_on_host.Schedule(int(rng.integers(1 << 30)), float(rng.choice([0, 0.1])), 3)
+            host.schedule = cuda_on_host.Schedule(int(rng.integers(1 << 30)), float(rng.choice([0, 0.1, 0.4])), 8)
             masks = torch.from_numpy(rng.random(shape) < rng.choice([0.4, 0.6, 1.0]))
             probs = rng.random(shape, dtype=np.float32)
             if k % 2:
