@@ -1,0 +1,46 @@
+"""The shipped weights still compute what they computed when they were shipped."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from activefreq_engine.models import create_model, read_metadata
+from activefreq_engine.models.registry import WEIGHTS
+
+HERE = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def make():
+    spec = importlib.util.spec_from_file_location("make_goldens", HERE / "make.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return np.load(HERE / "freqformer_b0.npz", allow_pickle=False)
+
+
+def test_goldens_belong_to_the_shipped_weights(golden):
+    shipped = read_metadata(WEIGHTS / "freqformer_b0.safetensors")["sha256"]
+    assert str(golden["sha256"]) == shipped, "the weights have changed: run python tests/golden/make.py"
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-4)])
+def test_outputs_equal_the_goldens(make, golden, dtype, tolerance):
+    values = make.outputs(create_model("freqformer_b0", pretrained=True), dtype)
+    for name in ("first", "third", "refined"):
+        error = np.linalg.norm(values[name] - golden[name]) / np.linalg.norm(golden[name])
+        assert error <= tolerance, f"{name}: relative error {error:.2e}, allowed {tolerance:.0e}"
+
+
+def test_a_click_is_obeyed(make, golden):
+    """First, third: the lesion is under the first click, the far corner is not in the mask."""
+    height, width = golden["first"].shape
+    assert golden["first"][height // 2, width // 2] > 0
+    assert golden["third"][-2, 3] < 0
