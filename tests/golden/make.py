@@ -9,8 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-
 from activefreq_engine.kernels.click_maps import click_maps
+
 from activefreq_engine.models import FreqFormer, create_model, normalise, read_metadata
 from activefreq_engine.models.registry import WEIGHTS
 
