@@ -61,8 +61,8 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "cuda12": ["triton>=3.6; sys_platform == 'linux'", "cupy-cuda12x"],
-        "cuda13": ["triton>=3.6; sys_platform == 'linux'", "cupy-cuda13x"],
+        "cuda12": ["triton>=3.6; sys_platform == 'linux'", "cupy-cuda12x>=14"],
+        "cuda13": ["triton>=3.6; sys_platform == 'linux'", "cupy-cuda13x>=14"],
         "train": train,
         "eval": evaluate,
         "bench": bench,
