@@ -1,6 +1,7 @@
 """The kernels compile for real GPUs within the limits, and need what `bench/results/kernel_resources.csv` says."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -27,7 +28,9 @@ def run(*arguments: str) -> str:
 @needs_triton
 def test_a_few_configurations():
     out = run("--quick", "--check", "--arch", *map(str, QUICK_ARCHITECTURES))
-    assert "HMMA" in out
+    products = re.findall(r"freq_module C16 32x32 fp16 .* mma (\d+)/(\d+)/(\d+)", out)
+    assert len(products) == len(QUICK_ARCHITECTURES)
+    assert all(any(int(n) > 0 for n in counts) for counts in products), "no matrix instruction"
     assert "0 break a limit" in out
 
 
