@@ -102,7 +102,7 @@ class Engine:
         if precision not in PRECISIONS:
             raise InvalidArgumentError(f"precision is {precision!r}; allowed are {', '.join(PRECISIONS)}")
         self.precision = "fp32"
-        self.device = _device(device)
+        self.device = resolve_device(device)
         self.name, module = _model(model)
         self._model: Any = module.to(self.device).eval()
         self._lock = threading.Lock()
@@ -120,7 +120,7 @@ class Engine:
         Engines of named models and checkpoints live until the process ends (a checkpoint that changed on disk is
         loaded anew); the engine of a model object lives as long as somebody holds it.
         """
-        rest = (str(_device(device)), precision, 256 if size is None else size)
+        rest = (str(resolve_device(device)), precision, 256 if size is None else size)
         with cls._registry_lock:
             if not isinstance(model, (str, os.PathLike)):
                 key: tuple[Any, ...] = (id(model), *rest)
@@ -236,7 +236,13 @@ def _take(batch: Any, index: int) -> Any:
     return type(batch)(*(t[index : index + 1].clone() if t.shape[0] > 1 else t for t in batch))
 
 
-def _device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
+    """The device for a name, "auto" being CUDA where there is one.
+
+    Raises:
+        InvalidArgumentError: no such name.
+        BackendUnavailableError: the device is not there.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

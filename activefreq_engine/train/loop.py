@@ -113,13 +113,13 @@ def pick_device(name: str, world: int = 1) -> torch.device:
         InvalidArgumentError: no such name.
         BackendUnavailableError: the device is not there.
     """
-    from ..runtime.engine import _device
+    from ..runtime.engine import resolve_device
 
     if world > 1 and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     elif world > 1 and name.startswith("cuda:"):
         raise InvalidArgumentError(f"device is {name!r}, but {world} processes share the run; use device='cuda'")
-    target = _device(name)
+    target = resolve_device(name)
     if target.type == "cuda":
         torch.cuda.set_device(target)
     return target
