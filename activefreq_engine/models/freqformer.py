@@ -93,14 +93,22 @@ class FreqFormer(nn.Module):
 
     def decode_clicks(self, features: ImageFeatures, clicks: Tensor) -> Coarse:
         """The part that runs at every click: features and clicks `[B, 3, H, W]` -> `Coarse`."""
+        return self.decode_maps(features, self.encode_clicks(features, clicks))
+
+    def encode_clicks(self, features: ImageFeatures, clicks: Tensor) -> list[Tensor]:
+        """The clicks' way through the encoder: the outputs of stages 2 to 4, at strides 8, 16, 32."""
         x = features.c1 + to_map(*self.click_embed(clicks))
-        maps = [features.f1]
+        maps = []
         for stage in list(self.encoder.stages)[1:]:
             x = stage(x)
             maps.append(x)
-        out = self.decoder(maps, first_is_filtered=True)
-        logits = F.interpolate(out.logits, size=clicks.shape[2:], mode="bilinear", align_corners=False)
-        return Coarse(logits, out.embedding)
+        return maps
+
+    def decode_maps(self, features: ImageFeatures, maps: list[Tensor]) -> Coarse:
+        """Features and what `encode_clicks` made of them -> `Coarse`."""
+        out = self.decoder([features.f1, *maps], first_is_filtered=True)
+        size = [4 * side for side in features.c1.shape[2:]]
+        return Coarse(F.interpolate(out.logits, size=size, mode="bilinear", align_corners=False), out.embedding)
 
     def refine(self, coarse: Coarse, boxes: Tensor, image_crop: Tensor, disks: Tensor) -> Tensor:
         """Redraw the mask inside focus boxes.

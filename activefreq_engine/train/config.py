@@ -44,6 +44,8 @@ class TrainConfig:
     source_weights: tuple[float, ...] | None = None  # share of each data folder; default: by number of images
     seed: int = 0
     workers: int = 1  # loader processes; the only field in which a resumed run may differ
+    teacher: str | None = None  # folder of a teacher's features; see `activefreq_engine.train.teacher`
+    teacher_weight: float = 0.5  # of the error against them; falls linearly to 0 at the end of the run
     clicker: Clicker = "ritm"  # where simulated clicks after the first fall; see `activefreq_engine.train.simulate`
 
     def __post_init__(self) -> None:
@@ -57,6 +59,11 @@ class TrainConfig:
             "stage 'refiner' trains on a frozen network; name that network's checkpoint as init",
         )
         _check(self.clicker in CLICKERS, f"clicker is {self.clicker!r}; allowed: {', '.join(CLICKERS)}")
+        _check(
+            self.teacher is None or self.stage == "coarse",
+            "a teacher serves the coarse stage; leave it out of 'refiner'",
+        )
+        _check(self.teacher_weight >= 0, f"teacher_weight is {self.teacher_weight}; it must be at least 0")
         for name, least in (("batch", 1), ("warmup", 1), ("workers", 0), ("seed", 0)):
             _check(getattr(self, name) >= least, f"{name} is {getattr(self, name)}; it must be at least {least}")
         for name in ("lr", "clip"):
@@ -158,6 +165,10 @@ class Schedule(SizeOf):
         if progress >= 1:
             return None
         return max((p, size) for p, size in self.config.sizes if p <= progress)[1]
+
+    def teacher_weight(self, step: int) -> float:
+        """Falls linearly to 0: at the end masks alone count."""
+        return self.config.teacher_weight * max(0.0, 1 - self.progress(step))
 
     def lr(self, step: int) -> float:
         """Linear warm-up, then a cosine to one hundredth."""

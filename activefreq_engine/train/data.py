@@ -21,6 +21,7 @@ from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
 from ..errors import DatasetError
+from .teacher import Teacher
 
 MASK_FOLDERS = ("masks", "labels", "instances")  # binary, label values, label values
 MIN_AREA = 64  # pixels of the packed image that an object must have
@@ -119,6 +120,7 @@ class Crop:
 
     image: Pixels  # [S, S, 3] RGB
     label: NDArray[Any]  # [S, S]: 0, 1, or -1 beyond the image
+    affine: NDArray[np.float64]  # [2, 3]: crop pixel (u, v, 1) -> pixel (x, y) of the packed image
 
 
 class PackedDataset(Dataset):
@@ -127,12 +129,17 @@ class PackedDataset(Dataset):
     So a run that is killed and resumed, or spread over several processes, sees the same data.
     """
 
-    def __init__(self, folder: Path, seed: int = 0, weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self, folder: Path, seed: int = 0, weights: Sequence[float] | None = None, teacher: Teacher | None = None
+    ) -> None:
         index = json.loads((folder / "index.json").read_text())
         self.entries = index["entries"]
         self.images = np.memmap(folder / "images.u8", np.uint8, mode="r")
         self.labels = np.memmap(folder / "labels.u16", np.uint16, mode="r")
         self.seed = seed
+        self.teacher = teacher
+        if teacher is not None:
+            teacher.check(self.entries)
         sources = np.array([e["source"] for e in self.entries])
         # weights: share of each source folder in an epoch; by default every image counts the same
         self.share = None
@@ -152,20 +159,22 @@ class PackedDataset(Dataset):
             return int(rng.permutation(len(self.entries))[position])
         return int(rng.choice(len(self.entries), size=len(self.entries), p=self.share)[position])
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(index, size)` -> image uint8 `[3, S, S]`, label int8 `[1, S, S]`."""
+    def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+        """`(index, size)` -> image uint8 `[3, S, S]`, label int8 `[1, S, S]`, and the teacher's `[T, S/16, S/16]`."""
         index, size = item
-        entry = self.entries[self.pick(index)]
+        picked = self.pick(index)
+        entry = self.entries[picked]
         rng = np.random.default_rng((self.seed, index, 1))
         h, w, offset = entry["h"], entry["w"], entry["offset"]
         image = self.images[3 * offset : 3 * (offset + h * w)].reshape(h, w, 3)
         labels = self.labels[offset : offset + h * w].reshape(h, w)
         mask = (labels == rng.choice(entry["objects"])).astype(np.uint8)
         crop = random_crop(image, mask, size, rng)
-        return (
+        sample = (
             torch.from_numpy(np.ascontiguousarray(crop.image.transpose(2, 0, 1))),
             torch.from_numpy(crop.label[None]),
         )
+        return sample if self.teacher is None else (*sample, self.teacher.crop(picked, (h, w), crop.affine, size))
 
 
 class StepSampler(Sampler):
@@ -240,7 +249,7 @@ def random_crop(image: Pixels, mask: Pixels, size: int, rng: np.random.Generator
     )
     target = (label > 127).astype(np.int8)
     target[inside == 0] = -1
-    return Crop(photometric(out, rng), target)
+    return Crop(photometric(out, rng), target, affine)
 
 
 def keep_inside(centre: float, margin: float, length: int) -> float:
@@ -249,11 +258,11 @@ def keep_inside(centre: float, margin: float, length: int) -> float:
 
 
 def photometric(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """Colour, contrast, gamma, saturation, blur, noise and drawn hairs, each now and then."""
+    """Colour, contrast, gamma, saturation, blur, noise, drawn hairs and a dermatoscope's rim, each now and then."""
     ramp = np.arange(256, dtype=np.float32) / 255
-    gain = np.exp(rng.uniform(-0.2, 0.2)) * np.exp(rng.uniform(-0.09, 0.09, 3))  # exposure, white balance
+    gain = np.exp(rng.uniform(-0.25, 0.25)) * np.exp(rng.uniform(-0.15, 0.15, 3))  # exposure, white balance
     offset = rng.uniform(-0.1, 0.1)
-    gamma = np.exp(rng.uniform(-0.3, 0.3))
+    gamma = np.exp(rng.uniform(-0.4, 0.4))
     lut = (ramp[:, None] ** gamma) * gain + offset
     image = cv2.LUT(image, np.clip(lut * 255 + 0.5, 0, 255).astype(np.uint8)[None])
     if rng.random() < 0.5:
@@ -262,12 +271,25 @@ def photometric(image: Pixels, rng: np.random.Generator) -> Pixels:
         image = cv2.addWeighted(image, keep, grey, 1 - keep, 0)
     if rng.random() < 0.15:
         image = hairs(image, rng)
+    if rng.random() < 0.1:
+        image = vignette(image, rng)
     if rng.random() < 0.15:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.5, 1.5))
     if rng.random() < 0.15:
         noise = rng.normal(0, rng.uniform(2, 10), image.shape).astype(np.float32)
         image = np.clip(image + noise, 0, 255).astype(np.uint8)
     return image
+
+
+def vignette(image: Pixels, rng: np.random.Generator) -> Pixels:
+    """Darkness outside a circle, hard or soft, as the tube of a dermatoscope leaves it."""
+    size = image.shape[0]
+    cx, cy = size / 2 + rng.uniform(-0.15, 0.15, 2) * size
+    y, x = np.ogrid[:size, :size]
+    beyond = np.hypot(x - cx, y - cy) - rng.uniform(0.5, 0.65) * size
+    light = 1 / (1 + np.exp(np.clip(beyond / (rng.uniform(0.005, 0.08) * size), -30, 30)))
+    dark = rng.uniform(0, 0.35)
+    return (image * (dark + (1 - dark) * light)[..., None]).astype(np.uint8)
 
 
 def hairs(image: Pixels, rng: np.random.Generator) -> Pixels:

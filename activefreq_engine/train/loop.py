@@ -25,6 +25,7 @@ from .data import PackedDataset, SizeOf, StepSampler, pack
 from .record import Record, Validation, plot, require_plotting
 from .state import Ema, averaged, export, load_state, save_state
 from .steps import CoarseStep, RefinerStep
+from .teacher import Teacher
 
 __all__ = ["Stage", "TrainConfig", "Validation", "train"]
 
@@ -132,6 +133,7 @@ class _Run:
         self.config, self.out, self.device = config, out, device
         self.world, self.rank, self.chief = world, rank, rank == 0
         self.state_path = out / "state.safetensors"
+        self.teacher = None if config.teacher is None else Teacher(Path(config.teacher))
 
     def train(self, save_every: float, validation: Validation | None, packed: Path) -> Path:
         config, device = self.config, self.device
@@ -143,7 +145,7 @@ class _Run:
             pack([Path(p) for p in config.data], packed)
         if self.world > 1:
             dist.barrier()
-        data = PackedDataset(packed, config.seed, config.source_weights)
+        data = PackedDataset(packed, config.seed, config.source_weights, self.teacher)
 
         self._build()
         schedule = Schedule(config, self.elapsed)
@@ -165,7 +167,7 @@ class _Run:
         description = f"training {config.model}"
         bar = tqdm(total=config.steps, initial=self.step, desc=description, disable=None if self.chief else True)
         last_save, last_check = time.monotonic(), schedule.elapsed
-        for image, label in loader:
+        for image, label, *features in loader:
             step = self.step
             # chance depends on seed, step and rank alone, so that a resumed run takes the same course
             torch.manual_seed(int(np.random.SeedSequence((config.seed, step, self.rank, 4)).generate_state(1)[0]))
@@ -178,7 +180,8 @@ class _Run:
             image = normalise(image.to(device, non_blocking=True))
             label = label.to(device, non_blocking=True)
             with torch.autocast(device.type, dtype=autocast_type, enabled=autocast_type is not None):
-                loss = self.module(image, label, iterations, rng)
+                told = (features[0].to(device, non_blocking=True), schedule.teacher_weight(step)) if features else ()
+                loss = self.module(image, label, iterations, rng, *told)
             self._update(loss)
             bar.update()
             if not record:
@@ -213,13 +216,20 @@ class _Run:
         self.model.decoder.compose_fuse = True
         if config.stage == "refiner" and self.model.refiner is None:
             raise InvalidArgumentError(f"{config.init} has no refiner to train; its refiner_width is 0")
-        self.module: nn.Module = (CoarseStep if config.stage == "coarse" else RefinerStep)(self.model, config.clicker)
+        self.module: nn.Module = (
+            CoarseStep(self.model, config.clicker, self.teacher.channels if self.teacher else 0).to(device)
+            if config.stage == "coarse"
+            else RefinerStep(self.model, config.clicker)
+        )
+        self.step_module = self.module  # without the wrapper of several processes
         self.ema = Ema(self.model, config.ema)
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, config.weight_decay), lr=config.lr)
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.module, config.weight_decay), lr=config.lr)
         self.scaler = torch.amp.GradScaler() if precision(device) == torch.float16 else None
         self.step, self.elapsed = 0, 0.0
         if resumed:
-            self.step, self.elapsed = load_state(self.state_path, self.model, self.ema, self.optimizer, self.scaler)
+            self.step, self.elapsed = load_state(
+                self.state_path, self.step_module, self.ema, self.optimizer, self.scaler
+            )
             log.info("resuming %s at step %d", self.out, self.step)
         if self.world > 1:
             cuda = device.type == "cuda"
@@ -234,7 +244,7 @@ class _Run:
         scaled.backward()
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        norm = nn.utils.clip_grad_norm_(self.step_module.parameters(), self.config.clip)
         if self.scaler:
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -246,7 +256,7 @@ class _Run:
         self.step += 1
 
     def _save(self, elapsed: float) -> None:
-        save_state(self.state_path, self.model, self.ema, self.optimizer, self.scaler, self.step, elapsed)
+        save_state(self.state_path, self.step_module, self.ema, self.optimizer, self.scaler, self.step, elapsed)
         self._export("model.safetensors", elapsed)
         plot(self.out / "log.csv", self.out / "curve.png")
 

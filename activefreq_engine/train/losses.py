@@ -52,6 +52,19 @@ def coarse_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return normalised_focal(logits, labels) + 0.5 * soft_dice(logits, labels)
 
 
+def feature_loss(told: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """Mean squared error against a teacher's features, over the cells that lie in the image.
+
+    Args:
+        told (Tensor): `[B, T, h, w]`, the student's.
+        teacher (Tensor): `[B, T, h, w]`.
+        labels (Tensor): int8 `[B, 1, H, W]`, H and W multiples of h and w; -1 beyond the image.
+    """
+    inside = F.avg_pool2d((labels >= 0).float(), labels.shape[2] // told.shape[2]) > 0.99
+    error = (told.float() - teacher.float()).square().mean(dim=1, keepdim=True)
+    return (error * inside).sum() / inside.sum().clamp(min=1)
+
+
 def boundary_band(labels: Tensor, down: int = 8) -> Tensor:
     """Where the gate should open: pixels that a mask loses when scaled down by `down` and up again, grown by 2."""
     truth = labels.clamp(min=0)

@@ -45,7 +45,7 @@ class ClickBatch:
         return out
 
 
-def central_pixel(region: NDArray[np.bool_], rng: np.random.Generator, exact: float = 0.3) -> tuple[int, int, float]:
+def central_pixel(region: NDArray[np.bool_], rng: np.random.Generator, exact: float = 0.6) -> tuple[int, int, float]:
     """A pixel (x, y) well inside a region and the region's largest distance to its border.
 
     Uniform among pixels whose distance exceeds half the largest (the training rule of RITM); with probability `exact`

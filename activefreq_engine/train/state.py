@@ -35,10 +35,10 @@ class Ema:
 
 
 def save_state(
-    path: Path, model: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, scaler: Any, step: int, elapsed: float
+    path: Path, module: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, scaler: Any, step: int, elapsed: float
 ) -> None:
     """Everything that a resumed run needs, in one safetensors file that is replaced whole."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors = dict(module.state_dict())
     tensors |= {f"ema.{k}": v for k, v in ema.state.items()}
     for i, s in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in s.items()}
@@ -50,7 +50,7 @@ def save_state(
 
 
 def load_state(
-    path: Path, model: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, scaler: Any
+    path: Path, module: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, scaler: Any
 ) -> tuple[int, float]:
     """Restore a run saved by `save_state`; returns its step and seconds.
 
@@ -61,7 +61,7 @@ def load_state(
         with safe_open(str(path), framework="pt") as f:
             facts = json.loads(f.metadata()["facts"])
             tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (a safetensors handle is not a dict)
-        model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        module.load_state_dict({k: v for k, v in tensors.items() if not k.startswith(("ema.", "optimizer."))})
         for k, v in ema.state.items():
             v.copy_(tensors[f"ema.{k}"])
         state: dict[int, dict[str, Tensor]] = {}

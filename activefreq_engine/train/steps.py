@@ -10,29 +10,58 @@ from torch import Tensor, nn
 
 from ..models import FreqFormer
 from ..models.freqformer import Coarse
+from ..models.freqnet import upsample
 from ..models.refiner import Refined, roi_align
-from .losses import coarse_loss, refiner_loss
+from .losses import coarse_loss, feature_loss, refiner_loss
 from .simulate import Clicker, simulate
 
 
 class CoarseStep(nn.Module):
-    """Clicks in, loss out, for the network without its refiner."""
+    """Clicks in, loss out, for the network without its refiner.
 
-    def __init__(self, model: FreqFormer, clicker: Clicker = "ritm") -> None:
+    With a teacher (`teacher_channels` above 0) a linear layer on stages 3 and 4 also learns to tell the teacher's
+    features of the crop, whatever the clicks and the colours: what serves that serves the encoder.  The layer is no part of the model.
+    """
+
+    def __init__(self, model: FreqFormer, clicker: Clicker = "ritm", teacher_channels: int = 0) -> None:
         super().__init__()
         self.model = model
         self.clicker = clicker
+        channels = model.encoder.spec.channels
+        self.teacher_head = nn.Conv2d(channels[2] + channels[3], teacher_channels, 1) if teacher_channels else None
         if model.refiner is not None:
             model.refiner.requires_grad_(False)
 
-    def forward(self, image: Tensor, labels: Tensor, iterations: int, rng: np.random.Generator) -> Tensor:
-        """Image `[B, 3, S, S]` normalised, labels int8 `[B, 1, S, S]`: 0, 1, or -1 for ignored -> scalar loss."""
+    def forward(
+        self,
+        image: Tensor,
+        labels: Tensor,
+        iterations: int,
+        rng: np.random.Generator,
+        teacher: Tensor | None = None,
+        teacher_weight: float = 0.0,
+    ) -> Tensor:
+        """Scalar loss.
+
+        Args:
+            image (Tensor): `[B, 3, S, S]` normalised.
+            labels (Tensor): int8 `[B, 1, S, S]`: 0, 1, or -1 for ignored.
+            iterations (int): simulated clicks after the first.
+            rng: source of chance.
+            teacher (Tensor, optional): `[B, T, S/16, S/16]`, the teacher's standardised features of the crops.
+            teacher_weight (float): of the squared error against them.
+        """
         self.model.eval()
         clicks = simulate(self.model, image, labels, iterations, rng, self.clicker)
         torch.clear_autocast_cache()  # casts made without gradient must not serve the pass that is learnt from
         self.model.train()
-        logits = self.model.decode_clicks(self.model.encode_image(image), clicks).logits
-        return coarse_loss(logits, labels.float())
+        features = self.model.encode_image(image)
+        maps = self.model.encode_clicks(features, clicks)
+        loss = coarse_loss(self.model.decode_maps(features, maps).logits, labels.float())
+        if teacher is None or self.teacher_head is None:
+            return loss
+        told = self.teacher_head(torch.cat([maps[1], upsample(maps[2], maps[1].shape[2:])], dim=1))
+        return loss + teacher_weight * feature_loss(told, teacher, labels)
 
 
 class RefinerStep(nn.Module):

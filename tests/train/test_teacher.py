@@ -1,0 +1,93 @@
+"""A teacher's features must lie where the crop's pixels lie."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from activefreq_engine.errors import DatasetError
+from activefreq_engine.train import data as data_module
+from activefreq_engine.train import loop
+from activefreq_engine.train.data import PackedDataset, pack, random_crop
+from activefreq_engine.train.loop import train
+from activefreq_engine.train.teacher import Teacher
+
+from .tiny_run import tiny
+
+
+def write_teacher(folder, features, images):
+    folder.mkdir()
+    n, channels, grid, _ = features.shape
+    features.astype(np.float16).tofile(folder / "features.f16")
+    facts = {"images": images, "channels": channels, "grid": grid, "mean": [0.0] * channels, "std": [1.0] * channels}
+    (folder / "teacher.json").write_text(json.dumps(facts))
+    return folder
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 144), (150, 90)])
+def test_features_follow_the_crop(tmp_path, monkeypatch, height, width):
+    """With a picture of smooth colours as its own features, a crop's features are the crop scaled down by 16."""
+    monkeypatch.setattr(data_module, "photometric", lambda image, rng: image)
+    rng = np.random.default_rng()
+    coarse = torch.from_numpy(rng.uniform(30, 225, (1, 3, 5, 5)).astype(np.float32))
+    picture = F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=True).clamp(0, 255)
+    side, grid = max(height, width), 48
+    padded = F.pad(picture, (0, side - width, 0, side - height), mode="replicate")
+    features = F.interpolate(padded, size=(grid, grid), mode="bilinear", antialias=True, align_corners=False)
+    teacher = Teacher(write_teacher(tmp_path / "t", features.numpy(), ["a"]))
+    mask = np.zeros((height, width), np.uint8)
+    mask[height // 4 : height // 2, width // 3 : width // 2] = 1
+    for _ in range(20):
+        crop = random_crop(picture[0].byte().permute(1, 2, 0).numpy().copy(), mask, 64, rng)
+        inside = F.avg_pool2d(torch.from_numpy(crop.label[None, None] >= 0).float(), 16)[0, 0] == 1
+        wanted = F.avg_pool2d(torch.from_numpy(crop.image).permute(2, 0, 1).float(), 16)
+        got = teacher.crop(0, (height, width), crop.affine, 64).float()
+        assert (got - wanted).abs()[:, inside].max() < 9  # of 255; the crop blurs, the features are a coarser grid
+        assert inside.any()
+
+
+def test_features_of_other_images_are_refused(tmp_path, pairs):
+    packed = pack([pairs], tmp_path / "packed")
+    teacher = Teacher(write_teacher(tmp_path / "t", np.zeros((8, 4, 3, 3)), [f"x{i}" for i in range(8)]))
+    with pytest.raises(DatasetError, match="other images"):
+        PackedDataset(packed, teacher=teacher)
+
+
+def test_a_folder_without_features_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match="holds no teacher"):
+        Teacher(tmp_path)
+
+
+def test_a_run_learns_from_a_teacher_and_resumes(tmp_path, pairs):
+    """The head that tells the teacher's features is trained, saved and restored with the rest, and is not exported."""
+    packed = pack([pairs], tmp_path / "packed")
+    features = np.random.default_rng(0).normal(size=(8, 4, 3, 3))
+    folder = write_teacher(tmp_path / "t", features, [f"{i:03}" for i in range(8)])
+    config = tiny(pairs, teacher=str(folder), teacher_weight=2.0)
+    whole = train(config, tmp_path / "whole", device="cpu", packed=packed)
+    state = load_file(tmp_path / "whole" / "state.safetensors")
+    assert state["teacher_head.weight"].shape == (4, 36, 1, 1)
+    assert not any("teacher" in name for name in load_file(whole))
+    plain = train(tiny(pairs), tmp_path / "plain", device="cpu", packed=packed)
+    assert any((a != b).any() for a, b in zip(load_file(whole).values(), load_file(plain).values(), strict=True))
+    # a run that is cut in two ends alike
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Run, "_update", interrupted_after(5, loop._Run._update))
+        train(config, tmp_path / "cut", device="cpu", packed=packed, save_every=0)
+    train(config, tmp_path / "cut", device="cpu", packed=packed)
+    again = load_file(tmp_path / "cut" / "state.safetensors")
+    assert all(torch.equal(again[name], state[name]) for name in state)
+
+
+def interrupted_after(steps, update):
+    def counted(run, loss):
+        if run.step == steps:
+            raise KeyboardInterrupt
+        update(run, loss)
+
+    return counted
