@@ -19,8 +19,8 @@ from .simulate import Clicker, simulate
 class CoarseStep(nn.Module):
     """Clicks in, loss out, for the network without its refiner.
 
-    With a teacher (`teacher_channels` above 0) a linear layer on stages 3 and 4 also learns to tell the teacher's
-    features of the crop, whatever the clicks and the colours: what serves that serves the encoder.  The layer is no part of the model.
+    With a teacher (`teacher_channels` above 0) a linear layer on stages 3 and 4, which is no part of the model, also
+    learns to tell the teacher's features of the crop, whatever the clicks and the colours.
     """
 
     def __init__(self, model: FreqFormer, clicker: Clicker = "ritm", teacher_channels: int = 0) -> None:

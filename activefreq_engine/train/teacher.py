@@ -1,8 +1,8 @@
 """Features of a frozen teacher network, computed once per packed image and cropped as the images are.
 
-A teacher folder holds `features.f16`, `[N, T, G, G]` of the N packed images, each scaled so that its longer side is 16 G
-pixels and padded at the bottom and the right, and `teacher.json`, which says so and holds the mean and the standard
-deviation of every channel.
+A teacher folder holds `features.f16`, `[N, T, G, G]` of the N packed images, each scaled so that its longer side is
+16 G pixels and padded at the bottom and the right, and `teacher.json`, which names the images in their order and holds
+T, G and the mean and the standard deviation of every channel.
 """
 
 from __future__ import annotations
