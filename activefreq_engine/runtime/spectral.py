@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from activefreq_engine.errors import InvalidArgumentError
-from activefreq_engine.models.freqnet import PAIR_DIMS, FreqModule
+from activefreq_engine.models.freqnet import PAIR_DIMS, FreqModule, SpectralFilter
 
 Form = Literal["auto", "fft", "matmul", "dense"]
 
@@ -54,6 +54,7 @@ class _Spectral(nn.Module):
         super().__init__()
         branches: list[nn.Module] = []
         for f in freq.filters:
+            assert isinstance(f, SpectralFilter)
             spectrum = f.spectrum(height, width).detach().to(torch.complex128)
             if form == "fft":
                 branches.append(_Fft(spectrum, f.pair, height, width))

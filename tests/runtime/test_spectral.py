@@ -9,7 +9,7 @@ from activefreq_engine.models.freqnet import FreqModule
 from activefreq_engine.runtime.spectral import spectral_module
 
 FORMS = ("auto", "fft", "matmul", "dense")
-MAPS = [(7, 7), (12, 7), (7, 14), (16, 12), (14, 28), (28, 16), (5, 56), (56, 1), (1, 3), (2, 2)]
+MAPS = [(7, 12), (14, 7), (16, 28), (28, 14), (5, 56), (56, 1), (1, 3), (2, 2)]
 
 
 def random_module(quarter: int, seed: int, **options: object) -> FreqModule:
