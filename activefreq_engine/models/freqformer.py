@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .freqnet import Axes, Filter, FreqNet
 from .mit import MIT_SPECS, MixTransformer, OverlapPatchEmbed, init_weights, to_map
 from .refiner import Refined, Refiner
+from .tinyvit import TINYVIT_SPECS, TinyViT
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -58,14 +59,12 @@ class FreqFormer(nn.Module):
     def __init__(self, config: FreqFormerConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or FreqFormerConfig()
-        if config.encoder not in MIT_SPECS:
-            raise ValueError(f"encoder is {config.encoder!r}; allowed: {', '.join(MIT_SPECS)}")
-        spec = MIT_SPECS[config.encoder]
-        self.encoder = MixTransformer(spec, config.drop_path)
-        self.click_embed = OverlapPatchEmbed(3, spec.channels[0], 7, 4)
+        self.encoder = build_encoder(config.encoder, config.drop_path)
+        channels = self.encoder.spec.channels
+        self.click_embed = OverlapPatchEmbed(3, channels[0], 7, 4)
         self.click_embed.apply(init_weights)
         self.decoder = FreqNet(
-            spec.channels, config.embed_dim, config.freq_depth, config.axes, config.filter, config.ffn_ratio
+            channels, config.embed_dim, config.freq_depth, config.axes, config.filter, config.ffn_ratio
         )
         self.refiner = Refiner(config.embed_dim, config.refiner_width) if config.refiner_width else None
 
@@ -132,6 +131,15 @@ class FreqFormer(nn.Module):
         if self.refiner is None:
             raise ValueError("this model has no refiner (config.refiner_width is 0)")
         return self.refiner(image_crop, disks, coarse.embedding, coarse.logits, boxes)
+
+
+def build_encoder(name: str, drop_path: float) -> MixTransformer | TinyViT:
+    """An encoder by name; its last map has stride 32 (Mix Transformer) or 16 (TinyViT), which the decoder resizes."""
+    if name in MIT_SPECS:
+        return MixTransformer(MIT_SPECS[name], drop_path)
+    if name in TINYVIT_SPECS:
+        return TinyViT(TINYVIT_SPECS[name], drop_path)
+    raise ValueError(f"encoder is {name!r}; allowed: {', '.join([*MIT_SPECS, *TINYVIT_SPECS])}")
 
 
 def check_inputs(image: Tensor, clicks: Tensor) -> None:

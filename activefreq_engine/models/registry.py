@@ -14,6 +14,7 @@ CONFIGS = {
     "freqformer_b1": FreqFormerConfig(encoder="mit_b1", embed_dim=256),
     "freqformer_b2": FreqFormerConfig(encoder="mit_b2", embed_dim=256),
     "freqformer_b3": FreqFormerConfig(encoder="mit_b3", embed_dim=512),
+    "freqformer_tinyvit": FreqFormerConfig(encoder="tinyvit_5m", embed_dim=128),
 }
 WEIGHTS = Path(__file__).parent.parent / "weights"
 

@@ -81,6 +81,7 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.window = window
+        self.distance: Tensor
         self.norm = nn.LayerNorm(dim, eps=1e-5)
         self.qkv = nn.Linear(dim, 3 * dim)  # for each head its queries, keys and values
         self.proj = nn.Linear(dim, dim)
@@ -146,7 +147,11 @@ class TinyViTStage(nn.Module):
 
 
 class TinyViT(nn.Module):
-    """The four-stage encoder: an image `[B, 3, H, W]` -> maps at strides 4, 8, 16 and 16."""
+    """The four-stage encoder: an image `[B, 3, H, W]` -> maps at strides 4, 8, 16 and 16.
+
+    Stage 4 keeps stage 3's stride, as in MobileSAM: its weights were trained so, and at stride 32 they would see
+    objects at half their size.
+    """
 
     def __init__(self, spec: TinyViTSpec, drop_path: float = 0.0) -> None:
         super().__init__()
