@@ -1,0 +1,173 @@
+"""The network's layers as a plan runs them: maps are `[B, H, W, C]` in memory from end to end, so linear layers, norms
+and convolutions follow one another without a copy, and every weight that can be folded is.
+
+Each class equals the class of `models/` named in its docstring, which is what tests compare it with.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from activefreq_engine.models.freqnet import FreqBlock
+from activefreq_engine.models.mit import EfficientAttention, MiTBlock, MiTStage, MixFFN, OverlapPatchEmbed
+from activefreq_engine.runtime import rewrites
+from activefreq_engine.runtime.rewrites import Affine
+
+
+class Linear(nn.Module):
+    """`[..., I]` -> `[..., O]`."""
+
+    def __init__(self, affine: Affine | Tensor) -> None:
+        super().__init__()
+        weight, bias = affine if isinstance(affine, Affine) else (affine, None)
+        self.weight = nn.Parameter(weight.flatten(1).clone(), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Conv(nn.Module):
+    """A convolution on `[B, H, W, C]`."""
+
+    def __init__(self, affine: Affine, conv: nn.Conv2d) -> None:
+        super().__init__()
+        weight = affine.weight.clone(memory_format=torch.channels_last)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(affine.bias.clone(), requires_grad=False)
+        self.stride, self.padding, self.groups = conv.stride, conv.padding, conv.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 3, 1, 2)
+        x = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, groups=self.groups)
+        return x.permute(0, 2, 3, 1)
+
+
+class Norm(nn.Module):
+    """LayerNorm over the last axis; `bare`: without scale and shift, which the next layer has taken over."""
+
+    def __init__(self, norm: nn.LayerNorm, *, bare: bool = False) -> None:
+        super().__init__()
+        self.eps = norm.eps
+        self.shape = list(norm.normalized_shape)
+        self.weight = None if bare else nn.Parameter(norm.weight.detach().clone(), requires_grad=False)
+        self.bias = None if bare else nn.Parameter(norm.bias.detach().clone(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
+
+
+class Embed(nn.Module):
+    """`mit.OverlapPatchEmbed`: `[B, H, W, I]` -> `[B, H / stride, W / stride, O]`."""
+
+    def __init__(self, embed: OverlapPatchEmbed) -> None:
+        super().__init__()
+        self.proj = Conv(rewrites.affine(embed.proj), embed.proj)
+        self.norm = Norm(embed.norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.proj(x))
+
+
+class Attention(nn.Module):
+    """`norm` and `mit.EfficientAttention`."""
+
+    def __init__(self, norm: nn.LayerNorm, attention: EfficientAttention) -> None:
+        super().__init__()
+        self.heads = attention.heads
+        self.norm = Norm(norm, bare=True)
+        key_value = rewrites.affine(attention.kv)
+        self.reduce: Conv | None = None
+        if attention.reduce is not None:
+            reduce = rewrites.fold_norm_affine(norm, rewrites.affine(attention.reduce))
+            self.reduce = Conv(reduce, attention.reduce)
+            self.reduced_norm = Norm(attention.norm, bare=True)
+            key_value = rewrites.fold_norm_affine(attention.norm, key_value)
+        else:
+            key_value = rewrites.fold_norm_affine(norm, key_value)
+        weight, out = rewrites.drop_key_value_bias(key_value, rewrites.affine(attention.proj))
+        self.q = Linear(rewrites.fold_norm_affine(norm, rewrites.affine(attention.q)))
+        self.kv = Linear(weight)
+        self.proj = Linear(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, h, w, c = x.shape
+        x = self.norm(x)
+        q = self.q(x).view(b, h * w, self.heads, c // self.heads).transpose(1, 2)
+        if self.reduce is not None:
+            x = self.reduced_norm(self.reduce(x))
+        k, v = self.kv(x).view(b, -1, 2, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(y.transpose(1, 2).reshape(b, h, w, c))
+
+
+class FFN(nn.Module):
+    """`norm` and `mit.MixFFN`."""
+
+    def __init__(self, norm: nn.LayerNorm, ffn: MixFFN) -> None:
+        super().__init__()
+        self.norm = Norm(norm, bare=True)
+        self.fc1 = Linear(rewrites.fold_norm_affine(norm, rewrites.affine(ffn.fc1)))
+        self.dwconv = Conv(rewrites.affine(ffn.dwconv), ffn.dwconv)
+        self.fc2 = Linear(rewrites.affine(ffn.fc2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.dwconv(self.fc1(self.norm(x)))))
+
+
+class Block(nn.Module):
+    """`mit.MiTBlock` in evaluation mode."""
+
+    def __init__(self, block: MiTBlock) -> None:
+        super().__init__()
+        self.attention = Attention(block.norm1, block.attn)
+        self.ffn = FFN(block.norm2, block.ffn)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(x)
+        return x + self.ffn(x)
+
+
+class Stage(nn.Module):
+    """`mit.MiTStage`: `[B, H, W, I]` -> `[B, H / stride, W / stride, O]`."""
+
+    def __init__(self, stage: MiTStage) -> None:
+        super().__init__()
+        self.embed = Embed(stage.embed)
+        blocks: Any = stage.blocks
+        self.blocks = nn.Sequential(*(Block(b) for b in blocks))
+        self.norm = Norm(stage.norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.blocks(self.embed(x)))
+
+
+class OnMaps(nn.Module):
+    """A module that works on `[B, C, H, W]`, for use on `[B, H, W, C]`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class Frequency(nn.Module):
+    """`freqnet.FreqBlock`, with its FreqModule given as `spectral`: `[B, C, H, W]` -> `[B, C, H, W]`."""
+
+    def __init__(self, block: FreqBlock, spectral: nn.Module) -> None:
+        super().__init__()
+        self.norm1 = Norm(block.norm1)
+        self.spectral = OnMaps(spectral)
+        self.norm2 = Norm(block.norm2, bare=True)
+        self.fc1 = Linear(rewrites.fold_norm_affine(block.norm2, rewrites.affine(block.fc1)))
+        self.fc2 = Linear(rewrites.affine(block.fc2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.spectral(self.norm1(x))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))

@@ -1,0 +1,224 @@
+"""A model compiled for one network shape: what depends on the image alone is split off, all that can be folded is.
+
+A plan holds three plain `nn.Module`s made of tensor operations, so that they can be exported or captured in a graph.
+They equal the modules of `models/` up to rounding; see `rewrites` for what was folded and `layers` for how they run.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from activefreq_engine.errors import InvalidArgumentError
+from activefreq_engine.models import FreqFormer
+from activefreq_engine.models.freqnet import upsample
+from activefreq_engine.models.mit import MiTStage
+from activefreq_engine.models.refiner import Refiner, SeparableBlock, roi_align
+from activefreq_engine.runtime import layers, rewrites
+from activefreq_engine.runtime.spectral import spectral_module
+
+PRECISIONS = ("auto", "fp32")
+
+
+class Prepared(NamedTuple):
+    """What depends on the image alone."""
+
+    c1: Tensor
+    """`[B, C1, H/4, W/4]`: stage 1, before the clicks are added."""
+    p1: Tensor
+    """`[B, E, H/4, W/4]`: the share of Freq layer 1 in the fused map."""
+
+
+class Answer(NamedTuple):
+    """The coarse answer to a set of clicks."""
+
+    logits: Tensor
+    """`[B, 1, H, W]` float32."""
+    embedding: Tensor
+    """`[B, E, H/4, W/4]`: the fused map that the refiner reads."""
+
+
+class Prepare(nn.Module):
+    """Normalised image `[B, 3, H, W]` -> `Prepared`."""
+
+    def __init__(self, stage: nn.Module, freq: nn.Module, project: nn.Module) -> None:
+        super().__init__()
+        self.stage, self.freq, self.project = stage, freq, project
+
+    def forward(self, image: Tensor) -> Prepared:
+        c1 = self.stage(image.permute(0, 2, 3, 1))
+        return Prepared(c1.permute(0, 3, 1, 2), self.project(self.freq(c1)).permute(0, 3, 1, 2))
+
+
+class Click(nn.Module):
+    """c1, p1 and click maps `[B, 3, H, W]` (previous soft mask, positive disks, negative disks) -> `Answer`."""
+
+    def __init__(
+        self,
+        embed: nn.Module,
+        stages: list[nn.Module],
+        freqs: list[nn.Module],
+        projects: list[nn.Module],
+        head: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.embed = embed
+        self.stages, self.freqs, self.projects = nn.ModuleList(stages), nn.ModuleList(freqs), nn.ModuleList(projects)
+        self.head = head
+
+    def forward(self, c1: Tensor, p1: Tensor, clicks: Tensor) -> Answer:
+        x = c1.permute(0, 2, 3, 1) + self.embed(clicks.permute(0, 2, 3, 1))
+        fused = p1
+        for stage, freq, project in zip(self.stages, self.freqs, self.projects, strict=True):
+            x = stage(x)
+            fused = fused + upsample(project(freq(x)).permute(0, 3, 1, 2), p1.shape[2:])
+        embedding = F.relu(fused)
+        logits = self.head(embedding.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return Answer(upsample(logits, clicks.shape[2:]), embedding)
+
+
+class Separable(nn.Module):
+    """`refiner.SeparableBlock` with its norms folded, on `[B, H, W, C]`."""
+
+    def __init__(self, block: SeparableBlock) -> None:
+        super().__init__()
+        self.depthwise = layers.Conv(rewrites.fold_batch_norm(block.depthwise, block.norm1), block.depthwise)
+        self.pointwise = layers.Linear(rewrites.fold_batch_norm(block.pointwise, block.norm2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.pointwise(F.relu(self.depthwise(x))))
+
+
+class Refine(nn.Module):
+    """`refiner.Refiner`.  Its 1x1 convolution runs before RoIAlign, with which it commutes: fewer channels to align.
+
+    embedding `[B, E, H/4, W/4]`, coarse logits `[B, 1, H, W]`, boxes `[B, 4]` in network pixels, normalised image crop
+    `[B, 3, S, S]`, disks `[B, 2, S, S]` -> logits `[B, 1, S, S]`.
+    """
+
+    def __init__(self, refiner: Refiner) -> None:
+        super().__init__()
+        self.stem = layers.Conv(rewrites.fold_batch_norm(refiner.stem, refiner.stem_norm), refiner.stem)
+        local: Any = refiner.local
+        merge: Any = refiner.merge
+        self.local = nn.Sequential(*(Separable(b) for b in local))
+        self.context = layers.Linear(rewrites.affine(refiner.context))
+        self.merge = nn.Sequential(*(Separable(b) for b in merge))
+        detail, boundary = rewrites.affine(refiner.detail), rewrites.affine(refiner.boundary)
+        both = rewrites.Affine(torch.cat([detail.weight, boundary.weight]), torch.cat([detail.bias, boundary.bias]))
+        self.heads = layers.Conv(both, refiner.detail)
+
+    def forward(self, embedding: Tensor, logits: Tensor, boxes: Tensor, image: Tensor, disks: Tensor) -> Tensor:
+        size = image.shape[2:]
+        scale = embedding.shape[3] / logits.shape[3]
+        coarse = roi_align(logits, boxes, (size[0], size[1]))
+        x = torch.cat([image, coarse.sigmoid(), disks], dim=1).permute(0, 2, 3, 1)
+        context = self.context(embedding.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        context = roi_align(context, boxes, (size[0] // 2, size[1] // 2), scale)
+        x = self.local(F.relu(self.stem(x))) + context.permute(0, 2, 3, 1)
+        maps = upsample(self.heads(self.merge(x)).permute(0, 3, 1, 2), size)
+        detail, boundary = maps.split(1, dim=1)
+        gate = boundary.sigmoid()
+        return gate * detail + (1 - gate) * coarse
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """A model compiled for one network shape.  The modules need no gradient and must not be trained."""
+
+    height: int
+    width: int
+    batch: int
+    """What the plan was made for; on a CPU the modules take any batch."""
+    precision: str
+    """"fp32", or what "auto" came to."""
+    prepare: Prepare
+    click: Click
+    refine: Refine | None
+    """None when the model has no refiner."""
+
+
+def compile_plan(
+    model: FreqFormer,
+    height: int,
+    width: int,
+    batch: int = 1,
+    device: str | torch.device = "cpu",
+    precision: str = "auto",
+) -> Plan:
+    """Compile a model for one network shape; use `Folded` for several shapes of one model.
+
+    Args:
+        model (FreqFormer): its weights are copied; later changes to them do not reach the plan.
+        height, width (int): of the network input, multiples of 32.
+        batch (int): images at a time. Default: 1.
+        device: where the plan runs. Default: "cpu".
+        precision (str): one of `PRECISIONS`.
+
+    Raises:
+        InvalidArgumentError: a side is not a positive multiple of 32, or the precision is unknown.
+    """
+    return Folded(model, device, precision).plan(height, width, batch)
+
+
+class Folded:
+    """A model with everything folded that does not depend on the network shape.  Arguments as for `compile_plan`."""
+
+    def __init__(self, model: FreqFormer, device: str | torch.device = "cpu", precision: str = "auto") -> None:
+        if precision not in PRECISIONS:
+            raise InvalidArgumentError(f"precision is {precision!r}; allowed are {', '.join(PRECISIONS)}")
+        self.precision = "fp32"
+        self.device = torch.device(device)
+        decoder, stages = model.decoder, list(model.encoder.stages)
+        self._strides = _strides(stages)
+        self._decoder = copy.deepcopy(decoder).to(self.device)
+        self._stages = [self._place(_stage(s)) for s in stages]
+        self._embed = self._place(layers.Embed(model.click_embed))
+        mlps: Any = decoder.mlp_layers
+        fused = rewrites.fuse_slices(decoder.fuse, decoder.norm, list(mlps))
+        self._projects = [self._place(layers.Linear(f)) for f in fused]
+        self._head = self._place(layers.Linear(rewrites.affine(decoder.head)))
+        self.refine = None if model.refiner is None else self._place(Refine(model.refiner))
+
+    def plan(self, height: int, width: int, batch: int = 1) -> Plan:
+        """The plan for one network shape; plans share all weights but the resized filters."""
+        for name, side in (("height", height), ("width", width)):
+            if side <= 0 or side % 32:
+                raise InvalidArgumentError(f"{name} is {side}; expected a positive multiple of 32")
+        freqs = [self._freq(i, height, width) for i in range(len(self._stages))]
+        prepare = Prepare(self._stages[0], freqs[0], self._projects[0])
+        click = Click(self._embed, self._stages[1:], freqs[1:], self._projects[1:], self._head)
+        return Plan(height, width, batch, self.precision, prepare.eval(), click.eval(), self.refine)
+
+    def _freq(self, index: int, height: int, width: int) -> nn.Module:
+        stride = self._strides[index]
+        layer: Any = self._decoder.freq_layers[index]
+        dtype = next(self._decoder.parameters()).dtype
+        size = height // stride, width // stride
+        blocks = [layers.Frequency(b, spectral_module(b.freq, *size, dtype=dtype)) for b in layer]
+        return self._place(nn.Sequential(*blocks))
+
+    def _place(self, module: Any) -> Any:
+        return module.to(self.device).eval().requires_grad_(False)
+
+
+def _stage(stage: nn.Module) -> nn.Module:
+    """A stage on `[B, H, W, C]`; one that is not a Mix Transformer's runs as it is."""
+    return layers.Stage(stage) if isinstance(stage, MiTStage) else layers.OnMaps(copy.deepcopy(stage))
+
+
+def _strides(stages: list[nn.Module]) -> list[int]:
+    """How many network pixels a pixel of each stage's output spans."""
+    side, strides = 64, []
+    first = next(stages[0].parameters())
+    x = torch.zeros(1, 3, side, side, dtype=first.dtype, device=first.device)
+    with torch.inference_mode():
+        for stage in stages:
+            x = stage(x)
+            strides.append(side // x.shape[2])
+    return strides
