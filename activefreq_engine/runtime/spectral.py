@@ -3,7 +3,7 @@
 Three forms of the same function.  "fft" calls `torch.fft`.  "matmul" is four matrix products and one element-wise
 product for each axis pair: real numbers and no transform operator, so that it can be exported.  "dense" turns the
 (C', W) and (C', H) branches, whose filter all rows or columns share, into one matrix each.
-bench/spectral_forms.py measures them; bench/results/spectral_forms.csv is what "auto" goes by.
+bench/spectral_forms.py measures them on the CPU; "auto" goes by what it recorded in bench/results.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from activefreq_engine.errors import InvalidArgumentError
 from activefreq_engine.models.freqnet import PAIR_DIMS, FreqModule, SpectralFilter
 
 Form = Literal["auto", "fft", "matmul", "dense"]
+
+FASTEST: Form = "fft"
+"""On the CPU, at every map size of B0 to B3 and with 1 and 2 threads (bench/results/spectral_forms.csv)."""
 
 # [B, C', H, W] -> batch axes first, then the two axes of the pair
 _TO_PLANES = {"hw": (0, 1, 2, 3), "cw": (0, 2, 1, 3), "ch": (0, 3, 1, 2)}
@@ -46,7 +49,7 @@ def spectral_module(
         raise InvalidArgumentError(f"form is {form!r}; allowed are {', '.join(get_args(Form))}")
     if height < 1 or width < 1:
         raise InvalidArgumentError(f"the map is {height}x{width} (HxW); both sides must be positive")
-    return _Spectral(freq, height, width, "fft" if form == "auto" else form, dtype)
+    return _Spectral(freq, height, width, FASTEST if form == "auto" else form, dtype)
 
 
 class _Spectral(nn.Module):

@@ -1,12 +1,15 @@
 """The FreqModule at a fixed map size, in each form, against the reference module."""
 
+import csv
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from activefreq_engine.errors import InvalidArgumentError
 from activefreq_engine.models.freqnet import FreqModule
-from activefreq_engine.runtime.spectral import spectral_module
+from activefreq_engine.runtime.spectral import FASTEST, spectral_module
 
 FORMS = ("auto", "fft", "matmul", "dense")
 MAPS = [(7, 12), (14, 7), (16, 28), (28, 14), (5, 56), (56, 1), (1, 3), (2, 2)]
@@ -101,3 +104,15 @@ def test_what_it_refuses() -> None:
         spectral_module(freq, 7, 7, "circulant")
     with pytest.raises(InvalidArgumentError, match="0x7"):
         spectral_module(freq, 0, 7)
+
+
+def test_auto_goes_by_the_record() -> None:
+    path = Path(__file__).parents[2] / "bench" / "results" / "spectral_forms.csv"
+    times: dict[tuple[str, ...], dict[str, float]] = {}
+    with path.open() as file:
+        for row in csv.DictReader(file):
+            case = tuple(row[name] for name in ("models", "size", "stage", "threads"))
+            times.setdefault(case, {})[row["form"]] = float(row["median_us"])
+    assert len(times) == 48
+    for case, forms in times.items():
+        assert min(forms, key=forms.__getitem__) == FASTEST, case

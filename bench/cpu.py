@@ -1,0 +1,40 @@
+"""Timing several things on the CPU side by side, and what the CPU is called."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from bench.machine import Times
+
+Run = Callable[[], Any]
+
+
+def side_by_side(runs: dict[str, Run], samples: int = 30, warm_up: int = 3) -> dict[str, Times]:
+    """Median and quartiles of each run's microseconds.  They take turns, so that a busy moment hits all of them."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for i in range(warm_up + samples):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if i >= warm_up:
+                times[name].append(1e6 * (time.perf_counter() - start))
+    quartiles = {name: statistics.quantiles(t, n=4, method="inclusive") for name, t in times.items()}
+    return {name: Times(median, lower, upper) for name, (lower, median, upper) in quartiles.items()}
+
+
+def describe(*packages: str) -> str:
+    """Processor and versions in one line."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        facts = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
+        facts = {key.strip(): value.strip() for key, value in facts.items()}
+        name = facts.get("model name", name) + f" (family {facts.get('cpu family')}, model {facts.get('model')})"
+        name += "".join(
+            f" {flag}" for flag in ("avx2", "avx512f", "avx512_bf16") if flag in facts.get("flags", "").split()
+        )
+    return ", ".join([name, f"Python {platform.python_version()}", *(f"{p} {metadata.version(p)}" for p in packages)])
