@@ -6,16 +6,19 @@ from typing import Any
 import torch
 
 
-def define(name: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+def define(
+    name: str, run: Callable[..., Any], fake: Callable[..., Any], writes: tuple[str, ...] = ()
+) -> Callable[..., Any]:
     """Register ``activefreq::name`` for all devices and return it.
 
     Does what `torch.library.custom_op` does, whose first call imports the compiler, though: a second on the click path.
 
     Args:
-        run: annotated with the types that `torch.library.infer_schema` reads; returns new tensors, changes none.
+        run: annotated with the types that `torch.library.infer_schema` reads; returns new tensors, or None.
         fake: takes the same arguments; returns empty tensors of the sizes and dtypes that `run` returns.
+        writes: arguments that `run` writes to.  It tells autograd itself, by `torch.autograd.graph.increment_version`.
     """
-    torch.library.define(f"activefreq::{name}", torch.library.infer_schema(run, mutates_args=()))
+    torch.library.define(f"activefreq::{name}", torch.library.infer_schema(run, mutates_args=writes))
     torch.library.impl(f"activefreq::{name}", "CompositeExplicitAutograd", run)
     torch.library.register_fake(f"activefreq::{name}", fake)
     return getattr(torch.ops.activefreq, name).default

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .. import dispatch, triton_support
+from .. import dispatch, operators, triton_support
 from .reference import check_points
 from .reference import click_maps as _reference
 
@@ -28,21 +28,18 @@ def click_maps(points: Tensor, height: int, width: int, radius: float = 5.0, *, 
         BackendUnavailableError: the backend asked for by name cannot run.
     """
     check_points(points)
-    return _op(points.detach(), height, width, float(radius), backend)
+    return _operator(points.detach(), height, width, float(radius), backend)
 
 
-@torch.library.custom_op(
-    "activefreq::click_maps",
-    mutates_args=(),
-    schema="(Tensor points, SymInt height, SymInt width, float radius, str backend) -> Tensor",
-)
-def _op(points, height, width, radius, backend):  # type: ignore[no-untyped-def]
+def _run(points: Tensor, height: int, width: int, radius: float, backend: str) -> Tensor:
     return dispatch.call("click_maps", points.device.type, backend, points, height, width, radius)
 
 
-@_op.register_fake
 def _fake(points: Tensor, height: int, width: int, radius: float, backend: str) -> Tensor:
     return points.new_empty((points.shape[0], 2, height, width), dtype=torch.float32)
+
+
+_operator = operators.define("click_maps", _run, _fake)
 
 
 def _triton(points: Tensor, height: int, width: int, radius: float) -> Tensor:

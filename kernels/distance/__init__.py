@@ -5,7 +5,7 @@ import torch
 from .. import dispatch, operators
 from . import cupy_impl, fixed
 from .fixed import inscribed_points_fixed
-from .reference import check_labels, check_mask
+from .reference import check_label_values, check_labels, check_mask
 from .reference import distance_transform as _distance_transform
 from .reference import inscribed_points as _inscribed_points
 
@@ -76,4 +76,17 @@ def inscribed_points(
         BackendUnavailableError: the backend asked for by name cannot run.
     """
     check_labels(labels, counts)
+    return _points_operator(labels, counts, backend)
+
+
+def _run_points(labels: torch.Tensor, counts: torch.Tensor, backend: str) -> tuple[torch.Tensor, torch.Tensor]:
+    check_label_values(labels, counts)
     return dispatch.call("inscribed_points", labels.device.type, backend, labels, counts)
+
+
+def _fake_points(labels: torch.Tensor, counts: torch.Tensor, backend: str) -> tuple[torch.Tensor, torch.Tensor]:
+    regions = torch.library.get_ctx().new_dynamic_size()
+    return labels.new_empty(regions, 2, dtype=torch.int64), labels.new_empty(regions, dtype=torch.float64)
+
+
+_points_operator = operators.define("inscribed_points", _run_points, _fake_points)

@@ -15,7 +15,7 @@ def check_mask(mask: torch.Tensor) -> None:
 
 
 def check_labels(labels: torch.Tensor, counts: torch.Tensor) -> None:
-    """Raise TypeError or ValueError unless the arguments are what `inscribed_points` documents."""
+    """Raise TypeError or ValueError unless the arguments are what `inscribed_points` documents.  Looks at no value."""
     check_tensor("labels", labels, torch.int32)
     check_tensor("counts", counts, torch.int64)
     check_images("labels", labels)
@@ -23,6 +23,10 @@ def check_labels(labels: torch.Tensor, counts: torch.Tensor) -> None:
         raise ValueError(f"counts has shape {tuple(counts.shape)}; pass one number an image, [{labels.shape[0]}]")
     if counts.device != labels.device:
         raise ValueError(f"counts is on {counts.device}, labels on {labels.device}; move them to one device")
+
+
+def check_label_values(labels: torch.Tensor, counts: torch.Tensor) -> None:
+    """Raise ValueError unless each image of `labels` `[B, H, W]` holds all of 1..counts[b].  Waits for the device."""
     for b, (image, n) in enumerate(zip(labels, counts.tolist(), strict=True)):
         low, high = int(image.min()), int(image.max())
         if low < 0 or high > n:

@@ -6,16 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import dispatch, triton_support
+from .. import dispatch, operators, triton_support
 from ..arguments import check_no_gradient
 from . import reference
 from .plan import (
     FreqModulePlan,
     check_input,
-    check_out,
+    check_like,
     check_parameters,
     input_dtypes,
 )
+from .recent import Parameters, RecentPlans
 
 __all__ = ["FreqModulePlan", "freq_module"]
 
@@ -37,6 +38,7 @@ def freq_module(
     precision: str = "fp16",
     backend: str = "auto",
     out: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """The FreqModule of ActiveFreq (arXiv 2603.11498, Figure 4), for inference.
 
@@ -44,8 +46,11 @@ def freq_module(
     inverse DFT, over (H, W), (C', W) and (C', H); the half spectrum is on the last axis of the pair, as
     ``torch.fft.rfft2(x, dim=pair)`` has it.  The fourth goes through a depth-wise convolution with zero padding.
 
-    This makes a `FreqModulePlan` for one call.  Where the same filters are used again, keep the plan: it packs once
-    and then costs a single launch.
+    On the Triton backend the first call with these tensors packs them into a `FreqModulePlan`; further calls find it
+    and cost one launch.  A tensor that is written to in between is noticed and packed again, unless the write is one
+    that autograd would not notice either, through ``.data`` or memory shared with NumPy.  Tensors made under
+    `torch.inference_mode` count no writes and are packed at every call.  With a `FreqModulePlan` of your own none of
+    this matters.
 
     Args:
         x (Tensor): `[B, 4C', H, W]`, float16, bfloat16 or float32 (float64 for complex128 filters), any strides.
@@ -57,7 +62,9 @@ def freq_module(
         precision (str): of the matrix operands on the Triton backend: "fp16", "tf32x3" (close to float32) or "tf32";
             sums are in float32.  README.md has the errors. Default: "fp16".
         backend (str): see `kernels.dispatch`. Default: "auto".
-        out (Tensor, optional): where to write; like `x` in shape, dtype and device, not overlapping it.
+        out (Tensor, optional): where to write; like `x` in shape, dtype and device, overlapping neither it nor
+            `residual`.
+        residual (Tensor, optional): added to the result in the same launch; like `x` in shape, dtype and device.
 
     Returns:
         Tensor: `[B, 4C', H, W]` in the dtype and layout of `x`, or `out`.
@@ -67,17 +74,15 @@ def freq_module(
         RuntimeError: a gradient would be needed.
     """
     parameters = (filter_hw, filter_cw, filter_ch, dw_weight, dw_bias)
-    _check(x, parameters, precision, out)
+    _check(x, parameters, precision)
+    check_like(x, out, residual)
     if out is None:
-        return _op(x, *parameters, precision, backend)
-    _out_op(x, *parameters, precision, backend, out)
+        return _operator(x, *parameters, precision, backend, residual)
+    _out_operator(x, *parameters, precision, backend, residual, out)
     return out
 
 
-Parameters = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
-
-
-def _check(x: Tensor, parameters: Parameters, precision: str, out: Tensor | None) -> None:
+def _check(x: Tensor, parameters: Parameters, precision: str) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {type(x).__name__}; pass a torch.Tensor")
     if x.dim() != 4 or x.shape[1] % 4:
@@ -87,41 +92,55 @@ def _check(x: Tensor, parameters: Parameters, precision: str, out: Tensor | None
     check_input(x, shape, input_dtypes(parameters[0]), parameters[0].device)
     names = ("filter_hw", "filter_cw", "filter_ch", "dw_weight", "dw_bias")
     check_no_gradient("freq_module", **dict(zip(names, parameters, strict=True)))
-    if out is not None:
-        check_out(x, out)
 
 
 # ---- what torch.compile and torch.export see
 
-_SCHEMA = (
-    "Tensor x, Tensor filter_hw, Tensor filter_cw, Tensor filter_ch, Tensor dw_weight, Tensor? dw_bias, "
-    "str precision, str backend"
-)
+_recent = RecentPlans(16)
 
 
-@torch.library.custom_op("activefreq::freq_module", mutates_args=(), schema=f"({_SCHEMA}) -> Tensor")
-def _op(x, hw, cw, ch, weight, bias, precision, backend):  # type: ignore[no-untyped-def]
-    return FreqModulePlan(hw, cw, ch, weight, bias, size=x.shape[2:], precision=precision, backend=backend)(x)
+def _plan(x: Tensor, parameters: Parameters, precision: str, backend: str) -> FreqModulePlan:
+    size = (x.shape[2], x.shape[3])
+    chosen = dispatch.select("freq_module", x.device.type, backend, *parameters, size=size, precision=precision).name
+    if chosen == "reference":  # packs nothing: nothing is worth keeping
+        return FreqModulePlan(*parameters, size=size, precision=precision, backend=chosen)
+    return _recent.get(parameters, size, precision, chosen)
 
 
-@_op.register_fake
-def _fake(x, hw, cw, ch, weight, bias, precision, backend):  # type: ignore[no-untyped-def]
-    return torch.empty_like(x)
+def _run(
+    x: Tensor,
+    filter_hw: Tensor,
+    filter_cw: Tensor,
+    filter_ch: Tensor,
+    dw_weight: Tensor,
+    dw_bias: Tensor | None,
+    precision: str,
+    backend: str,
+    residual: Tensor | None,
+) -> Tensor:
+    return _plan(x, (filter_hw, filter_cw, filter_ch, dw_weight, dw_bias), precision, backend)(x, None, residual)
 
 
-@torch.library.custom_op(
-    "activefreq::freq_module_out", mutates_args=("out",), schema=f"({_SCHEMA}, Tensor(a!) out) -> ()"
-)
-def _out_op(x, hw, cw, ch, weight, bias, precision, backend, out):  # type: ignore[no-untyped-def]
-    FreqModulePlan(hw, cw, ch, weight, bias, size=x.shape[2:], precision=precision, backend=backend)(x, out)
+def _run_out(
+    x: Tensor,
+    filter_hw: Tensor,
+    filter_cw: Tensor,
+    filter_ch: Tensor,
+    dw_weight: Tensor,
+    dw_bias: Tensor | None,
+    precision: str,
+    backend: str,
+    residual: Tensor | None,
+    out: Tensor,
+) -> None:
+    _plan(x, (filter_hw, filter_cw, filter_ch, dw_weight, dw_bias), precision, backend)(x, out, residual)
 
 
-@_out_op.register_fake
-def _out_fake(x, hw, cw, ch, weight, bias, precision, backend, out):  # type: ignore[no-untyped-def]
-    return None
+_operator = operators.define("freq_module", _run, lambda x, *_: torch.empty_like(x))
+_out_operator = operators.define("freq_module_out", _run_out, lambda *_: None, writes=("out",))
 
 
-# ---- implementations: made from the parameters, then called with (x, out)
+# ---- implementations: made from the parameters, then called with (x, out, residual)
 
 
 class _Reference:
@@ -132,8 +151,8 @@ class _Reference:
     ) -> None:
         self.parameters = (hw.clone(), cw.clone(), ch.clone(), weight.clone(), None if bias is None else bias.clone())
 
-    def __call__(self, x: Tensor, out: Tensor | None) -> Tensor:
-        return reference.freq_module(x, *self.parameters, out)
+    def __call__(self, x: Tensor, out: Tensor | None, residual: Tensor | None) -> Tensor:
+        return reference.freq_module(x, *self.parameters, out, residual)
 
 
 def _triton(*parameters: Any, size: tuple[int, int], precision: str) -> Any:
@@ -157,6 +176,4 @@ def _verify_triton(*parameters: Any, size: tuple[int, int] = (1, 1), precision: 
 
 
 dispatch.register("freq_module", "reference", _Reference, devices=("cpu", "cuda"), priority=0)
-dispatch.register(
-    "freq_module", "triton", _triton, devices=triton_support.DEVICES, priority=10, verify=_verify_triton
-)
+dispatch.register("freq_module", "triton", _triton, devices=triton_support.DEVICES, priority=10, verify=_verify_triton)

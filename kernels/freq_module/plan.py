@@ -74,28 +74,30 @@ class FreqModulePlan:
         self._runner = implementation.run(*parameters, size=self.size, precision=precision)
         self.input_limit: float = self._runner.input_limit
 
-    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, out: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """Run.
 
         Args:
             x (Tensor): `[B, 4C', H, W]`, float16, bfloat16 or float32 (float64 for complex128 filters), any strides.
             out (Tensor, optional): where to write; like `x` in shape, dtype and device, any strides, not overlapping
-                `x`. Default: a new tensor laid out like `x`.
+                `x` or `residual`. Default: a new tensor laid out like `x`.
+            residual (Tensor, optional): added to the result in float32, before it is rounded to `x`'s dtype; like `x`
+                in shape, dtype and device, any strides.  `plan(norm(x), residual=x)` is the first half of a Freq
+                block. Default: none.
 
         Returns:
             Tensor: `out`, or the new tensor.
 
         Raises:
-            TypeError: `x` or `out` is not a tensor, or of the wrong dtype.
-            ValueError: wrong shape or device, or `out` overlaps `x` or itself.
+            TypeError: `x`, `out` or `residual` is not a tensor, or of the wrong dtype.
+            ValueError: wrong shape or device, or `out` overlaps `x`, `residual` or itself.
             RuntimeError: a gradient would be needed.
         """
         check_input(x, (self.channels, *self.size), self.dtypes, self.device)
-        if out is not None:
-            check_out(x, out)
+        check_like(x, out, residual)
         if x.shape[0] == 0:  # some FFT libraries refuse an empty batch
             return torch.empty_like(x) if out is None else out
-        return self._runner(x, out)
+        return self._runner(x, out, residual)
 
     def __repr__(self) -> str:
         c, (h, w) = self.channels, self.size
@@ -165,21 +167,29 @@ def check_input(x: Tensor, shape: tuple[int, int, int], dtypes: tuple[torch.dtyp
     check_no_gradient("freq_module", x=x)
 
 
-def check_out(x: Tensor, out: Tensor) -> None:
-    """Raise unless `out` can take the result for `x`."""
-    if not isinstance(out, Tensor):
-        raise TypeError(f"out is a {type(out).__name__}; pass a torch.Tensor")
-    if out.dtype != x.dtype:
-        raise TypeError(f"out has dtype {out.dtype}; pass {x.dtype}, the dtype of x")
-    if out.shape != x.shape or out.device != x.device:
-        raise ValueError(
-            f"out is {tuple(out.shape)} on {out.device}; pass {tuple(x.shape)} on {x.device}, the same as x"
-        )
-    check_no_gradient("freq_module", out=out)
+def check_like(x: Tensor, out: Tensor | None, residual: Tensor | None) -> None:
+    """Raise unless `residual` can be added to the result for `x`, and `out` can take it."""
+    for name, t in (("out", out), ("residual", residual)):
+        if t is None:
+            continue
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name} is a {type(t).__name__}; pass a torch.Tensor")
+        if t.dtype != x.dtype:
+            raise TypeError(f"{name} has dtype {t.dtype}; pass {x.dtype}, the dtype of x")
+        if t.shape != x.shape or t.device != x.device:
+            raise ValueError(
+                f"{name} is {tuple(t.shape)} on {t.device}; pass {tuple(x.shape)} on {x.device}, the same as x"
+            )
+        check_no_gradient("freq_module", **{name: t})
+    if out is None:
+        return
     if any(stride == 0 and n > 1 for stride, n in zip(out.stride(), out.shape, strict=True)):
         raise ValueError(f"out has strides {out.stride()}: several elements share one place; pass a tensor of its own")
-    if not torch.compiler.is_compiling() and _overlap(x, out):
-        raise ValueError("out overlaps x, which is still being read while out is written; pass other memory")
+    if torch.compiler.is_compiling():
+        return
+    for name, t in (("x", x), ("residual", residual)):
+        if t is not None and _overlap(t, out):
+            raise ValueError(f"out overlaps {name}, which is still being read while out is written; pass other memory")
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:

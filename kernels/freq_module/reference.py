@@ -13,6 +13,7 @@ def freq_module(
     dw_weight: Tensor,  # [C', 1, k, k]
     dw_bias: Tensor | None,  # [C']
     out: Tensor | None = None,
+    residual: Tensor | None = None,  # [B, 4C', H, W]
 ) -> Tensor:
     """See `kernels.freq_module`.  Computes in float32; in float64 when `x` is float64."""
     real = x if x.dtype == torch.float64 else x.float()  # half-precision FFTs exist for powers of two only
@@ -24,9 +25,12 @@ def freq_module(
         spectral_filter(ch, filter_ch[:, :, None], (1, 2)),  # shared by all columns
         F.conv2d(depthwise, dw_weight.to(real.dtype), bias, padding=dw_weight.shape[-1] // 2, groups=hw.shape[1]),
     ]
+    y = torch.cat(quarters, dim=1)
+    if residual is not None:
+        y = y + residual
     if out is None:
         out = torch.empty_like(x)
-    return out.copy_(torch.cat(quarters, dim=1))
+    return out.copy_(y)
 
 
 def spectral_filter(x: Tensor, spectrum: Tensor, dims: tuple[int, int]) -> Tensor:

@@ -21,6 +21,7 @@ import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .. import operators
 from ..triton_support import INTERPRETING, KernelCall, pad
 
 FP16_MAX = 65504.0 * 0.99  # less what the rounding of tables and operands can add
@@ -66,6 +67,7 @@ def _dot(a, b, acc, PRECISION: tl.constexpr, EMULATE: tl.constexpr):
 def _filter_plane(
     x_ptr,  # first element of this plane in the input
     y_ptr,  # the same in the output
+    r_ptr,  # the same in the residual
     filter_ptr,  # re, im: fp32 [2, M, KP], zero beyond the half spectrum
     nyquist_ptr,  # re, im of its last column: fp32 [2, M], zero for odd N
     full_ptr,  # cos, sin of the row axis: [2, MP, MP]
@@ -74,12 +76,15 @@ def _filter_plane(
     x_stride_n,
     y_stride_m,
     y_stride_n,
+    r_stride_m,
+    r_stride_n,
     M: tl.constexpr,
     N: tl.constexpr,
     MP: tl.constexpr,
     NP: tl.constexpr,
     KP: tl.constexpr,
     CHUNK: tl.constexpr,
+    RESIDUAL: tl.constexpr,
     PRECISION: tl.constexpr,
     EMULATE: tl.constexpr,
 ):
@@ -129,6 +134,9 @@ def _filter_plane(
         inverse = half_ptr + 2 * NP * KP + rk[:, None] * NP + rn[None, :]
         out = _dot(_operand(wr, PRECISION), tl.load(inverse), out, PRECISION, EMULATE)
         out = _dot(_operand(wi, PRECISION), tl.load(inverse + KP * NP), out, PRECISION, EMULATE)
+    if RESIDUAL:
+        r = tl.load(r_ptr + rm[:, None] * r_stride_m + rn[None, :] * r_stride_n, mask=inside, other=0.0)
+        out += r.to(tl.float32)
     y = y_ptr + rm[:, None] * y_stride_m + rn[None, :] * y_stride_n
     tl.store(y, out.to(y_ptr.dtype.element_ty), mask=inside)
 
@@ -137,6 +145,7 @@ def _filter_plane(
 def _depthwise_rows(
     x_ptr,  # first element of this channel in the input
     y_ptr,  # the same in the output
+    r_ptr,  # the same in the residual
     weight_ptr,  # fp32 [KS, KS] of this channel
     bias_ptr,  # fp32, this channel's
     h0,
@@ -144,11 +153,14 @@ def _depthwise_rows(
     x_stride_w,
     y_stride_h,
     y_stride_w,
+    r_stride_h,
+    r_stride_w,
     H: tl.constexpr,
     W: tl.constexpr,
     WP: tl.constexpr,
     KS: tl.constexpr,
     ROWS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
 ):
     rh = h0 + tl.arange(0, ROWS)
     rw = tl.arange(0, WP)
@@ -160,14 +172,19 @@ def _depthwise_rows(
             inside = ((h >= 0) & (h < H))[:, None] & ((w >= 0) & (w < W))[None, :]
             v = tl.load(x_ptr + h[:, None] * x_stride_h + w[None, :] * x_stride_w, mask=inside, other=0.0)
             acc += v.to(tl.float32) * tl.load(weight_ptr + dy * KS + dx)
+    inside = (rh < H)[:, None] & (rw < W)[None, :]
+    if RESIDUAL:
+        r = tl.load(r_ptr + rh[:, None] * r_stride_h + rw[None, :] * r_stride_w, mask=inside, other=0.0)
+        acc += r.to(tl.float32)
     y = y_ptr + rh[:, None] * y_stride_h + rw[None, :] * y_stride_w
-    tl.store(y, acc.to(y_ptr.dtype.element_ty), mask=(rh < H)[:, None] & (rw < W)[None, :])
+    tl.store(y, acc.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def freq_module_kernel(
     x_ptr,  # input, [B, 4*CQ, H, W], any strides
     y_ptr,  # output, same shape, any strides
+    r_ptr,  # what is added to the output, same shape, any strides; never read unless RESIDUAL
     filter_ptr,  # fp32, `pack_filters`
     table_ptr,  # operand type, `tables`
     weight_ptr,  # fp32 [CQ, KS, KS]
@@ -180,6 +197,10 @@ def freq_module_kernel(
     y_stride_c,
     y_stride_h,
     y_stride_w,
+    r_stride_b,
+    r_stride_c,
+    r_stride_h,
+    r_stride_w,
     CQ: tl.constexpr,  # sizes are compile-time constants: it saves a quarter of the registers at 64 x 64
     H: tl.constexpr,
     W: tl.constexpr,
@@ -193,6 +214,7 @@ def freq_module_kernel(
     CHUNK_W: tl.constexpr,
     PLANES: tl.constexpr,  # neighbouring planes of a shared filter handled by one program
     ROWS: tl.constexpr,  # rows of a depth-wise tile
+    RESIDUAL: tl.constexpr,
     PRECISION: tl.constexpr,
     EMULATE: tl.constexpr,
 ):
@@ -218,11 +240,13 @@ def freq_module_kernel(
     program = tl.program_id(1)
     x_ptr += image * x_stride_b
     y_ptr += image * y_stride_b
+    r_ptr += image * r_stride_b
     if program < CW_START:
         c = program
         _filter_plane(
             x_ptr + c * x_stride_c,
             y_ptr + c * y_stride_c,
+            r_ptr + c * r_stride_c,
             filter_ptr + c * (2 * H * KW),
             filter_ptr + HW_NYQUIST + c * (2 * H),
             table_ptr,
@@ -231,12 +255,15 @@ def freq_module_kernel(
             x_stride_w,
             y_stride_h,
             y_stride_w,
+            r_stride_h,
+            r_stride_w,
             H,
             W,
             HP,
             WP,
             KW,
             CHUNK_W,
+            RESIDUAL,
             PRECISION,
             EMULATE,
         )
@@ -247,6 +274,7 @@ def freq_module_kernel(
                 _filter_plane(
                     x_ptr + CQ * x_stride_c + h * x_stride_h,
                     y_ptr + CQ * y_stride_c + h * y_stride_h,
+                    r_ptr + CQ * r_stride_c + h * r_stride_h,
                     filter_ptr + CW_FILTER,
                     filter_ptr + CW_NYQUIST,
                     table_ptr + FULL_C,
@@ -255,12 +283,15 @@ def freq_module_kernel(
                     x_stride_w,
                     y_stride_c,
                     y_stride_w,
+                    r_stride_c,
+                    r_stride_w,
                     CQ,
                     W,
                     CP,
                     WP,
                     KW,
                     CHUNK_W,
+                    RESIDUAL,
                     PRECISION,
                     EMULATE,
                 )
@@ -271,6 +302,7 @@ def freq_module_kernel(
                 _filter_plane(
                     x_ptr + 2 * CQ * x_stride_c + w * x_stride_w,
                     y_ptr + 2 * CQ * y_stride_c + w * y_stride_w,
+                    r_ptr + 2 * CQ * r_stride_c + w * r_stride_w,
                     filter_ptr + CH_FILTER,
                     filter_ptr + CH_NYQUIST,
                     table_ptr + FULL_C,
@@ -279,12 +311,15 @@ def freq_module_kernel(
                     x_stride_h,
                     y_stride_c,
                     y_stride_h,
+                    r_stride_c,
+                    r_stride_h,
                     CQ,
                     H,
                     CP,
                     HP,
                     KH,
                     CHUNK_H,
+                    RESIDUAL,
                     PRECISION,
                     EMULATE,
                 )
@@ -293,6 +328,7 @@ def freq_module_kernel(
         _depthwise_rows(
             x_ptr + (3 * CQ + c) * x_stride_c,
             y_ptr + (3 * CQ + c) * y_stride_c,
+            r_ptr + (3 * CQ + c) * r_stride_c,
             weight_ptr + c * (KS * KS),
             bias_ptr + c,
             (program - DW_START) % ROW_TILES * ROWS,
@@ -300,11 +336,14 @@ def freq_module_kernel(
             x_stride_w,
             y_stride_h,
             y_stride_w,
+            r_stride_h,
+            r_stride_w,
             H,
             W,
             WP,
             KS,
             ROWS,
+            RESIDUAL,
         )
 
 
@@ -398,20 +437,27 @@ def kernel_call(
     weight: Tensor,
     bias: Tensor,
     precision: str,
+    residual: Tensor | None = None,
     launch: Launch | None = None,
 ) -> KernelCall:
     """The launch for these tensors; they may live on the meta device."""
+    added = x if residual is None else residual
     batch, channels, h, w = x.shape
     cq = channels // 4
     launch = launch or default_launch(cq, h, w)
     kh, kw, rows = pad(half(h)), pad(half(w)), min(16, pad(h))
     programs = cq + -(-h // launch.planes) + -(-w // launch.planes) + cq * -(-h // rows)
-    tensors = dict(x_ptr=x, y_ptr=out, filter_ptr=filters, table_ptr=table, weight_ptr=weight, bias_ptr=bias)
-    strides = {f"x_stride_{axis}": s for axis, s in zip("bchw", x.stride(), strict=True)}
-    strides |= {f"y_stride_{axis}": s for axis, s in zip("bchw", out.stride(), strict=True)}
+    tensors = dict(x_ptr=x, y_ptr=out, r_ptr=added, filter_ptr=filters, table_ptr=table)
+    tensors |= dict(weight_ptr=weight, bias_ptr=bias)
+    strides = {
+        f"{name}_stride_{axis}": s
+        for name, t in (("x", x), ("y", out), ("r", added))
+        for axis, s in zip("bchw", t.stride(), strict=True)
+    }
     sizes = dict(CQ=cq, H=h, W=w, KS=weight.shape[-1], CP=pad(cq), HP=pad(h), WP=pad(w), KH=kh, KW=kw)
     chunks = dict(CHUNK_H=min(launch.chunk, kh), CHUNK_W=min(launch.chunk, kw), PLANES=launch.planes, ROWS=rows)
     arguments = {**tensors, **strides, **sizes, **chunks, "PRECISION": precision, "EMULATE": INTERPRETING}
+    arguments["RESIDUAL"] = residual is not None
     return KernelCall(freq_module_kernel, (batch, programs), arguments, launch.num_warps)
 
 
@@ -441,11 +487,11 @@ class Runner:
         bias = torch.zeros(channels, device=device) if dw_bias is None else dw_bias
         self.bias = bias.detach().float().clone(memory_format=torch.contiguous_format)
 
-    def __call__(self, x: Tensor, out: Tensor | None) -> Tensor:
-        packed = (self.tables, self.filters, self.weight, self.bias, self.precision)
+    def __call__(self, x: Tensor, out: Tensor | None, residual: Tensor | None) -> Tensor:
+        packed = (self.tables, self.filters, self.weight, self.bias, self.precision, residual)
         if out is None:
-            return _packed_op(x, *packed)
-        _packed_out_op(x, *packed, out)
+            return _operator(x, *packed)
+        _out_operator(x, *packed, out)
         return out
 
 
@@ -474,28 +520,33 @@ def input_limit(gain: float, channels: int, size: tuple[int, int]) -> float:
     return limit
 
 
-_PACKED = "Tensor x, Tensor tables, Tensor filters, Tensor weight, Tensor bias, str precision"
-
-
-@torch.library.custom_op("activefreq::freq_module_packed", mutates_args=(), schema=f"({_PACKED}) -> Tensor")
-def _packed_op(x, tables, filters, weight, bias, precision):  # type: ignore[no-untyped-def]
+def _run(
+    x: Tensor,
+    tables: Tensor,
+    filters: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    precision: str,
+    residual: Tensor | None,
+) -> Tensor:
     out = torch.empty_like(x)
-    kernel_call(x, out, tables, filters, weight, bias, precision).run()
+    kernel_call(x, out, tables, filters, weight, bias, precision, residual).run()
     return out
 
 
-@_packed_op.register_fake
-def _packed_fake(x, tables, filters, weight, bias, precision):  # type: ignore[no-untyped-def]
-    return torch.empty_like(x)
+def _run_out(
+    x: Tensor,
+    tables: Tensor,
+    filters: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    precision: str,
+    residual: Tensor | None,
+    out: Tensor,
+) -> None:
+    kernel_call(x, out, tables, filters, weight, bias, precision, residual).run()
+    torch.autograd.graph.increment_version(out)
 
 
-@torch.library.custom_op(
-    "activefreq::freq_module_packed_out", mutates_args=("out",), schema=f"({_PACKED}, Tensor(a!) out) -> ()"
-)
-def _packed_out_op(x, tables, filters, weight, bias, precision, out):  # type: ignore[no-untyped-def]
-    kernel_call(x, out, tables, filters, weight, bias, precision).run()
-
-
-@_packed_out_op.register_fake
-def _packed_out_fake(x, tables, filters, weight, bias, precision, out):  # type: ignore[no-untyped-def]
-    return None
+_operator = operators.define("freq_module_packed", _run, lambda x, *_: torch.empty_like(x))
+_out_operator = operators.define("freq_module_packed_out", _run_out, lambda *_: None, writes=("out",))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .. import dispatch, triton_support
+from .. import dispatch, operators, triton_support
 from ..arguments import check_no_gradient
 from .reference import MaskOutput
 from .reference import mask_output as _reference
@@ -31,7 +31,7 @@ def mask_output(logits: Tensor, previous: Tensor, *, threshold: float = 0.49, ba
         BackendUnavailableError: the backend asked for by name cannot run.
     """
     _check(logits, previous, threshold)
-    return MaskOutput(*_op(logits, previous, float(threshold), backend))
+    return MaskOutput(*_operator(logits, previous, float(threshold), backend))
 
 
 def _check(logits: Tensor, previous: Tensor, threshold: float) -> None:
@@ -59,20 +59,18 @@ def _check(logits: Tensor, previous: Tensor, threshold: float) -> None:
 _Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-@torch.library.custom_op(
-    "activefreq::mask_output",
-    mutates_args=(),
-    schema="(Tensor logits, Tensor previous, float threshold, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
-)
-def _op(logits, previous, threshold, backend):  # type: ignore[no-untyped-def]
-    return tuple(dispatch.call("mask_output", logits.device.type, backend, logits, previous, threshold))
+def _run(logits: Tensor, previous: Tensor, threshold: float, backend: str) -> _Outputs:
+    found: MaskOutput = dispatch.call("mask_output", logits.device.type, backend, logits, previous, threshold)
+    return found.probs, found.mask, found.entropy, found.changed
 
 
-@_op.register_fake
 def _fake(logits: Tensor, previous: Tensor, threshold: float, backend: str) -> _Outputs:
     probs = previous.new_empty(previous.shape, dtype=torch.float32)
     changed = previous.new_empty((previous.shape[0], 4), dtype=torch.int32)
     return probs, previous.new_empty(previous.shape), torch.empty_like(probs), changed
+
+
+_operator = operators.define("mask_output", _run, _fake)
 
 
 def _triton(logits: Tensor, previous: Tensor, threshold: float) -> MaskOutput:

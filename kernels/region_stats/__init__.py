@@ -1,11 +1,13 @@
 """Region statistics: connected regions of a mask, and what the probabilities inside each of them look like."""
 
+from dataclasses import fields
+
 import torch
 
-from .. import dispatch
+from .. import dispatch, operators
 from . import cupy_impl, fixed
 from .fixed import FixedRegionStats, region_stats_fixed
-from .reference import RegionStats, binary_entropy, check_inputs
+from .reference import RegionStats, binary_entropy, check_tensors, check_values
 from .reference import region_stats as _reference
 
 __all__ = ["FixedRegionStats", "RegionStats", "binary_entropy", "region_stats", "region_stats_fixed"]
@@ -41,5 +43,52 @@ def region_stats(
         ValueError: wrong shape, different devices, or a probability that is not finite or not in 0..1.
         BackendUnavailableError: the backend asked for by name cannot run.
     """
-    check_inputs(candidates, probs, connectivity)
-    return dispatch.call("region_stats", candidates.device.type, backend, candidates, probs, connectivity=connectivity)
+    check_tensors(candidates, probs, connectivity)
+    return RegionStats(*_operator(candidates, probs.detach(), connectivity, backend))
+
+
+Outputs = tuple[
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+]
+
+
+def _run(candidates: torch.Tensor, probs: torch.Tensor, connectivity: int, backend: str) -> Outputs:
+    check_values(probs)
+    stats: RegionStats = dispatch.call(
+        "region_stats", candidates.device.type, backend, candidates, probs, connectivity=connectivity
+    )
+    return tuple(getattr(stats, field.name) for field in fields(stats))  # type: ignore[return-value]
+
+
+def _fake(candidates: torch.Tensor, probs: torch.Tensor, connectivity: int, backend: str) -> Outputs:
+    regions = torch.library.get_ctx().new_dynamic_size()
+
+    def rows(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+        return candidates.new_empty(regions, *shape, dtype=dtype)
+
+    return (
+        candidates.new_empty(candidates.shape, dtype=torch.int32),
+        candidates.new_empty(candidates.shape[0], dtype=torch.int64),
+        rows(dtype=torch.int64),
+        rows(dtype=torch.int32),
+        rows(dtype=torch.int64),
+        rows(),
+        rows(),
+        rows(),
+        rows(4, dtype=torch.int64),
+        rows(2, dtype=torch.int64),
+        rows(2),
+    )
+
+
+_operator = operators.define("region_stats", _run, _fake)

@@ -55,14 +55,8 @@ def binary_entropy(p: torch.Tensor) -> torch.Tensor:
     return bits.clamp(max=1)  # log2 is not correctly rounded everywhere
 
 
-def check_inputs(candidates: torch.Tensor, probs: torch.Tensor, connectivity: int) -> None:
-    """Raise TypeError or ValueError unless the arguments are what `region_stats` documents.  Waits for the device."""
-    check_tensors(candidates, probs, connectivity)
-    check_values(probs)
-
-
 def check_tensors(candidates: torch.Tensor, probs: torch.Tensor, connectivity: int) -> None:
-    """The part of `check_inputs` that looks at no value, so it waits for no device."""
+    """Raise TypeError or ValueError unless the arguments are what `region_stats` documents.  Looks at no value."""
     for name, value in (("candidates", candidates), ("probs", probs)):
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{name} is a {type(value).__name__}; pass a torch.Tensor (torch.from_numpy for an array)")
@@ -84,7 +78,7 @@ def check_tensors(candidates: torch.Tensor, probs: torch.Tensor, connectivity: i
 
 
 def check_values(probs: torch.Tensor) -> None:
-    """Raise ValueError unless all of `probs` `[B, H, W]` are in 0..1."""
+    """Raise ValueError unless all of `probs` `[B, H, W]` are in 0..1.  Waits for the device."""
     low, high = torch.aminmax(probs.detach())
     if not (low >= 0 and high <= 1):  # so also at NaN
         bad = ~((probs >= 0) & (probs <= 1))
@@ -103,7 +97,8 @@ def region_stats(candidates: torch.Tensor, probs: torch.Tensor, *, connectivity:
     counts = [image["area"].size for image in images]
 
     def rows(name: str) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate([image[name] for image in images])).to(device)
+        # Row-major, as the operator promises to the compiler; NumPy keeps the column order of what it joins.
+        return torch.from_numpy(np.ascontiguousarray(np.concatenate([image[name] for image in images]))).to(device)
 
     return RegionStats(
         labels=torch.from_numpy(np.stack([image["labels"] for image in images])).to(device),

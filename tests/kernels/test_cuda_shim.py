@@ -39,7 +39,7 @@ extern "C" __global__ void divergent(int* out, int kind) {
 def run():
     def run(kernel, grid, block, out, number, schedule=None):
         host = cuda_on_host.Host(schedule or Schedule())
-        cuda_on_host._RawModule(host, '#include <cstddef>\n' + SOURCE, cuda_on_host.cupy_impl.OPTIONS).run(
+        cuda_on_host._RawModule(host, "#include <cstddef>\n" + SOURCE, cuda_on_host.cupy_impl.OPTIONS).run(
             kernel, grid, block, (out.ctypes.data, np.int32(number))
         )
         return out

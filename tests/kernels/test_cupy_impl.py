@@ -1,6 +1,5 @@
 """What surrounds the CUDA kernels: when they are chosen, how they are launched, what torch.compile sees."""
 
-import importlib
 import sys
 import types
 
@@ -112,20 +111,6 @@ def test_the_real_cupy_has_what_we_call():
     assert callable(module.get_function)
 
 
-SAMPLES = {
-    "region_stats_fixed": lambda: (torch.rand(2, 9, 14) < 0.5, torch.rand(2, 9, 14), 4, 6, "auto"),
-    "inscribed_points_fixed": lambda: (torch.randint(0, 4, (2, 9, 14), dtype=torch.int32), 3, "auto"),
-    "distance_transform": lambda: (torch.rand(2, 9, 14) < 0.8, "auto"),
-}
-
-
-@pytest.mark.parametrize("op", SAMPLES)
-def test_torch_operators(op):
-    """Schema, fake implementation and no mutated or aliased input."""
-    importlib.import_module("activefreq_engine.kernels.distance")
-    torch.library.opcheck(getattr(torch.ops.activefreq, op).default, SAMPLES[op]())
-
-
 def test_compile_and_export_see_one_node():
     def click(masks, probs):
         stats = region_stats_fixed(masks, probs, capacity=5)
@@ -142,7 +127,8 @@ def test_compile_and_export_see_one_node():
     assert all(map(torch.equal, compiled(masks, probs), expected))
     program = torch.export.export(Click(), (masks, probs))
     ours = [str(node.target) for node in program.graph.nodes if str(node.target).startswith("activefreq.")]
-    assert sorted(ours) == sorted(f"activefreq.{op}.default" for op in SAMPLES)
+    ops = ("distance_transform", "inscribed_points_fixed", "region_stats_fixed")
+    assert sorted(ours) == [f"activefreq.{op}.default" for op in ops]
     assert all(map(torch.equal, program.module()(masks, probs), expected))
 
 

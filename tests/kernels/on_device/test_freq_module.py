@@ -1,10 +1,15 @@
 """The FreqModule kernel against the float64 definition."""
 
+import importlib
+
 import pytest
 import torch
 from activefreq_engine.kernels import triton_support
 from activefreq_engine.kernels.freq_module import FreqModulePlan, freq_module, reference, triton_impl
+from activefreq_engine.kernels.freq_module.recent import RecentPlans
 from activefreq_engine.kernels.freq_module.triton_impl import Launch, kernel_call
+
+plain = importlib.import_module("activefreq_engine.kernels.freq_module")
 
 TOLERANCE = {"fp16": 2e-3, "tf32x3": 4e-6, "tf32": 5e-3}  # relative L2 error of a spectral quarter
 DEPTHWISE_TOLERANCE = 1e-6
@@ -117,6 +122,21 @@ def test_strided_input(layout, device):
     check(y, exact(x, parameters), "fp16")
 
 
+@pytest.mark.parametrize("planes", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_residual_of_any_layout_is_added_in_the_same_launch(dtype, planes, device, monkeypatch):
+    x, parameters = make(2, 3, 7, 10, 3, device, dtype)
+    residual = (3 * torch.randn(2, 12, 20, 7, device=device)).to(dtype)[:, :, ::2].transpose(2, 3)
+    monkeypatch.setattr(triton_impl, "default_launch", lambda *size: Launch(4, 16, planes))
+    launches = []
+    run = triton_support.KernelCall.run
+    monkeypatch.setattr(triton_support.KernelCall, "run", lambda call: (launches.append(call), run(call)))
+    plan = FreqModulePlan(*parameters, size=(7, 10), backend="triton")
+    y = plan(x, residual=residual)
+    assert len(launches) == 1
+    check(y, exact(x, parameters) + residual.double(), "fp16")
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last", "window"])
 def test_output_argument(layout, device):
     x, parameters = make(2, 2, 9, 6, 3, device)
@@ -146,7 +166,7 @@ def test_tuning_does_not_change_the_result(size, launch, device):
     x, parameters = make(1, 2, *size, 3, device)
     runner = triton_impl.Runner(*parameters, size=size, precision="fp16")
     y = torch.empty_like(x)
-    kernel_call(x, y, runner.tables, runner.filters, runner.weight, runner.bias, "fp16", launch).run()
+    kernel_call(x, y, runner.tables, runner.filters, runner.weight, runner.bias, "fp16", launch=launch).run()
     check(y, exact(x, parameters), "fp16")
 
 
@@ -255,11 +275,72 @@ def test_compile_and_export_see_one_op(device):
 def test_ops_keep_their_schema(device):
     x, parameters = make(1, 1, 5, 6, 3, device)
     runner = triton_impl.Runner(*parameters, size=(5, 6), precision="fp16")
-    packed = (x, runner.tables, runner.filters, runner.weight, runner.bias, "fp16")
-    checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.activefreq.freq_module_packed, packed, test_utils=checks)
-    out = torch.zeros_like(x)
-    torch.library.opcheck(torch.ops.activefreq.freq_module_packed_out, (*packed, out), test_utils=checks)
+    packed = (x, runner.tables, runner.filters, runner.weight, runner.bias, "fp16", x.flip(0))
+    torch.library.opcheck(torch.ops.activefreq.freq_module_packed.default, packed)
+    torch.library.opcheck(torch.ops.activefreq.freq_module_packed_out.default, (*packed, torch.zeros_like(x)))
+    torch.library.opcheck(torch.ops.activefreq.freq_module.default, (x, *parameters, "fp16", "triton", None))
+
+
+# ---- the plain function
+
+
+@pytest.fixture
+def packed(monkeypatch):
+    """One entry for each time that filters were packed."""
+    times = []
+    pack = triton_impl.pack_filters
+    monkeypatch.setattr(triton_impl, "pack_filters", lambda *a: (times.append(a), pack(*a))[1])
+    monkeypatch.setattr(plain, "_recent", RecentPlans(3))
+    return times
+
+
+def test_the_plain_function_packs_once(packed, device):
+    x, parameters = make(1, 1, 5, 6, 3, device)
+    for i in range(3):
+        x = x + i
+        check(freq_module(x, *parameters, backend="triton"), exact(x, parameters), "fp16")
+    freq_module(torch.cat([x, x]), *parameters, backend="triton", out=torch.empty(2, 4, 5, 6, device=device))
+    torch.compile(freq_module, backend="aot_eager", fullgraph=True)(x, *parameters, backend="triton")
+    assert len(packed) == 1
+    check(
+        freq_module(x, *parameters[:4], None, backend="triton"), exact(x, (*parameters[:4], parameters[4] * 0)), "fp16"
+    )
+    check(freq_module(x, *parameters, precision="tf32x3", backend="triton"), exact(x, parameters), "tf32x3")
+    assert len(packed) == 3
+
+
+@pytest.mark.parametrize("which", range(5))
+def test_the_plain_function_notices_a_change_in_place(which, packed, device):
+    x, parameters = make(1, 1, 5, 6, 3, device)
+    freq_module(x, *parameters, backend="triton")
+    parameters[which].mul_(1.5).add_(0.25)
+    check(freq_module(x, *parameters, backend="triton"), exact(x, parameters), "fp16")
+    parameters[which].data = parameters[which] - 0.5
+    check(freq_module(x, *parameters, backend="triton"), exact(x, parameters), "fp16")
+    assert (len(packed), len(plain._recent)) == (3, 1)
+
+
+def test_the_plain_function_packs_tensors_without_version_every_time(packed, device):
+    with torch.inference_mode():
+        x, parameters = make(1, 1, 5, 6, 3, device)
+        for _ in range(2):
+            parameters[0].mul_(1.5)
+            check(freq_module(x, *parameters, backend="triton"), exact(x, parameters), "fp16")
+    assert (len(packed), len(plain._recent)) == (2, 0)
+
+
+def test_plans_behind_the_plain_function_are_few_and_go_with_their_tensors(packed, device):
+    x, parameters = make(1, 1, 2, 3, 3, device)
+    kept = [(*parameters[:4], torch.randn(1, device=device)) for _ in range(5)]
+    for p in kept:
+        freq_module(x, *p, backend="triton")
+    assert (len(packed), len(plain._recent)) == (5, 3)
+    freq_module(x, *kept[2], backend="triton")  # makes it the last one used
+    freq_module(x, *parameters, backend="triton")
+    freq_module(x, *kept[2], backend="triton")
+    assert len(packed) == 6
+    del kept, p
+    assert len(plain._recent) == 1
 
 
 @pytest.mark.gpu
