@@ -20,7 +20,7 @@ from activefreq_engine.models.freqnet import upsample
 from activefreq_engine.models.mit import MiTStage
 from activefreq_engine.models.refiner import Refiner, SeparableBlock, roi_align
 from activefreq_engine.runtime import layers, rewrites
-from activefreq_engine.runtime.spectral import spectral_module
+from activefreq_engine.runtime.spectral import Form, spectral_module
 
 PRECISIONS = ("auto", "fp32")
 
@@ -185,22 +185,25 @@ class Folded:
         self._head = self._place(layers.Linear(rewrites.affine(decoder.head)))
         self.refine = None if model.refiner is None else self._place(Refine(model.refiner))
 
-    def plan(self, height: int, width: int, batch: int = 1) -> Plan:
-        """The plan for one network shape; plans share all weights but the resized filters."""
+    def plan(self, height: int, width: int, batch: int = 1, form: Form = "auto") -> Plan:
+        """The plan for one network shape; plans share all weights but the resized filters.
+
+        `form`: how the FreqModules compute, see `spectral`.
+        """
         for name, side in (("height", height), ("width", width)):
             if side <= 0 or side % 32:
                 raise InvalidArgumentError(f"{name} is {side}; expected a positive multiple of 32")
-        freqs = [self._freq(i, height, width) for i in range(len(self._stages))]
+        freqs = [self._freq(i, height, width, form) for i in range(len(self._stages))]
         prepare = Prepare(self._stages[0], freqs[0], self._projects[0])
         click = Click(self._embed, self._stages[1:], freqs[1:], self._projects[1:], self._head)
         return Plan(height, width, batch, self.precision, prepare.eval(), click.eval(), self.refine)
 
-    def _freq(self, index: int, height: int, width: int) -> nn.Module:
+    def _freq(self, index: int, height: int, width: int, form: Form) -> nn.Module:
         stride = self._strides[index]
         layer: Any = self._decoder.freq_layers[index]
         dtype = next(self._decoder.parameters()).dtype
         size = height // stride, width // stride
-        blocks = [layers.Frequency(b, spectral_module(b.freq, *size, dtype=dtype)) for b in layer]
+        blocks = [layers.Frequency(b, spectral_module(b.freq, *size, form, dtype)) for b in layer]
         return self._place(nn.Sequential(*blocks))
 
     def _place(self, module: Any) -> Any:
