@@ -1,4 +1,4 @@
-"""The command ``activefreq``: segment, eval, train, info.
+"""The command ``activefreq``: segment, eval, train, teacher, info.
 
 Anything wrong with what the user gave ends in one line on stderr and exit code 2; other failures in one line and 1.
 """
@@ -28,6 +28,7 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
 _LAZY = {
     "eval": ("activefreq_engine.eval.cli", "eval_command"),
     "train": ("activefreq_engine.train.cli", "train_command"),
+    "teacher": ("activefreq_engine.train.cli", "teacher_command"),
 }
 
 

@@ -42,6 +42,9 @@ def train_command(
     ] = SIZES,
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
     warmup: Annotated[int, typer.Option(help="Steps until the learning rate is reached.")] = 200,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Folder made by `activefreq teacher`: learn its features as well.")
+    ] = None,
     clicker: Annotated[str, typer.Option(help="Where simulated clicks fall: ritm or acselect.")] = "ritm",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     workers: Annotated[int, typer.Option(help="Loader processes.")] = 1,
@@ -70,6 +73,7 @@ def train_command(
         warmup=warmup,
         seed=seed,
         workers=workers,
+        teacher=None if teacher is None else str(teacher),
         clicker=clicker,  # type: ignore[arg-type]  # checked there
     )
     if not validate_every > 0 or not save_every > 0:
@@ -86,6 +90,22 @@ def train_command(
         done = str(train(config, out, device=device, save_every=60 * save_every, validation=validation))
     if chief:
         typer.echo(done)
+
+
+def teacher_command(
+    data: Annotated[
+        list[Path], typer.Argument(help="The folders that the training run will be given.", show_default=False)
+    ],
+    weights: Annotated[Path, typer.Option(help="MobileSAM's published mobile_sam.pt.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the features.", show_default=False)],
+    side: Annotated[int, typer.Option(help="Longer side of the images shown to the teacher, pixels.")] = 512,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+) -> None:
+    """Write MobileSAM's features of all training images, for `activefreq train --teacher`."""
+    from activefreq_engine.train.distill import load_teacher, make_teacher
+    from activefreq_engine.train.loop import pick_device
+
+    typer.echo(make_teacher(data, load_teacher(weights), out, side=side, device=pick_device(device)))
 
 
 def _dry_run(config: TrainConfig, out: Path, device: str, validation: Validation | None) -> float:

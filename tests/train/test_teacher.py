@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 
+import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from activefreq_engine.errors import DatasetError
+from activefreq_engine.errors import DatasetError, ModelLoadError
+from activefreq_engine.models.tinyvit import MobileSamEncoder
 from activefreq_engine.train import data as data_module
 from activefreq_engine.train import loop
 from activefreq_engine.train.data import PackedDataset, pack, random_crop
+from activefreq_engine.train.distill import load_teacher, make_teacher, padded_square
 from activefreq_engine.train.loop import train
 from activefreq_engine.train.teacher import Teacher
 
@@ -92,3 +96,37 @@ def interrupted_after(steps, update):
         update(run, loss)
 
     return counted
+
+
+def test_features_are_made_and_an_interrupted_making_goes_on(tmp_path, pairs):
+    encoder = MobileSamEncoder().eval()
+    whole = make_teacher([pairs], encoder, tmp_path / "whole", side=64)
+    teacher = Teacher(whole)
+    assert teacher.features.shape == (8, 256, 4, 4)
+    PackedDataset(tmp_path / "whole" / "data", teacher=teacher)  # knows its images
+    # by hand, from the image files
+    image = cv2.imread(str(pairs / "images" / "003.png"))[..., ::-1].copy()
+    x = padded_square(torch.from_numpy(image).permute(2, 0, 1)[None], 64)
+    rows = round(image.shape[0] * 64 / image.shape[1])
+    assert (x[:, :, rows:] == 0).all()
+    assert (x[:, :, :rows] != 0).float().mean() > 0.99
+    with torch.inference_mode():
+        by_hand = encoder(x)[1][0]
+    assert (torch.from_numpy(np.array(teacher.features[3])).float() - by_hand).abs().max() < 0.1 * by_hand.std()
+    # cut short in the middle of a map
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    (cut / "teacher.json").unlink()
+    with (cut / "features.f16").open("r+b") as f:
+        f.truncate(5 * 256 * 16 * 2 + 100)
+    make_teacher([pairs], encoder, cut, side=64)
+    for name in ("features.f16", "teacher.json"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_foreign_teacher_is_refused_unread(tmp_path):
+    (tmp_path / "mobile_sam.pt").write_bytes(b"pickle")
+    with pytest.raises(ModelLoadError, match="SHA-256"):
+        load_teacher(tmp_path / "mobile_sam.pt")
+    with pytest.raises(ModelLoadError, match="cannot be read"):
+        load_teacher(tmp_path / "nothing.pt")
