@@ -5,6 +5,7 @@ An engine holds one model on one device.  Any number of sessions may share it; a
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import weakref
@@ -21,11 +22,13 @@ from numpy.typing import NDArray
 from activefreq_engine.errors import ActiveFreqError, BackendUnavailableError, InvalidArgumentError, ModelLoadError
 from activefreq_engine.kernels.click_maps import click_maps
 from activefreq_engine.models import FreqFormer, create_model, list_models, load_checkpoint, normalise
+from activefreq_engine.runtime.plan import PRECISIONS
+from activefreq_engine.runtime.planned import Planned
 
 SIZES = (256, 384, 448, 512)
 """Allowed lengths of the long side of the network input."""
 
-PRECISIONS = ("auto", "fp32")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,8 @@ class Engine:
         precision (str): "fp32", or "auto": the fastest precision that holds the stated accuracy on the device, which
             is fp32 everywhere for now.
         size (int, optional): long side of the network input, one of `SIZES`. Default: 256.
+        plan (bool): run compiled plans, see `runtime.plan`. False runs the model's own modules, for comparison; so does
+            a model that is not a FreqFormer.
 
     Raises:
         ModelLoadError: the model cannot be loaded.
@@ -95,6 +100,8 @@ class Engine:
         device: str = "auto",
         precision: str = "auto",
         size: int | None = None,
+        *,
+        plan: bool = True,
     ) -> None:
         self.size = 256 if size is None else size
         if self.size not in SIZES:
@@ -105,6 +112,11 @@ class Engine:
         self.device = resolve_device(device)
         self.name, module = _model(model)
         self._model: Any = module.to(self.device).eval()
+        if plan and isinstance(module, FreqFormer):
+            self._model = Planned(module, self.device, precision)
+            self.precision = self._model.precision
+        elif plan:
+            _log.info("%s is not a FreqFormer: its own modules run, without a plan", self.name)
         self._lock = threading.Lock()
 
     @classmethod
@@ -227,7 +239,9 @@ class Engine:
 
 
 def _stack(items: list[Any]) -> Any:
-    """Join named tuples of tensors with a batch axis of 1."""
+    """Join named tuples of tensors with a batch axis of 1.  A single one comes back as it is, without a copy."""
+    if len(items) == 1:
+        return items[0]
     return type(items[0])(*(torch.cat(tensors) for tensors in zip(*items, strict=True)))
 
 

@@ -1,0 +1,69 @@
+"""A model that runs by plans, with the interface of the model itself."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor
+
+from activefreq_engine.models import FreqFormer
+from activefreq_engine.runtime.plan import Answer, Folded, Plan, Prepared
+
+PLANS_KEPT = 8  # network shapes whose plans stay in memory; one costs about 10 ms to make
+
+
+class Planned:
+    """A `FreqFormer` behind plans, one for each network shape in use.
+
+    `encode_image`, `decode_clicks` and `refine` take and return what the model's own methods do; features and coarse
+    answers are the plan's.  When the model's weights have changed, the next image is answered with the new ones.
+
+    Args:
+        model (FreqFormer): in evaluation mode, on `device`.
+        device (torch.device): where plans run.
+        precision (str): one of `plan.PRECISIONS`.
+    """
+
+    def __init__(self, model: FreqFormer, device: torch.device, precision: str) -> None:
+        self._model, self._device, self._asked = model, device, precision
+        self.config = model.config
+        self.refiner = model.refiner
+        self._fold()
+
+    def encode_image(self, image: Tensor) -> Prepared:
+        """Normalised image `[B, 3, H, W]` -> `Prepared`."""
+        if _stamp(self._tensors) != self._weights:
+            self._fold()
+        return self.plan(image.shape[2], image.shape[3]).prepare(image)
+
+    def decode_clicks(self, features: Prepared, clicks: Tensor) -> Answer:
+        """Features and click maps `[B, 3, H, W]` -> `Answer`."""
+        return self.plan(clicks.shape[2], clicks.shape[3]).click(*features, clicks)
+
+    def refine(self, coarse: Answer, boxes: Tensor, image_crop: Tensor, disks: Tensor) -> Tensor:
+        """As `FreqFormer.refine`."""
+        if self._folded.refine is None:
+            raise ValueError("this model has no refiner (config.refiner_width is 0)")
+        return self._folded.refine(coarse.embedding, coarse.logits, boxes, image_crop, disks)
+
+    def plan(self, height: int, width: int) -> Plan:
+        """The plan for a network shape, made on first use; the one unused for longest makes room."""
+        plan = self._plans.pop((height, width), None) or self._folded.plan(height, width)
+        self._plans[height, width] = plan
+        if len(self._plans) > PLANS_KEPT:
+            self._plans.popitem(last=False)
+        return plan
+
+    def _fold(self) -> None:
+        self._tensors = [*self._model.parameters(), *self._model.buffers()]
+        self._weights = _stamp(self._tensors)
+        self._folded = Folded(self._model, self._device, self._asked)
+        self.precision = self._folded.precision
+        self._plans: OrderedDict[tuple[int, int], Plan] = OrderedDict()
+
+
+def _stamp(tensors: list[Tensor]) -> int:
+    """Changes when a weight does: torch counts the in-place changes of every tensor, unless it was made for inference
+    only."""
+    return hash(tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors))

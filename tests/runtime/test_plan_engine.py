@@ -1,0 +1,94 @@
+"""The engine with plans answers as it does with the model's own modules."""
+
+import logging
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from activefreq_engine import Engine, Session
+from activefreq_engine.runtime import planned
+from activefreq_engine.runtime.engine import RefineRequest, StepRequest
+from activefreq_engine.runtime.plan import Answer, Prepared
+
+from .modules import random_model
+
+pytestmark = pytest.mark.usefixtures("seed")
+
+
+def request(h, w):
+    """A click of random content on a network grid."""
+    rng = np.random.default_rng()
+    points = np.full((48, 2), -1, np.float32)
+    points[0], points[24] = rng.uniform(0, (w, h)), rng.uniform(0, (w, h))
+    return StepRequest(rng.integers(0, 256, (h, w, 3), dtype=np.uint8), None, rng.random((h, w), np.float32), points)
+
+
+def test_engine_with_plans_equals_engine_without():
+    model = random_model(dtype=torch.float32, refine_size=64)
+    planned_, plain = Engine(model, precision="fp32"), Engine(model, plan=False)
+    requests = [request(*shape) for shape in ((64, 96), (32, 64), (64, 96))]
+    got, expected = planned_.run(requests), plain.run(requests)
+    for a, b in zip(got, expected, strict=True):
+        assert np.abs(a.probs - b.probs).max() <= 1e-4
+    crop, points = np.zeros((64, 64, 3), np.uint8), requests[0].points
+    boxes = [(3.0, 4.5, 50.0, 30.0), (0.0, 0.0, 64.0, 32.0), (10.0, 10.0, 30.0, 60.0)]
+    refined = [
+        engine.refine([RefineRequest(a.coarse, box, crop, points) for a, box in zip(answers, boxes, strict=True)])
+        for engine, answers in ((planned_, got), (plain, expected))
+    ]
+    for a, b in zip(*refined, strict=True):
+        assert np.abs(a - b).max() <= 1e-4
+
+
+def test_changed_weights_are_seen_with_the_next_image():
+    model = random_model(dtype=torch.float32, refiner_width=0)
+    engine, r = Engine(model, precision="fp32"), request(32, 64)
+    before = engine.run([r])[0].probs
+    with torch.no_grad():
+        model.decoder.head.bias += 3
+    after = engine.run([r])[0].probs
+    assert not np.allclose(before, after)
+    assert np.abs(after - Engine(model, plan=False).run([r])[0].probs).max() <= 1e-4
+
+
+def test_few_plans_are_kept():
+    model = planned.Planned(random_model(dtype=torch.float32, refiner_width=0), torch.device("cpu"), "fp32")
+    first = model.plan(32, 32)
+    for side in range(2, planned.PLANS_KEPT + 1):
+        model.plan(32, 32 * side)
+    assert model.plan(32, 32) is first
+    model.plan(64, 64)  # one too many: 32 x 64 has been unused for longest
+    assert model.plan(32, 32) is first
+    assert len(model._plans) == planned.PLANS_KEPT
+    assert (32, 64) not in model._plans
+
+
+def test_plans_share_their_weights():
+    model = planned.Planned(random_model(dtype=torch.float32), torch.device("cpu"), "fp32")
+    a, b = model.plan(32, 32), model.plan(64, 32)
+    assert a.prepare.stage is b.prepare.stage
+    assert a.refine is b.refine
+
+
+class Foreign(torch.nn.Module):
+    """Not a FreqFormer: says that everything near a positive click is the object."""
+
+    config = SimpleNamespace(click_radius=5.0)
+    refiner = None
+
+    def encode_image(self, image):
+        return Prepared(image, image)
+
+    def decode_clicks(self, features, clicks):
+        return Answer(clicks[:, 1:2] - 0.5, features.p1)
+
+
+def test_a_foreign_model_runs_as_it_is(caplog):
+    with caplog.at_level(logging.INFO, logger="activefreq_engine.runtime.engine"):
+        engine = Engine(Foreign())
+    assert "Foreign is not a FreqFormer" in caplog.text
+    with Session(engine=engine) as s:
+        s.set_image(np.zeros((40, 50), np.uint8))
+        assert s.click(20, 20).mask.any()
