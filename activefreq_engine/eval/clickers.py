@@ -221,12 +221,16 @@ class AcSelectClicker:
         return self._errors.click_at(ranked[0].x, ranked[0].y, ranked[0].positive)
 
 
+ClickerFactory = Callable[[NDArray[np.integer], int], RobotClicker]
+"""(truth, the sample's seed) -> the clicker of one sample; truth as for `make_clicker`."""
+
+
 def sample_seed(seed: int, sample_id: str) -> int:
     """A seed that depends on the run's seed and the sample's id only: batching and sharding do not change it."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{sample_id}".encode()).digest()[:8], "little")
 
 
-_CLICKERS: dict[str, Callable[[NDArray[np.integer], int], RobotClicker]] = {
+_CLICKERS: dict[str, ClickerFactory] = {
     "ritm": lambda truth, seed: RitmClicker(truth),
     "acselect": lambda truth, seed: AcSelectClicker(truth),
     "random": RandomClicker,

@@ -7,6 +7,7 @@ takes part by offering the three methods of `Predictor`.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from activefreq_engine.errors import DatasetError, InvalidArgumentError, InvalidMaskError
-from activefreq_engine.eval.clickers import RobotClicker, check_clicker, make_clicker, sample_seed
+from activefreq_engine.eval.clickers import ClickerFactory, RobotClicker, check_clicker, make_clicker, sample_seed
 from activefreq_engine.eval.datasets import Dataset, Rgb, Sample, Truth
 from activefreq_engine.eval.metrics import iou
 from activefreq_engine.eval.report import Report, SampleResult, Settings, dataset_digest, versions
@@ -71,7 +72,7 @@ def evaluate(
     engine: "Engine | None" = None,
     predictors: Sequence[Predictor] | None = None,
     click_batch: ClickBatch | None = None,
-    clicker: str = "ritm",
+    clicker: str | tuple[str, ClickerFactory] = "ritm",
     max_clicks: int = MAX_CLICKS,
     stop_at: float | None = None,
     threshold: float = THRESHOLD,
@@ -93,13 +94,13 @@ def evaluate(
         engine: evaluate with this engine; `model` is then only the name in the report.
         predictors: as many as samples run side by side.
         click_batch: clicks on several `predictors` in one call; default: one after the other.
-        clicker: ``ritm``, ``acselect`` or ``random``.
+        clicker: ``ritm``, ``acselect`` or ``random``; or (name, factory), any other one under its name in the report.
         max_clicks: clicks a sample, and the NoC of a failure.
         stop_at: stop a sample at this IoU; default: all clicks run, which mIoU needs.
         threshold: probability above which a pixel belongs to the mask.
         zoom, refine: as for `Session`.
         batch_size: samples that run side by side; it changes speed and memory, not results.
-        seed: seeds the ``random`` clicker, together with each sample's id.
+        seed: seeds the clickers that draw, together with each sample's id.
         shard: (i, n), 0-based: only the i-th of n equal runs of consecutive samples; see `merge`.
         progress: progress bar on stderr; default: only on a terminal.
 
@@ -112,7 +113,10 @@ def evaluate(
         DatasetError: a sample cannot be loaded, or image and mask differ in size.
         ModelLoadError, BackendUnavailableError: as for `Session`.
     """
-    check_clicker(clicker)
+    if isinstance(clicker, str):
+        check_clicker(clicker)
+        clicker = clicker, partial(_registered, clicker)
+    robot_name, make_robot = clicker
     _check(max_clicks >= 1, f"max_clicks is {max_clicks}; it must be at least 1")
     _check(stop_at is None or 0 < stop_at <= 1, f"stop_at is {stop_at}; it is an IoU above 0 and at most 1")
     _check(0 < threshold < 1, f"threshold is {threshold}; it is a probability between 0 and 1")
@@ -133,7 +137,7 @@ def evaluate(
         lanes, about = _Lanes(list(predictors), click_batch or _one_by_one), {}
     settings = Settings(
         model=model,
-        clicker=clicker,
+        clicker=robot_name,
         max_clicks=max_clicks,
         stop_at=stop_at,
         seed=seed,
@@ -151,13 +155,13 @@ def evaluate(
     width = len(lanes.predictors)
     with tqdm(
         total=len(numbers) * max_clicks,
-        desc=f"eval {clicker}",
+        desc=f"eval {robot_name}",
         unit="click",
         disable=None if progress is None else not progress,
     ) as bar:
         for start in range(0, len(numbers), width):
             chunk = numbers[start : start + width]
-            runs = [_start(n, data.samples[n], lane, lanes, images, clicker, seed) for lane, n in enumerate(chunk)]
+            runs = [_start(n, data.samples[n], lane, lanes, images, make_robot, seed) for lane, n in enumerate(chunk)]
             for _ in range(max_clicks):
                 _click_all(runs, lanes, stop_at)
                 bar.update(len(runs))
@@ -269,7 +273,13 @@ class _Run:
         )
 
 
-def _start(number: int, sample: Sample, lane: int, lanes: _Lanes, images: _LastImage, clicker: str, seed: int) -> _Run:
+def _registered(name: str, truth: Truth, seed: int) -> RobotClicker:
+    return make_clicker(name, truth, seed=seed)
+
+
+def _start(
+    number: int, sample: Sample, lane: int, lanes: _Lanes, images: _LastImage, make_robot: ClickerFactory, seed: int
+) -> _Run:
     truth = sample.load_mask()
     image = images.get(sample)
     if image.shape[:2] != truth.shape:
@@ -278,7 +288,7 @@ def _start(number: int, sample: Sample, lane: int, lanes: _Lanes, images: _LastI
             f"{truth.shape[1]} x {truth.shape[0]}; they must agree"
         )
     lanes.begin(lane, sample, image)
-    robot = make_clicker(clicker, truth, seed=sample_seed(seed, sample.id))
+    robot = make_robot(truth, sample_seed(seed, sample.id))
     mask = np.zeros(truth.shape, dtype=bool)
     probs = np.zeros(truth.shape, dtype=np.float32) if robot.needs_probs else None
     return _Run(number, sample, lane, truth, robot, mask, probs, iou(mask, truth))

@@ -9,7 +9,7 @@ import torch
 from activefreq_engine import Engine, Session, create_model
 from activefreq_engine.errors import DatasetError, InvalidArgumentError, InvalidMaskError
 from activefreq_engine.eval import evaluate, load_dataset, merge
-from activefreq_engine.eval.clickers import make_clicker
+from activefreq_engine.eval.clickers import make_clicker, sample_seed
 from activefreq_engine.eval.metrics import iou
 from activefreq_engine.eval.runner import shard_range
 
@@ -58,6 +58,20 @@ def test_the_loop_is_click_mask_iou(pairs):
             assert value == iou(mask, truth)
         assert (result.id, len(result.clicks)) == (sample.id, 20)
     assert report.curves.shape == (5, 20)
+
+
+def test_any_clicker_takes_part_under_its_name(pairs):
+    seeds = []
+
+    def factory(truth, seed):
+        seeds.append(seed)
+        return make_clicker("random", truth, seed=seed)
+
+    report = evaluate(pairs, predictors=painters(2), clicker=("mine", factory), max_clicks=4, seed=7)
+    assert report.settings.clicker == "mine"
+    assert seeds == [sample_seed(7, s.id) for s in pairs.samples]
+    registered = evaluate(pairs, predictors=painters(2), clicker="random", max_clicks=4, seed=7)
+    assert without_times(report)["per_sample"] == without_times(registered)["per_sample"]
 
 
 @pytest.mark.parametrize("clicker", ["ritm", "acselect", "random"])
