@@ -128,8 +128,8 @@ class Block(nn.Module):
         self.ffn = FFN(block.norm2, block.ffn)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(x)
-        return x + self.ffn(x)
+        x = self.attention(x).add_(x)
+        return self.ffn(x).add_(x)
 
 
 class Stage(nn.Module):
@@ -157,17 +157,38 @@ class OnMaps(nn.Module):
         return self.module(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-class Frequency(nn.Module):
-    """`freqnet.FreqBlock`, with its FreqModule given as `spectral`: `[B, C, H, W]` -> `[B, C, H, W]`."""
+class AsItIs(nn.Module):
+    """A module in the precision of its own weights, whatever comes; what goes is as what came."""
 
-    def __init__(self, block: FreqBlock, spectral: nn.Module) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.norm1 = Norm(block.norm1)
-        self.spectral = OnMaps(spectral)
-        self.norm2 = Norm(block.norm2, bare=True)
+        self.module = module
+        self.dtype = next(module.parameters()).dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x.to(self.dtype)).to(x.dtype)
+
+
+class PointwiseFFN(nn.Module):
+    """`norm2` and the FFN of a `freqnet.FreqBlock`."""
+
+    def __init__(self, block: FreqBlock) -> None:
+        super().__init__()
+        self.norm = Norm(block.norm2, bare=True)
         self.fc1 = Linear(rewrites.fold_norm_affine(block.norm2, rewrites.affine(block.fc1)))
         self.fc2 = Linear(rewrites.affine(block.fc2))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.spectral(self.norm1(x))
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return self.fc2(F.gelu(self.fc1(self.norm(x))))
+
+
+class Frequency(nn.Module):
+    """`freqnet.FreqBlock`, put together from what all map sizes share and the FreqModule of one map size."""
+
+    def __init__(self, norm: nn.Module, spectral: nn.Module, ffn: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.spectral, self.ffn = norm, OnMaps(spectral), ffn
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.spectral(self.norm(x))
+        return self.ffn(x).add_(x)

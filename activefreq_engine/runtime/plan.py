@@ -11,18 +11,20 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from activefreq_engine.errors import InvalidArgumentError
 from activefreq_engine.models import FreqFormer
-from activefreq_engine.models.freqnet import upsample
+from activefreq_engine.models.freqnet import FreqModule, upsample
 from activefreq_engine.models.mit import MiTStage
 from activefreq_engine.models.refiner import Refiner, SeparableBlock, roi_align
 from activefreq_engine.runtime import layers, rewrites
 from activefreq_engine.runtime.spectral import Form, spectral_module
 
-PRECISIONS = ("auto", "fp32")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+"""bf16 and fp16 have float32 islands: statistics of norms, softmax, spectra, boxes and logits.  fp16 is made for CUDA,
+where "auto" is fp16; it is slow on a CPU."""
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Prepared(NamedTuple):
@@ -46,12 +48,12 @@ class Answer(NamedTuple):
 class Prepare(nn.Module):
     """Normalised image `[B, 3, H, W]` -> `Prepared`."""
 
-    def __init__(self, stage: nn.Module, freq: nn.Module, project: nn.Module) -> None:
+    def __init__(self, stage: nn.Module, freq: nn.Module, project: layers.Linear) -> None:
         super().__init__()
         self.stage, self.freq, self.project = stage, freq, project
 
     def forward(self, image: Tensor) -> Prepared:
-        c1 = self.stage(image.permute(0, 2, 3, 1))
+        c1 = self.stage(image.permute(0, 2, 3, 1).to(self.project.weight.dtype))
         return Prepared(c1.permute(0, 3, 1, 2), self.project(self.freq(c1)).permute(0, 3, 1, 2))
 
 
@@ -64,7 +66,7 @@ class Click(nn.Module):
         stages: list[nn.Module],
         freqs: list[nn.Module],
         projects: list[nn.Module],
-        head: nn.Module,
+        head: layers.Linear,
     ) -> None:
         super().__init__()
         self.embed = embed
@@ -72,13 +74,14 @@ class Click(nn.Module):
         self.head = head
 
     def forward(self, c1: Tensor, p1: Tensor, clicks: Tensor) -> Answer:
-        x = c1.permute(0, 2, 3, 1) + self.embed(clicks.permute(0, 2, 3, 1))
+        x = self.embed(clicks.permute(0, 2, 3, 1).to(c1.dtype)).add_(c1.permute(0, 2, 3, 1))
         fused = p1
-        for stage, freq, project in zip(self.stages, self.freqs, self.projects, strict=True):
+        for i, (stage, freq, project) in enumerate(zip(self.stages, self.freqs, self.projects, strict=True)):
             x = stage(x)
-            fused = fused + upsample(project(freq(x)).permute(0, 3, 1, 2), p1.shape[2:])
-        embedding = F.relu(fused)
-        logits = self.head(embedding.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            part = upsample(project(freq(x)).permute(0, 3, 1, 2), p1.shape[2:])
+            fused = fused + part if i == 0 else fused.add_(part)  # in place: the largest maps of a click
+        embedding = fused.relu_()
+        logits = self.head(embedding.permute(0, 2, 3, 1).to(self.head.weight.dtype)).permute(0, 3, 1, 2)
         return Answer(upsample(logits, clicks.shape[2:]), embedding)
 
 
@@ -91,7 +94,7 @@ class Separable(nn.Module):
         self.pointwise = layers.Linear(rewrites.fold_batch_norm(block.pointwise, block.norm2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.pointwise(F.relu(self.depthwise(x))))
+        return self.pointwise(self.depthwise(x).relu_()).add_(x).relu_()
 
 
 class Refine(nn.Module):
@@ -117,11 +120,12 @@ class Refine(nn.Module):
         size = image.shape[2:]
         scale = embedding.shape[3] / logits.shape[3]
         coarse = roi_align(logits, boxes, (size[0], size[1]))
-        x = torch.cat([image, coarse.sigmoid(), disks], dim=1).permute(0, 2, 3, 1)
+        x = torch.cat([image, coarse.sigmoid(), disks], dim=1).permute(0, 2, 3, 1).to(embedding.dtype)
         context = self.context(embedding.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        context = roi_align(context, boxes, (size[0] // 2, size[1] // 2), scale)
-        x = self.local(F.relu(self.stem(x))) + context.permute(0, 2, 3, 1)
-        maps = upsample(self.heads(self.merge(x)).permute(0, 3, 1, 2), size)
+        # in the precision of the logits: half precision has no room for the coordinates of a box
+        context = roi_align(context.to(logits.dtype), boxes, (size[0] // 2, size[1] // 2), scale)
+        x = self.local(self.stem(x).relu_()).add_(context.permute(0, 2, 3, 1).to(embedding.dtype))
+        maps = upsample(self.heads(self.merge(x).to(logits.dtype)).permute(0, 3, 1, 2), size)
         detail, boundary = maps.split(1, dim=1)
         gate = boundary.sigmoid()
         return gate * detail + (1 - gate) * coarse
@@ -172,18 +176,19 @@ class Folded:
     def __init__(self, model: FreqFormer, device: str | torch.device = "cpu", precision: str = "auto") -> None:
         if precision not in PRECISIONS:
             raise InvalidArgumentError(f"precision is {precision!r}; allowed are {', '.join(PRECISIONS)}")
-        self.precision = "fp32"
         self.device = torch.device(device)
+        self.precision = _fastest(self.device) if precision == "auto" else precision
         decoder, stages = model.decoder, list(model.encoder.stages)
+        self._dtype = _TYPES.get(self.precision, decoder.head.weight.dtype)
         self._strides = _strides(stages)
-        self._decoder = copy.deepcopy(decoder).to(self.device)
+        self._freq_layers = [self._shared(layer) for layer in decoder.freq_layers]
         self._stages = [self._place(_stage(s)) for s in stages]
         self._embed = self._place(layers.Embed(model.click_embed))
         mlps: Any = decoder.mlp_layers
         fused = rewrites.fuse_slices(decoder.fuse, decoder.norm, list(mlps))
         self._projects = [self._place(layers.Linear(f)) for f in fused]
-        self._head = self._place(layers.Linear(rewrites.affine(decoder.head)))
-        self.refine = None if model.refiner is None else self._place(Refine(model.refiner))
+        self._head = layers.Linear(rewrites.affine(decoder.head)).to(self.device)
+        self.refine = None if model.refiner is None else self._refine(model.refiner)
 
     def plan(self, height: int, width: int, batch: int = 1, form: Form = "auto") -> Plan:
         """The plan for one network shape; plans share all weights but the resized filters.
@@ -200,19 +205,45 @@ class Folded:
 
     def _freq(self, index: int, height: int, width: int, form: Form) -> nn.Module:
         stride = self._strides[index]
-        layer: Any = self._decoder.freq_layers[index]
-        dtype = next(self._decoder.parameters()).dtype
         size = height // stride, width // stride
-        blocks = [layers.Frequency(b, spectral_module(b.freq, *size, form, dtype)) for b in layer]
-        return self._place(nn.Sequential(*blocks))
+        blocks = []
+        for norm, freq, ffn in self._freq_layers[index]:
+            spectral = spectral_module(freq, *size, form, self._dtype).to(self.device)
+            blocks.append(layers.Frequency(norm, spectral, ffn))
+        return nn.Sequential(*blocks)
+
+    def _shared(self, layer: Any) -> list[tuple[nn.Module, FreqModule, nn.Module]]:
+        """Of each Freq block what all network shapes share: the first norm, the filters, and norm and FFN."""
+        return [
+            (self._place(layers.Norm(b.norm1)), copy.deepcopy(b.freq), self._place(layers.PointwiseFFN(b)))
+            for b in layer
+        ]
+
+    def _refine(self, refiner: Refiner) -> Refine:
+        refine = Refine(refiner)
+        for name, part in refine.named_children():
+            if name != "heads":
+                self._place(part)
+        return refine.to(self.device).eval().requires_grad_(False)
 
     def _place(self, module: Any) -> Any:
+        """On the device, weights in the plan's precision.  Tables stay as they are, and so do stages of other kinds."""
+        for part in module.modules():
+            if isinstance(part, (layers.Linear, layers.Conv, layers.Norm)):
+                part.to(self._dtype)
         return module.to(self.device).eval().requires_grad_(False)
+
+
+def _fastest(device: torch.device) -> str:
+    """What "auto" comes to on a device."""
+    return "fp16" if device.type == "cuda" else "fp32"
 
 
 def _stage(stage: nn.Module) -> nn.Module:
     """A stage on `[B, H, W, C]`; one that is not a Mix Transformer's runs as it is."""
-    return layers.Stage(stage) if isinstance(stage, MiTStage) else layers.OnMaps(copy.deepcopy(stage))
+    if isinstance(stage, MiTStage):
+        return layers.Stage(stage)
+    return layers.OnMaps(layers.AsItIs(copy.deepcopy(stage)))
 
 
 def _strides(stages: list[nn.Module]) -> list[int]:
