@@ -127,7 +127,7 @@ def evaluate(
         if engine is None:
             from activefreq_engine.runtime.engine import Engine
 
-            engine, weights = Engine.shared(model, device, precision, size), _weights_digest(model)
+            engine, weights = Engine.shared(model, device, precision, size), weights_digest(model)
         else:
             weights = None
         lanes, about = _sessions(batch_size, engine, threshold, zoom, refine)
@@ -235,7 +235,7 @@ def _sessions(
     return _Lanes(sessions, click_batch), about
 
 
-def _weights_digest(model: str) -> str:
+def weights_digest(model: str) -> str:
     """The checkpoint's own sha256: it names what was measured, whatever the file is called."""
     from activefreq_engine.models import list_models, read_metadata
     from activefreq_engine.models.registry import WEIGHTS
