@@ -3,7 +3,7 @@
 #   make test      the test suite
 #   make test-slow the checks that take many minutes: planted bugs, every kernel configuration
 #   make lint      ruff and mypy
-#   make bench     the benchmarks
+#   make bench     the latency tests, beside their references and the last committed result
 #   make install   what all of them need; skipped while setup.py and the constraints are unchanged
 # PYTHON=python3.12 picks the interpreter.  TORCH=cpu (default) | cuda12 | cuda13 picks the build of torch.
 
@@ -64,8 +64,11 @@ lint: $(INSTALLED)
 	@ln -s "$(CURDIR)"/activefreq_engine/* "$(CURDIR)"/kernels build/lint/activefreq_engine/
 	cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml activefreq_engine
 
+# The comparison is printed even if a check has failed; what failed has no time in it.
 bench: $(INSTALLED)
-	$(BIN)/python -m pytest bench --benchmark-only
+	@mkdir -p out && rm -f out/latency.json
+	@$(BIN)/python -m pytest --benchmark --benchmark-quiet --benchmark-json=out/latency.json; status=$$?; \
+	  test ! -s out/latency.json || $(BIN)/python -m bench.compare out/latency.json; exit $$status
 
 clean:
 	rm -rf .venv build out

@@ -32,7 +32,7 @@ if version is None:
 
 train = ["matplotlib"]
 evaluate = ["matplotlib", "SimpleITK"]
-bench = ["pytest", "pytest-benchmark"]
+bench = ["pytest", "pytest-benchmark", "matplotlib", "scipy"]
 
 setup(
     name="activefreq-engine",

@@ -123,7 +123,8 @@ class Machine:
     def describe(self) -> dict[str, str]:
         """Device, driver, versions and commit, for every row that is written."""
         result = {
-            "device": torch.cuda.get_device_name(self.device) if self.gpu else f"cpu ({platform.machine()})",
+            "device": torch.cuda.get_device_name(self.device) if self.gpu else processor(),
+            "threads": str(torch.get_num_threads()),
             "cuda": str(torch.version.cuda),
             "python": platform.python_version(),
             "commit": commit(),
@@ -139,6 +140,15 @@ class Machine:
             done = subprocess.run(["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True)
             result["nvidia-smi"] = done.stdout.strip() or done.stderr.strip()
         return result
+
+
+def processor() -> str:
+    """The processor's name, and how many of its cores this process may use."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {cores} cores"
 
 
 def tensors(out: Any) -> list[torch.Tensor]:

@@ -1,66 +1,75 @@
-"""The FreqModule at the per-click levels of the B0 encoder, beside the module as it is trained and as a CUDA graph.
+"""The FreqModule at the levels of the B0 encoder for 256 pixels, as the plan and the Triton kernel run it.
 
-Runs on a GPU where there is one.  A time is only taken after the output has met the float64 definition.
+The reference is the module as it is trained: torch.fft, and filters resized in every call.  On a GPU each also runs as
+a CUDA graph.  bench/spectral_forms.py measures the forms among which the plan chooses.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from activefreq_engine.kernels.freq_module import FreqModulePlan, reference
 
 from activefreq_engine.models.freqnet import FreqModule
+from activefreq_engine.runtime.spectral import spectral_module
+from bench.verify import measure
 
-LEVELS = {"C64-32x32": (64, 32, 32), "C160-16x16": (160, 16, 16), "C256-8x8": (256, 8, 8), "C32-64x64": (32, 64, 64)}
-TOLERANCE = 2e-3  # of fp16 operands; float32 is far inside
+LEVELS = {"C32-64x64": (32, 64, 64), "C64-32x32": (64, 32, 32), "C160-16x16": (160, 16, 16), "C256-8x8": (256, 8, 8)}
+TOLERANCE = 2e-3  # of fp16 operands, relative; float32 is far inside
 
-Case = tuple[FreqModule, torch.Tensor]
-
-
-@pytest.fixture(params=[1, 8], ids=["B1", "B8"])
-def batch(request: pytest.FixtureRequest) -> int:
-    return request.param
+Run = Callable[[torch.Tensor], torch.Tensor]
 
 
-@pytest.fixture(params=LEVELS)
-def case(request: pytest.FixtureRequest, batch: int, device: torch.device) -> Case:
-    channels, height, width = LEVELS[request.param]
-    module = FreqModule(channels).requires_grad_(False).to(device)
-    for p in module.parameters():
+def plain(freq: FreqModule, height: int, width: int) -> Run:
+    return freq
+
+
+def plan(freq: FreqModule, height: int, width: int) -> Run:
+    return spectral_module(freq, height, width)
+
+
+def triton(freq: FreqModule, height: int, width: int) -> Run:
+    filters = [f.spectrum(height, width) for f in freq.filters]
+    return FreqModulePlan(*filters, freq.dwconv.weight, freq.dwconv.bias, size=(height, width), backend="triton")
+
+
+MAKERS = {"plain module": plain, "plan": plan, "triton": triton}
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize("implementation", MAKERS)
+@pytest.mark.parametrize("batch", [1, 8], ids=["B1", "B8"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_freq_module(
+    benchmark: Any, device: torch.device, level: str, batch: int, implementation: str, graph: bool
+) -> None:
+    if device.type == "cpu" and (graph or implementation == "triton"):
+        pytest.skip("CUDA graphs and Triton need a CUDA device")
+    channels, height, width = LEVELS[level]
+    freq = FreqModule(channels).requires_grad_(False).to(device)
+    for p in freq.parameters():
         p.add_(0.1 * torch.randn_like(p))
-    return module, torch.randn(batch, channels, height, width, device=device)
+    x = torch.randn(batch, channels, height, width, device=device)
+    with torch.inference_mode():
+        run = MAKERS[implementation](freq, height, width)
+        if graph:
+            run = graphed(run, x)
+
+        def check() -> float:
+            wide = [f.spectrum(height, width).to(torch.complex128) for f in freq.filters]
+            expected = reference.freq_module(x.double(), *wide, freq.dwconv.weight.double(), freq.dwconv.bias.double())
+            error = ((run(x).double() - expected).norm() / expected.norm()).item()
+            assert error <= TOLERANCE, f"relative error {error:.1e}, more than {TOLERANCE}"
+            return error
+
+        measure(
+            benchmark, group=f"freq_module B{batch} {level}", implementation=implementation + " graph" * graph,
+            reference=implementation == "plain module" and not graph, run=lambda: run(x), check=check, device=device,
+        )  # fmt: skip
 
 
-def parameters(case: Case) -> list[torch.Tensor]:
-    module, x = case
-    filters = [f.spectrum(*x.shape[2:]) for f in module.filters]
-    return [*filters, module.dwconv.weight, module.dwconv.bias]
-
-
-def measure(benchmark: Callable, case: Case, run: Callable[[torch.Tensor], torch.Tensor], backend: str) -> None:
-    x = case[1]
-    wide = [p.to(torch.complex128 if p.is_complex() else torch.float64) for p in parameters(case)]
-    expected = reference.freq_module(x.double(), *wide)
-    error = ((run(x).double() - expected).norm() / expected.norm()).item()
-    assert error <= TOLERANCE
-    benchmark.extra_info.update(
-        error=error,
-        backend=backend,
-        torch=torch.__version__,
-        device=torch.cuda.get_device_name(x.device) if x.is_cuda else "cpu",
-        threads=torch.get_num_threads(),
-    )
-
-    def timed() -> None:
-        run(x)
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
-
-    benchmark.group = f"freq_module B{x.shape[0]} " + "x".join(map(str, x.shape[1:]))
-    benchmark(timed)
-
-
-def graphed(run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+def graphed(run: Run, x: torch.Tensor) -> Run:
     """The same as a CUDA graph that is bound to the memory of `x`."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -75,18 +84,3 @@ def graphed(run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Cal
         return out
 
     return replay
-
-
-@pytest.mark.parametrize("graph", [False, pytest.param(True, marks=pytest.mark.gpu)], ids=["eager", "graph"])
-def test_module(benchmark: Callable, case: Case, graph: bool) -> None:
-    """torch.fft, filters resized in every call."""
-    module, x = case
-    measure(benchmark, case, graphed(module, x) if graph else module, "module")
-
-
-@pytest.mark.parametrize("graph", [False, pytest.param(True, marks=pytest.mark.gpu)], ids=["eager", "graph"])
-@pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=pytest.mark.gpu)])
-def test_plan(benchmark: Callable, case: Case, backend: str, graph: bool) -> None:
-    x = case[1]
-    plan = FreqModulePlan(*parameters(case), size=(x.shape[2], x.shape[3]), backend=backend)
-    measure(benchmark, case, graphed(plan, x) if graph else plan, backend)
