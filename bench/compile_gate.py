@@ -1,19 +1,22 @@
 """Compile every Triton kernel in every configuration in use for real GPUs, on any Linux machine, and check its needs.
 
-    python -m bench.compile_gate                  # all configurations, sm_80, sm_90 and sm_100; some minutes
+    python -m bench.compile_gate                  # all configurations, sm_80, sm_90 and sm_100; many minutes
     python -m bench.compile_gate --quick          # the few that the test suite compiles
     python -m bench.compile_gate --check          # and compare with the table in bench/results/kernel_resources.csv
     python -m bench.compile_gate --write          # or record it
 
-No GPU and no driver are needed: Triton ships NVIDIA's assembler and disassembler.  The exit status is 1 when a limit
-is broken.  Limits: no local memory (a spilled register costs a trip through the cache), shared memory within the chip,
-matrix instructions present where a kernel multiplies matrices.
+No GPU and no driver are needed: Triton ships NVIDIA's assembler and disassembler.  The table has the rows of every
+Triton version that it was recorded with; it is written an architecture at a time, and a run that was stopped goes on
+from Triton's own cache.  The exit status is 1 when a limit is broken.  Limits: no local memory (a spilled register
+costs a trip through the cache), shared memory within the chip, matrix instructions present where a kernel multiplies
+matrices.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import fcntl
 import os
 import re
 import subprocess
@@ -27,6 +30,7 @@ from typing import Any
 import torch
 import triton
 from activefreq_engine.kernels.click_maps import triton_impl as click_maps
+from activefreq_engine.kernels.freq_module import LARGEST_TF32
 from activefreq_engine.kernels.freq_module import triton_impl as freq_module
 from activefreq_engine.kernels.mask_output import MaskOutput
 from activefreq_engine.kernels.mask_output import triton_impl as mask_output
@@ -35,15 +39,17 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from activefreq_engine.models.mit import MIT_SPECS
+from activefreq_engine.runtime.engine import SIZES
+
 TABLE = Path(__file__).parent / "results" / "kernel_resources.csv"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-"""Bytes of shared memory a block may have, by compute capability."""
+SHARED_LIMIT = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+"""Bytes of shared memory a block may have, by compute capability.  8.0 has 163 KB, but 8.6 and 8.9 have only 99."""
 
 WAIVED = {
-    "tf32x3": (640, "the accuracy mode: three products hold the high and low parts of both operands at once"),
-    "tf32": (640, "offered for comparison; fp16 is as accurate and half the cost"),
+    "tf32x3": (704, "the accuracy mode: its three products hold the high and low parts of both operands at once"),
 }
 """Precision -> bytes of stack that are let through, and why."""
 
@@ -82,15 +88,23 @@ class Resources:
 
 
 def freq_module_call(
-    channels: int, height: int, width: int, precision: str, dtype: torch.dtype, kernel: int, last: bool, batch: int
+    size: tuple[int, int, int],
+    precision: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    kernel: int = 3,
+    last: bool = False,
+    residual: bool = False,
 ) -> KernelCall:
-    """A launch on tensors without storage."""
+    """A launch on tensors without storage; `size` is (C', H, W), `last` says channels-last."""
+    channels, height, width = size
     layout = torch.channels_last if last else torch.contiguous_format
-    x = torch.empty(batch, 4 * channels, height, width, dtype=dtype, device="meta").to(memory_format=layout)
+    x = torch.empty(1, 4 * channels, height, width, dtype=dtype, device="meta").to(memory_format=layout)
     operand = torch.float16 if precision == "fp16" else torch.float32
     table, filters, bias = (torch.empty(1, dtype=t, device="meta") for t in (operand, torch.float32, torch.float32))
     weight = torch.empty(channels, 1, kernel, kernel, device="meta")
-    return freq_module.kernel_call(x, torch.empty_like(x), table, filters, weight, bias, precision)
+    added = torch.empty_like(x) if residual else None
+    return freq_module.kernel_call(x, torch.empty_like(x), table, filters, weight, bias, precision, added)
 
 
 def mask_output_call(low: tuple[int, int], high: tuple[int, int], dtype: torch.dtype) -> KernelCall:
@@ -107,34 +121,30 @@ def click_maps_call(slots: int, height: int, width: int) -> KernelCall:
     return click_maps.kernel_call(torch.empty(1, 2 * slots, 2, device="meta"), out, 5.0)
 
 
-# (C', H, W): per-click and cached levels of a MiT-B0 and a MiT-B3 encoder at 256 and 448 px; stage 1 at 512 px
-LEVELS = {
-    "B0@256": ((8, 64, 64), (16, 32, 32), (40, 16, 16), (64, 8, 8)),
-    "B0@448": ((8, 112, 112), (16, 56, 56), (40, 28, 28), (64, 14, 14)),
-    "B3@256": ((16, 64, 64), (32, 32, 32), (80, 16, 16), (128, 8, 8)),
-    "B3@448": ((16, 112, 112), (32, 56, 56), (80, 28, 28), (128, 14, 14)),
-    "512": ((8, 128, 128), (16, 128, 128), (32, 64, 64)),
-}
+def levels() -> list[tuple[int, int, int]]:
+    """(C', H, W) of the levels of all encoders at all input sizes, the smallest maps first."""
+    sides = (
+        (c // 4, size >> i + 2) for size in SIZES for spec in MIT_SPECS.values() for i, c in enumerate(spec.channels)
+    )
+    return [(c, n, n) for c, n in sorted(set(sides), key=lambda s: (s[1], s[0]))]
 
 
 def configurations() -> Iterator[Configuration]:
     """Everything that ships."""
 
-    def freq(size: tuple[int, int, int], precision: str, name: str = "", quick: bool = False, **kw: Any):
-        how = {"dtype": torch.float32, "kernel": 3, "last": False, "batch": 1} | kw
-        c, h, w = size
-        label = f"freq_module C{c} {h}x{w} {precision}{name}"
+    def freq(size: tuple[int, int, int], precision: str, name: str = "", quick: bool = False, **how: Any):
+        label = f"freq_module C{size[0]} {size[1]}x{size[2]} {precision}{name}"
         waiver = precision if precision in WAIVED else ""
-        return Configuration(label, freq_module_call(*size, precision, **how), True, waiver, quick)
+        return Configuration(label, freq_module_call(size, precision, **how), True, waiver, quick)
 
-    for level in LEVELS.values():
-        for size in level:
-            yield freq(size, "fp16", quick=size in ((16, 32, 32), (40, 16, 16)))
-            if max(size) <= 64:
-                yield freq(size, "tf32x3", quick=size == (16, 32, 32))
+    for size in levels():
+        yield freq(size, "fp16", quick=size in ((16, 32, 32), (40, 16, 16)))
+        if max(size) <= LARGEST_TF32:
+            yield freq(size, "tf32x3", quick=size == (16, 32, 32))
     yield freq((16, 32, 32), "tf32")
-    for size in ((16, 32, 32), (8, 64, 64), (40, 16, 16)):
-        yield freq(size, "fp16", " fp16 in", dtype=torch.float16)
+    for size in ((8, 64, 64), (16, 32, 32), (40, 16, 16), (64, 8, 8)):
+        yield freq(size, "fp16", " residual", residual=True)
+        yield freq(size, "fp16", " fp16 in residual", dtype=torch.float16, residual=True)
         yield freq(size, "fp16", " bf16 in", dtype=torch.bfloat16)
         yield freq(size, "fp16", " channels-last", last=True)
     yield freq((16, 32, 32), "fp16", " k5", kernel=5)
@@ -244,10 +254,15 @@ def read_table() -> list[Resources]:
 
 
 def write_table(rows: list[Resources]) -> None:
-    """Replace the rows of the Triton versions and architectures in `rows`; keep the others."""
+    """Replace the rows of the Triton versions and architectures in `rows`; keep the others.
+
+    Runs of two Triton versions may write at the same time.
+    """
     fresh = {(r.triton, r.arch) for r in rows}
-    kept = [r for r in read_table() if (r.triton, r.arch) not in fresh]
-    with TABLE.open("w", newline="") as file:
+    with TABLE.open("a+", newline="") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        kept = [r for r in read_table() if (r.triton, r.arch) not in fresh]
+        file.truncate(0)
         writer = csv.DictWriter(file, [f.name for f in fields(Resources)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(r) for r in sorted(kept + rows, key=lambda r: (r.triton, r.arch, r.configuration)))
@@ -266,25 +281,30 @@ def main() -> int:
     if os.environ.get("TRITON_INTERPRET"):
         parser.error("the interpreter compiles nothing; unset TRITON_INTERPRET")
     todo = [c for c in configurations() if (c.quick or not arguments.quick) and arguments.only in c.name]
-    rows, broken, changed, table = [], 0, 0, read_table()
+    compiled, broken, changed, table = 0, 0, 0, read_table() if arguments.check else []
     print(f"triton {triton.__version__}")
-    bar = tqdm([(c, arch) for arch in arguments.arch for c in todo], disable=None)
-    for configuration, arch in bar:
-        r = measure(configuration, arch)
-        wrong, different = faults(configuration, r), differences(r, table) if arguments.check else []
-        rows.append(r)
-        broken += bool(wrong)
-        changed += bool(different)
-        bar.write(
-            f"sm_{arch:<3} {r.configuration:42s} w={r.warps} reg {r.registers:3d} stack {r.stack:4d} "
-            f"local {r.local:4d} shared {r.shared / 1024:5.1f}K mma {r.hmma}/{r.hgmma}/{r.utchmma} "
-            + ("FAULT: " + "; ".join(wrong) if wrong else "ok")
-            + (" CHANGED: " + "; ".join(different) if different else ""),
-            file=sys.stdout,
-        )
-    if arguments.write:
-        write_table(rows)
-    print(f"{len(rows)} compiled, {broken} break a limit, {changed} differ from the recorded table")
+    bar = tqdm(total=len(arguments.arch) * len(todo), disable=None)
+    for arch in arguments.arch:
+        rows = []
+        for configuration in todo:
+            r = measure(configuration, arch)
+            rows.append(r)
+            wrong, different = faults(configuration, r), differences(r, table)
+            broken += bool(wrong)
+            changed += bool(different)
+            bar.update()
+            bar.write(
+                f"sm_{arch:<3} {r.configuration:42s} w={r.warps} reg {r.registers:3d} stack {r.stack:4d} "
+                f"local {r.local:4d} shared {r.shared / 1024:5.1f}K mma {r.hmma}/{r.hgmma}/{r.utchmma} "
+                + ("FAULT: " + "; ".join(wrong) if wrong else "ok")
+                + (" CHANGED: " + "; ".join(different) if different else ""),
+                file=sys.stdout,
+            )
+            sys.stdout.flush()
+        compiled += len(rows)
+        if arguments.write:
+            write_table(rows)
+    print(f"{compiled} compiled, {broken} break a limit, {changed} differ from the recorded table")
     if changed:
         print(f"if the change is meant, run `python -m bench.compile_gate --write` and commit {TABLE.name} with it")
     return 1 if broken or changed else 0
