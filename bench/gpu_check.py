@@ -154,6 +154,7 @@ def report(check: Check, verdict: list[Target]) -> None:
         print(what, row.note or f"{row.median_us:9.1f} us  floor {row.floor_us:7.1f} us  {row.gb_per_s:7.0f} GB/s")
     for target in verdict:
         reached = {True: "reached", False: "MISSED", None: "not measured"}[target.reached]
+        reached = "dry run" if check.dry else reached
         worst = "-" if target.worst is None else f"{target.worst:.3g}"
         print(f"{reached:12s} {target.name}: {worst}, required {target.required}")
     for failure in check.failures():

@@ -1,5 +1,6 @@
 """The ops that the GPU check measures, each beside its competitors."""
 
+import functools
 import importlib
 from collections.abc import Iterator
 from typing import Any
@@ -163,7 +164,7 @@ def check_mask_output(check: Check) -> str:
 
 
 def freq_cases(dry: bool) -> Iterator[tuple[str, int, int, bool]]:
-    """(name, channels, map side, whether torch.compile takes part): the per-click size first, compiled only there."""
+    """(name, channels, map side, whether torch.compile and the residual take part): the default size first."""
     if dry:
         yield "tiny", 8, 7, True
         return
@@ -214,4 +215,12 @@ def check_freq_module(check: Check) -> str:
             moved, flops = freq_cost(batch, channels, side)
             case = f"{name} {channels}x{side}x{side}"
             check.compare("freq_module", case, batch, runs, right, moved=moved, flops=flops)
+            if compiled:
+                residual = torch.randn_like(x)
+                runs = {
+                    "ours": lambda x=x, r=residual, plan=plans["triton"]: plan(x, residual=r),
+                    "ours, then add": lambda x=x, r=residual, plan=plans["triton"]: plan(x) + r,
+                }
+                sums = functools.partial(right, expected=expected + residual)
+                check.compare("freq_module_residual", case, batch, runs, sums, moved=1.5 * moved, flops=flops)
     return f"{len(cases)} maps"

@@ -39,6 +39,7 @@ def test_the_dry_run_does_it_all(tmp_path):
         "click_maps": ({"ours"}, {"ours", "torch"}),
         "mask_output": ({"ours", "torch"}, {"ours", "torch"}),
         "freq_module": ({"ours", "torch.fft", "torch.compile"},) * 2,
+        "freq_module_residual": ({"ours", "ours, then add"},) * 2,
     }
     assert seen == {
         (op, name, str(graph))
