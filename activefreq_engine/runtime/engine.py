@@ -10,7 +10,7 @@ import os
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,8 +22,11 @@ from numpy.typing import NDArray
 from activefreq_engine.errors import ActiveFreqError, BackendUnavailableError, InvalidArgumentError, ModelLoadError
 from activefreq_engine.kernels.click_maps import click_maps
 from activefreq_engine.models import FreqFormer, create_model, list_models, load_checkpoint, normalise
+from activefreq_engine.runtime.contexts import Contexts
+from activefreq_engine.runtime.cuda import Graphs
 from activefreq_engine.runtime.plan import PRECISIONS
 from activefreq_engine.runtime.planned import Planned
+from activefreq_engine.runtime.zoom import SLOTS
 
 SIZES = (256, 384, 448, 512)
 """Allowed lengths of the long side of the network input."""
@@ -78,11 +81,13 @@ class Engine:
         model (str | path | FreqFormer): a name from `list_models()` (its shipped weights are loaded), the path of a
             checkpoint, or a model; the latter is moved to the device and put in evaluation mode.
         device (str): "auto" (CUDA if there is one, else CPU) or anything `torch.device` takes.
-        precision (str): "fp32", or "auto": the fastest precision that holds the stated accuracy on the device, which
-            is fp32 everywhere for now.
+        precision (str): one of `PRECISIONS`; "auto" is the fastest that holds the stated accuracy on the device: fp16
+            on CUDA, else fp32.
         size (int, optional): long side of the network input, one of `SIZES`. Default: 256.
         plan (bool): run compiled plans, see `runtime.plan`. False runs the model's own modules, for comparison; so does
             a model that is not a FreqFormer.
+        graph (bool): on CUDA replay each plan as a graph, captured on first use or by `warmup`; see `runtime.contexts`.
+            False launches its operations one by one, for comparison.
 
     Raises:
         ModelLoadError: the model cannot be loaded.
@@ -102,6 +107,7 @@ class Engine:
         size: int | None = None,
         *,
         plan: bool = True,
+        graph: bool = True,
     ) -> None:
         self.size = 256 if size is None else size
         if self.size not in SIZES:
@@ -112,9 +118,12 @@ class Engine:
         self.device = resolve_device(device)
         self.name, module = _model(model)
         self._model: Any = module.to(self.device).eval()
+        self._contexts: Contexts | None = None
         if plan and isinstance(module, FreqFormer):
             self._model = Planned(module, self.device, precision)
             self.precision = self._model.precision
+            if graph and self.device.type == "cuda":
+                self._contexts = Contexts(self._model, Graphs(self.device))
         elif plan:
             _log.info("%s is not a FreqFormer: its own modules run, without a plan", self.name)
         self._lock = threading.Lock()
@@ -163,10 +172,8 @@ class Engine:
             for members in groups.values():
                 group = [requests[i] for i in members]
                 features = self._features(group)
-                coarse = self._model.decode_clicks(_stack(features), self._click_input(group))
-                probs = self._to_numpy(coarse.logits)
-                for k, i in enumerate(members):
-                    answers[i] = StepAnswer(probs[k], features[k], _take(coarse, k))
+                for i, item, (probs, coarse) in zip(members, features, self._click(group, features), strict=True):
+                    answers[i] = StepAnswer(probs, item, coarse)
         return [a for a in answers if a is not None]
 
     def refine(self, requests: Sequence[RefineRequest]) -> list[NDArray[np.float32]]:
@@ -178,12 +185,7 @@ class Engine:
         with self._lock, torch.inference_mode():
             for members in groups.values():
                 group = [requests[i] for i in members]
-                side = self._model.config.refine_size
-                boxes = torch.tensor([r.box for r in group], dtype=torch.float32, device=self.device)
-                disks = self._disks([r.points for r in group], side, side)
-                crops = self._image([r.crop for r in group])
-                logits = self._model.refine(_stack([r.coarse for r in group]), boxes, crops, disks)
-                for i, probs in zip(members, self._to_numpy(logits), strict=True):
+                for i, probs in zip(members, self._refine(group), strict=True):
                     out[i] = probs
         return out
 
@@ -194,7 +196,7 @@ class Engine:
             height, width (int, optional): network grid, multiples of 32. Default: square of `size`.
         """
         h, w = height or self.size, width or self.size
-        none = np.full((2, 2), -1, np.float32)
+        none = np.full((2 * SLOTS, 2), -1, np.float32)
         request = StepRequest(np.zeros((h, w, 3), np.uint8), None, np.zeros((h, w), np.float32), none)
         answer = self.run([request])[0]
         if self.refine_size is not None:
@@ -211,10 +213,38 @@ class Engine:
                     raise InvalidArgumentError("a StepRequest has neither crop nor features; give one of them")
                 crops.append((i, r.crop))
         if crops:
-            fresh = self._model.encode_image(self._image([c for _, c in crops]))
-            for k, (i, _) in enumerate(crops):
-                features[i] = _take(fresh, k)
+            for (i, _), item in zip(crops, self._prepare([c for _, c in crops]), strict=True):
+                features[i] = item
         return features
+
+    def _prepare(self, crops: list[NDArray[np.uint8]]) -> list[Any]:
+        """Features of crops of one network shape."""
+        if self._contexts is not None:
+            return list(self._contexts.prepare(crops))
+        batch = self._model.encode_image(self._image(crops))
+        return [_take(batch, k) for k in range(len(crops))]
+
+    def _click(self, group: list[StepRequest], features: list[Any]) -> list[tuple[NDArray[np.float32], Any]]:
+        """Probabilities and coarse answer of each request, all of one network shape."""
+        if self._contexts is not None:
+            answers = self._contexts.click(features, [r.previous for r in group], [r.points for r in group])
+            self._check([probs for probs, _ in answers])
+            return list(answers)
+        coarse = self._model.decode_clicks(_stack(features), self._click_input(group))
+        return [(probs, _take(coarse, k)) for k, probs in enumerate(self._to_numpy(coarse.logits))]
+
+    def _refine(self, group: list[RefineRequest]) -> list[NDArray[np.float32]]:
+        """Probabilities on each focus box, all of one network shape."""
+        coarse, boxes, crops = [r.coarse for r in group], [r.box for r in group], [r.crop for r in group]
+        points = [r.points for r in group]
+        if self._contexts is not None:
+            probs = self._contexts.refine(coarse, boxes, crops, points)
+            self._check(probs)
+            return probs
+        side = self._model.config.refine_size
+        placed = torch.tensor(boxes, dtype=torch.float32, device=self.device)
+        disks = self._disks(points, side, side)
+        return list(self._to_numpy(self._model.refine(_stack(coarse), placed, self._image(crops), disks)))
 
     def _image(self, crops: list[NDArray[np.uint8]]) -> torch.Tensor:
         return normalise(torch.from_numpy(np.stack(crops)).to(self.device).permute(0, 3, 1, 2))
@@ -233,9 +263,12 @@ class Engine:
     def _to_numpy(self, logits: torch.Tensor) -> NDArray[np.float32]:
         """`[B, 1, h, w]` logits -> `[B, h, w]` probabilities on the host."""
         probs = logits[:, 0].float().sigmoid().cpu().numpy()
-        if not np.isfinite(probs).all():
-            raise ActiveFreqError(f"model {self.name!r} returned NaN; its weights are damaged or its precision too low")
+        self._check(probs)
         return probs
+
+    def _check(self, probs: Iterable[NDArray[np.float32]]) -> None:
+        if not all(np.isfinite(p).all() for p in probs):
+            raise ActiveFreqError(f"model {self.name!r} returned NaN; its weights are damaged or its precision too low")
 
 
 def _stack(items: list[Any]) -> Any:

@@ -33,8 +33,7 @@ class Planned:
 
     def encode_image(self, image: Tensor) -> Prepared:
         """Normalised image `[B, 3, H, W]` -> `Prepared`."""
-        if _stamp(self._tensors) != self._weights:
-            self._fold()
+        self.folded()
         return self.plan(image.shape[2], image.shape[3]).prepare(image)
 
     def decode_clicks(self, features: Prepared, clicks: Tensor) -> Answer:
@@ -54,6 +53,12 @@ class Planned:
         if len(self._plans) > PLANS_KEPT:
             self._plans.popitem(last=False)
         return plan
+
+    def folded(self) -> Folded:
+        """The model with its weights as they are now; another object when they have changed."""
+        if _stamp(self._tensors) != self._weights:
+            self._fold()
+        return self._folded
 
     def _fold(self) -> None:
         self._tensors = [*self._model.parameters(), *self._model.buffers()]

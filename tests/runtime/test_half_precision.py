@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from activefreq_engine.kernels.click_maps import click_maps
 from PIL import Image
 
 from activefreq_engine import create_model
-from activefreq_engine.kernels.click_maps import click_maps
 from activefreq_engine.models import normalise
 from activefreq_engine.runtime.plan import compile_plan
 

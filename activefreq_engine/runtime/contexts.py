@@ -1,0 +1,406 @@
+"""Clicks through buffers that stay in place, so that CUDA can replay the whole of the work as one graph.
+
+A context is one piece of work on one network shape and batch size: what depends on the image (`PrepareContext`), a
+click (`ClickContext`), a focus box (`RefineContext`).  Its `run` is a plain function of its buffers, the same on every
+device; a `Runner` decides whether it is called or replayed.  `Contexts` keeps them for an engine.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from math import prod
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from activefreq_engine.kernels.click_maps import click_maps
+from activefreq_engine.models.freqformer import IMAGE_MEAN, IMAGE_STD, FreqFormerConfig
+from activefreq_engine.runtime.plan import Answer, Plan, Prepared
+from activefreq_engine.runtime.planned import Planned
+from activefreq_engine.runtime.zoom import SLOTS
+
+BATCHES = (1, 2, 4, 8)
+"""Batch sizes of contexts: a batch takes the smallest that holds it, a larger one goes through the largest in turns."""
+
+SHAPES_KEPT = 32
+"""Network shapes whose contexts stay in memory: an engine of 512 pixels has 31."""
+
+Work = Callable[[], tuple[Tensor, ...]]
+"""From buffers to results, both on the device."""
+
+
+class Runner(Protocol):
+    """How work is run.  What a captured work returns is overwritten by the next replay, of whichever work."""
+
+    device: torch.device
+
+    def active(self) -> AbstractContextManager[None]:
+        """Everything between buffers and results happens inside of this."""
+
+    def capture(self, work: Work) -> Work:
+        """The same work, made ready to be replayed."""
+
+    def wait(self) -> None:
+        """Return when everything that was started is done."""
+
+
+class Eager:
+    """Calls work as it is."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def active(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def capture(self, work: Work) -> Work:
+        return work
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
+
+class Parcel:
+    """Arrays that go to the device together, in one copy from memory that does not move.
+
+    Args:
+        device (torch.device): where to.
+        parts: name=(shape, dtype).
+    """
+
+    ALIGNMENT: ClassVar = 16  # bytes
+
+    def __init__(self, device: torch.device, **parts: tuple[tuple[int, ...], torch.dtype]) -> None:
+        ends = [0]
+        for shape, dtype in parts.values():
+            size = prod(shape) * dtype.itemsize
+            ends.append(ends[-1] + -(-size // self.ALIGNMENT) * self.ALIGNMENT)
+        self._host = _host((ends[-1],), torch.uint8, device)
+        self._device = torch.zeros(ends[-1], dtype=torch.uint8, device=device)
+        self.arrays: dict[str, NDArray[Any]] = {}
+        """Where to write."""
+        self.tensors: dict[str, Tensor] = {}
+        """Where it is on the device after `send`."""
+        for start, (name, (shape, dtype)) in zip(ends, parts.items(), strict=False):
+            part = slice(start, start + prod(shape) * dtype.itemsize)
+            self.arrays[name] = self._host[part].view(dtype).view(shape).numpy()
+            self.tensors[name] = self._device[part].view(dtype).view(shape)
+
+    def write(self, name: str, rows: Sequence[NDArray[Any]]) -> None:
+        """Fill the first rows of a part; the others keep what they have, and nobody reads what is made of it."""
+        for k, row in enumerate(rows):
+            self.arrays[name][k] = row
+
+    def send(self) -> None:
+        """Start the copy.  The arrays must not be written to before it is done."""
+        self._device.copy_(self._host, non_blocking=True)
+
+
+class Context(ABC):
+    """One piece of work with its buffers; captured on first use."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._replay: Work | None = None
+
+    @abstractmethod
+    def run(self) -> tuple[Tensor, ...]:
+        """The work: reads the buffers, returns the results, and touches nothing on the host."""
+
+    def replay(self) -> Any:
+        """Results of `run` for what the buffers hold now; to be copied before anything else is replayed."""
+        if self._replay is None:
+            self._replay = self._runner.capture(self.run)
+        return self._replay()
+
+
+class _Image:
+    """uint8 RGB `[B, H, W, 3]` -> float32 `[B, 3, H, W]`: `models.normalise` with its constants on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.mean = torch.tensor(IMAGE_MEAN, device=device)
+        self.std = torch.tensor(IMAGE_STD, device=device)
+
+    def __call__(self, crops: Tensor) -> Tensor:
+        return ((crops.float() / 255.0 - self.mean) / self.std).permute(0, 3, 1, 2)
+
+
+class PrepareContext(Context):
+    """Crops -> `Prepared`."""
+
+    def __init__(self, plan: Plan, batch: int, runner: Runner) -> None:
+        super().__init__(runner)
+        self._plan = plan
+        self._image = _Image(runner.device)
+        self._parcel = Parcel(runner.device, crops=((batch, plan.height, plan.width, 3), torch.uint8))
+
+    def run(self) -> Prepared:
+        return self._plan.prepare(self._image(self._parcel.tensors["crops"]))
+
+    def __call__(self, crops: Sequence[NDArray[np.uint8]]) -> list[Prepared]:
+        """`Prepared` of each crop, in memory of its own."""
+        self._parcel.write("crops", crops)
+        self._parcel.send()
+        out = self.replay()
+        return [Prepared(out.c1[k : k + 1].clone(), out.p1[k : k + 1].clone()) for k in range(len(crops))]
+
+
+class Clicked(NamedTuple):
+    """What `ClickContext.run` returns."""
+
+    probs: Tensor
+    """`[B, h, w]` float32."""
+    logits: Tensor
+    """`[B, 1, h, w]` float32."""
+    embedding: Tensor
+    """`[B, E, h/4, w/4]`."""
+
+
+class ClickContext(Context):
+    """Features, previous probabilities and click slots -> probabilities."""
+
+    def __init__(self, plan: Plan, batch: int, radius: float, like: Prepared, shelf: Shelf, runner: Runner) -> None:
+        super().__init__(runner)
+        self._plan, self._radius, self._shelf = plan, radius, shelf
+        self._parcel = Parcel(
+            runner.device,
+            previous=((batch, plan.height, plan.width), torch.float32),
+            points=((batch, 2 * SLOTS, 2), torch.float32),
+        )
+        self._features = Prepared(_rows(like.c1, batch), _rows(like.p1, batch))
+        self._probs = _host((batch, plan.height, plan.width), torch.float32, runner.device)
+
+    def run(self) -> Clicked:
+        previous, points = self._parcel.tensors["previous"], self._parcel.tensors["points"]
+        disks = click_maps(points, self._plan.height, self._plan.width, radius=self._radius)
+        answer: Answer = self._plan.click(*self._features, torch.cat([previous[:, None], disks], dim=1))
+        return Clicked(answer.logits[:, 0].sigmoid(), answer.logits, answer.embedding)
+
+    def __call__(
+        self,
+        features: Sequence[Prepared],
+        previous: Sequence[NDArray[np.float32]],
+        points: Sequence[NDArray[np.float32]],
+    ) -> list[tuple[NDArray[np.float32], Coarse | None]]:
+        """Probabilities `[h, w]` of each click, and what the refiner, if there is one, needs.  Waits for the device."""
+        self._parcel.write("previous", previous)
+        self._parcel.write("points", points)
+        self._parcel.send()
+        for k, item in enumerate(features):
+            for buffer, tensor in zip(self._features, item, strict=True):
+                buffer[k : k + 1].copy_(tensor)
+        out = self.replay()
+        self._probs.copy_(out.probs, non_blocking=True)
+        coarse: list[Coarse | None] = [None] * len(features)
+        if self._plan.refine is not None:
+            for k in range(len(features)):
+                coarse[k] = self._shelf.take(out.logits[k : k + 1], out.embedding[k : k + 1])
+        self._runner.wait()
+        return [(self._probs[k].numpy().copy(), c) for k, c in enumerate(coarse)]
+
+
+class RefineContext(Context):
+    """Coarse answers, boxes, crops and click slots -> probabilities on the boxes."""
+
+    def __init__(self, plan: Plan, side: int, batch: int, radius: float, like: Coarse, runner: Runner) -> None:
+        super().__init__(runner)
+        self._plan, self._side, self._radius = plan, side, radius
+        self._image = _Image(runner.device)
+        self._parcel = Parcel(
+            runner.device,
+            boxes=((batch, 4), torch.float32),
+            points=((batch, 2 * SLOTS, 2), torch.float32),
+            crops=((batch, side, side, 3), torch.uint8),
+        )
+        self._logits, self._embedding = _rows(like.logits, batch), _rows(like.embedding, batch)
+        self._probs = _host((batch, side, side), torch.float32, runner.device)
+
+    def run(self) -> tuple[Tensor]:
+        assert self._plan.refine is not None
+        parts = self._parcel.tensors
+        disks = click_maps(parts["points"], self._side, self._side, radius=self._radius)
+        image = self._image(parts["crops"])
+        logits = self._plan.refine(self._embedding, self._logits, parts["boxes"], image, disks)
+        return (logits[:, 0].sigmoid(),)
+
+    def __call__(
+        self,
+        coarse: Sequence[Coarse],
+        boxes: Sequence[tuple[float, float, float, float]],
+        crops: Sequence[NDArray[np.uint8]],
+        points: Sequence[NDArray[np.float32]],
+    ) -> list[NDArray[np.float32]]:
+        """Probabilities `[S, S]` on each box.  Waits for the device."""
+        self._parcel.write("boxes", [np.array(b, np.float32) for b in boxes])
+        self._parcel.write("points", points)
+        self._parcel.write("crops", crops)
+        self._parcel.send()
+        for k, item in enumerate(coarse):
+            self._logits[k : k + 1].copy_(item.logits)
+            self._embedding[k : k + 1].copy_(item.embedding)
+        (probs,) = self.replay()
+        self._probs.copy_(probs, non_blocking=True)
+        self._runner.wait()
+        return [self._probs[k].numpy().copy() for k in range(len(coarse))]
+
+
+class Coarse:
+    """A coarse answer that outlives the click after it; its memory goes back to the shelf with the last reference."""
+
+    __slots__ = ("_shelf", "embedding", "logits")
+
+    def __init__(self, logits: Tensor, embedding: Tensor, shelf: list[tuple[Tensor, Tensor]]) -> None:
+        self.logits, self.embedding, self._shelf = logits, embedding, shelf
+
+    def __del__(self) -> None:
+        self._shelf.append((self.logits, self.embedding))
+
+
+class Shelf:
+    """Memory for coarse answers, used again and again, so that no click allocates."""
+
+    def __init__(self) -> None:
+        self._free: list[tuple[Tensor, Tensor]] = []
+
+    def take(self, logits: Tensor, embedding: Tensor) -> Coarse:
+        """Keep a copy of one answer."""
+        try:
+            kept = self._free.pop()
+        except IndexError:
+            kept = torch.empty_like(logits), torch.empty_like(embedding)
+        kept[0].copy_(logits)
+        kept[1].copy_(embedding)
+        return Coarse(*kept, self._free)
+
+
+class _Bucket:
+    """The contexts of one network shape."""
+
+    def __init__(self, plan: Plan, config: FreqFormerConfig, runner: Runner) -> None:
+        self.plan, self._config, self._runner = plan, config, runner
+        self._shelf = Shelf()
+        self._made: dict[tuple[type[Context], int], Any] = {}
+
+    def prepare(self, batch: int) -> PrepareContext:
+        return self._get(PrepareContext, batch, lambda: PrepareContext(self.plan, batch, self._runner))
+
+    def click(self, batch: int, like: Prepared) -> ClickContext:
+        radius = self._config.click_radius
+        return self._get(
+            ClickContext, batch, lambda: ClickContext(self.plan, batch, radius, like, self._shelf, self._runner)
+        )
+
+    def refine(self, batch: int, like: Coarse) -> RefineContext:
+        side, radius = self._config.refine_size, self._config.click_radius
+        return self._get(
+            RefineContext, batch, lambda: RefineContext(self.plan, side, batch, radius, like, self._runner)
+        )
+
+    def _get(self, kind: type[Context], batch: int, make: Callable[[], Any]) -> Any:
+        if (kind, batch) not in self._made:
+            self._made[kind, batch] = make()
+        return self._made[kind, batch]
+
+
+class Contexts:
+    """All contexts of one model on one device.  One thread at a time, under `torch.inference_mode`.
+
+    Args:
+        model (Planned): the model.
+        runner (Runner): how work is run, and where.
+    """
+
+    def __init__(self, model: Planned, runner: Runner) -> None:
+        self._model, self._runner = model, runner
+        self._folded = model.folded()
+        self._buckets: OrderedDict[tuple[int, int], _Bucket] = OrderedDict()
+
+    def prepare(self, crops: Sequence[NDArray[np.uint8]]) -> list[Prepared]:
+        """What depends on the image alone, for uint8 RGB crops `[h, w, 3]` of one shape.  Does not wait."""
+        features: list[Prepared] = []
+        folded = self._model.folded()
+        if folded is not self._folded:  # the weights have changed
+            self._folded = folded
+            self._buckets.clear()
+        with self._runner.active():
+            for part in _parts(len(crops)):
+                if part.start:
+                    self._runner.wait()  # the buffers of the part before are on their way
+                batch = _batch(part)
+                features += self._bucket(crops[0].shape[:2]).prepare(batch)(crops[part])
+        return features
+
+    def click(
+        self,
+        features: Sequence[Prepared],
+        previous: Sequence[NDArray[np.float32]],
+        points: Sequence[NDArray[np.float32]],
+    ) -> list[tuple[NDArray[np.float32], Coarse | None]]:
+        """Of clicks on one network shape: probabilities float32 `[h, w]`, and what the refiner, if any, needs.
+
+        Args:
+            features: what `prepare` returned.
+            previous: float32 `[h, w]`, probabilities before the click.
+            points: float32 `[2 * SLOTS, 2]`, click slots as `click_maps` takes them.
+        """
+        answers: list[tuple[NDArray[np.float32], Coarse | None]] = []
+        with self._runner.active():
+            for part in _parts(len(features)):
+                context = self._bucket(previous[0].shape).click(_batch(part), features[0])
+                answers += context(features[part], previous[part], points[part])
+        return answers
+
+    def refine(
+        self,
+        coarse: Sequence[Coarse],
+        boxes: Sequence[tuple[float, float, float, float]],
+        crops: Sequence[NDArray[np.uint8]],
+        points: Sequence[NDArray[np.float32]],
+    ) -> list[NDArray[np.float32]]:
+        """Probabilities float32 `[S, S]` on focus boxes; arguments as in `RefineRequest`, of one network shape."""
+        probs: list[NDArray[np.float32]] = []
+        with self._runner.active():
+            for part in _parts(len(coarse)):
+                h, w = coarse[0].logits.shape[2:]
+                context = self._bucket((h, w)).refine(_batch(part), coarse[0])
+                probs += context(coarse[part], boxes[part], crops[part], points[part])
+        return probs
+
+    def _bucket(self, shape: tuple[int, ...]) -> _Bucket:
+        height, width = shape
+        bucket = self._buckets.pop((height, width), None)
+        if bucket is None:
+            bucket = _Bucket(self._folded.plan(height, width), self._model.config, self._runner)
+        self._buckets[height, width] = bucket
+        if len(self._buckets) > SHAPES_KEPT:
+            self._buckets.popitem(last=False)
+        return bucket
+
+
+def _parts(items: int) -> Iterator[slice]:
+    """Runs of at most the largest batch."""
+    for start in range(0, items, BATCHES[-1]):
+        yield slice(start, min(start + BATCHES[-1], items))
+
+
+def _batch(part: slice) -> int:
+    """The smallest batch size that holds a run."""
+    return next(b for b in BATCHES if b >= part.stop - part.start)
+
+
+def _host(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros on the host, in memory that a copy to or from the device need not wait for."""
+    return torch.zeros(shape, dtype=dtype, pin_memory=device.type == "cuda")
+
+
+def _rows(like: Tensor, batch: int) -> Tensor:
+    """Zeros for a batch of items like this one `[1, ...]`, in its layout."""
+    strides = like.numel(), *like.stride()[1:]
+    return torch.empty_strided((batch, *like.shape[1:]), strides, dtype=like.dtype, device=like.device).zero_()

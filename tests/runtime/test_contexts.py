@@ -1,0 +1,261 @@
+"""The engine with contexts answers as it does without, whatever their buffers held before."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from activefreq_engine import ActiveFreqError, Engine, Session
+from activefreq_engine.models import FreqFormer
+from activefreq_engine.runtime import contexts
+from activefreq_engine.runtime.contexts import BATCHES, Contexts, Eager, Parcel
+from activefreq_engine.runtime.engine import RefineRequest, StepRequest
+
+from .fake_graphs import FakeGraphs
+from .modules import random_model
+
+pytestmark = pytest.mark.usefixtures("seed")
+
+SHAPES = [(64, 96), (32, 64)]
+TOLERANCE = 1e-5  # of probabilities: other batch sizes sum in another order
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"rng seed {seed}")
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(scope="module")
+def model() -> FreqFormer:
+    return random_model(dtype=torch.float32, refine_size=64)
+
+
+def engine_on(model: FreqFormer, runner: contexts.Runner) -> Engine:
+    engine = Engine(model, device="cpu", precision="fp32", size=256)
+    engine._contexts = Contexts(engine._model, runner)
+    return engine
+
+
+def slots(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
+    """Any number of clicks of each sign."""
+    points = np.full((48, 2), -1, np.float32)
+    for first in (0, 24):
+        n = rng.integers(0, 25)
+        points[first : first + n] = rng.uniform(0, (w, h), (n, 2))
+    return points
+
+
+def request(rng: np.random.Generator, h: int, w: int, features: Any = None) -> StepRequest:
+    crop = None if features is not None else rng.integers(0, 256, (h, w, 3), np.uint8)
+    return StepRequest(crop, features, rng.random((h, w), np.float32), slots(rng, h, w))
+
+
+def buffers(engine: Engine) -> Iterator[Any]:
+    """Everything that a context keeps between requests: arrays of the host and tensors."""
+    assert engine._contexts is not None
+    for bucket in engine._contexts._buckets.values():
+        for context in bucket._made.values():
+            for value in vars(context).values():
+                if isinstance(value, Parcel):
+                    yield from value.arrays.values()
+                    yield from value.tensors.values()
+                elif isinstance(value, tuple):
+                    yield from value
+                elif isinstance(value, torch.Tensor):
+                    yield value
+
+
+@torch.inference_mode()
+def poison(engine: Engine) -> None:
+    count = 0
+    for buffer in buffers(engine):
+        buffer[...] = 77 if buffer.dtype in (np.uint8, torch.uint8) else float("nan")
+        count += 1
+    assert count
+
+
+@pytest.mark.parametrize("make", [FakeGraphs, lambda: Eager(torch.device("cpu"))], ids=["graphs", "eager"])
+def test_equal_to_the_engine_without_contexts(make, model, rng):
+    ours, plain = engine_on(model, make()), Engine(model, precision="fp32")
+    known: list[tuple[Any, Any]] = []  # features of earlier requests, of both engines
+    for n in (1, 3, 1, 10, 2):
+        fresh = [request(rng, *SHAPES[rng.integers(2)]) for _ in range(n)]
+        again = [(request(rng, *shape(a), a), b) for a, b in known]
+        mine = [*fresh, *(r for r, _ in again)]
+        theirs = [*fresh, *(StepRequest(None, b, r.previous, r.points) for r, b in again)]
+        order = rng.permutation(len(mine))
+        got, expected = ours.run([mine[i] for i in order]), plain.run([theirs[i] for i in order])
+        poison(ours)
+        for a, b in zip(got, expected, strict=True):
+            assert a.probs.dtype == np.float32
+            assert np.abs(a.probs - b.probs).max() <= TOLERANCE
+        boxes = [box(rng, *a.probs.shape) for a in got]
+        crops = [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in got]
+        points = [slots(rng, 64, 64) for _ in got]
+        chosen = rng.permutation(len(got))[: rng.integers(1, len(got) + 1)]
+        refined = [
+            engine.refine([RefineRequest(answers[i].coarse, boxes[i], crops[i], points[i]) for i in chosen])
+            for engine, answers in ((ours, got), (plain, expected))
+        ]
+        poison(ours)
+        for x, y in zip(*refined, strict=True):
+            assert np.abs(x - y).max() <= TOLERANCE
+        known = [(a.features, b.features) for a, b in zip(got, expected, strict=True)][:3]
+
+
+def shape(features: Any) -> tuple[int, int]:
+    h, w = features.c1.shape[2:]
+    return 4 * h, 4 * w
+
+
+def box(rng: np.random.Generator, h: int, w: int) -> tuple[float, float, float, float]:
+    x, y = rng.uniform(0, (w - 20, h - 20))
+    return float(x), float(y), float(rng.uniform(x + 16, w)), float(rng.uniform(y + 16, h))
+
+
+def test_a_coarse_answer_outlives_other_clicks(model, rng):
+    ours, plain = engine_on(model, FakeGraphs()), Engine(model, precision="fp32")
+    requests = [request(rng, 64, 96) for _ in range(4)]
+    kept, expected = [ours.run([r])[0] for r in requests], [plain.run([r])[0] for r in requests]
+    for a, b in zip(reversed(kept), reversed(expected), strict=True):
+        focus = (box(rng, 64, 96), rng.integers(0, 256, (64, 64, 3), np.uint8), slots(rng, 64, 64))
+        x, y = ours.refine([RefineRequest(a.coarse, *focus)]), plain.refine([RefineRequest(b.coarse, *focus)])
+        assert np.abs(x[0] - y[0]).max() <= TOLERANCE
+
+
+def test_memory_of_coarse_answers_is_used_again(model, rng):
+    engine = engine_on(model, FakeGraphs())
+    seen = {engine.run([request(rng, 32, 64)])[0].coarse.embedding.data_ptr() for _ in range(5)}
+    assert len(seen) == 1
+    held = [engine.run([request(rng, 32, 64)])[0].coarse for _ in range(3)]
+    assert len({c.embedding.data_ptr() for c in held}) == 3
+    addresses = {c.embedding.data_ptr() for c in held}
+    del held
+    assert {engine.run([request(rng, 32, 64)])[0].coarse.embedding.data_ptr() for _ in range(4)} <= addresses
+
+
+def test_one_capture_for_each_shape_and_batch_size(model, rng):
+    runner = FakeGraphs()
+    engine = engine_on(model, runner)
+    engine.warmup(64, 96)
+    assert (runner.captures, runner.replays, runner.waits) == (3, 3, 2)  # prepare, which does not wait; click; refine
+    answer = engine.run([request(rng, 64, 96)])[0]
+    for _ in range(4):
+        answer = engine.run([request(rng, 64, 96, answer.features)])[0]
+    assert (runner.captures, runner.replays, runner.waits) == (3, 9, 7)
+    engine.run([request(rng, 32, 64)])
+    assert runner.captures == 5
+    features = [answer.features] * (BATCHES[-1] + 3)
+    for n, captures in ((2, 1), (3, 1), (4, 0), (5, 1), (8, 0), (11, 0)):
+        before = runner.captures
+        engine.run([request(rng, 64, 96, f) for f in features[:n]])
+        assert runner.captures - before == captures, n
+    assert runner.waits == 7 + 1 + 5 + 2
+
+
+def test_few_shapes_are_kept(model, rng, monkeypatch):
+    monkeypatch.setattr(contexts, "SHAPES_KEPT", 2)
+    runner = FakeGraphs()
+    engine = engine_on(model, runner)
+    first = [engine.run([request(rng, *s)])[0] for s in ((32, 32), (32, 64))]
+    engine.run([request(rng, 32, 32, first[0].features)])
+    engine.run([request(rng, 64, 32)])  # 32 x 64 has been unused for longest
+    assert runner.captures == 6
+    engine.run([request(rng, 32, 32, first[0].features)])
+    assert runner.captures == 6
+    engine.run([request(rng, 32, 64, first[1].features)])
+    assert runner.captures == 7
+
+
+def test_changed_weights_are_seen_with_the_next_image(rng):
+    model = random_model(dtype=torch.float32, refiner_width=0)
+    engine, r = engine_on(model, FakeGraphs()), request(rng, 32, 64)
+    before = engine.run([r])[0]
+    assert before.coarse is None
+    with torch.no_grad():
+        model.decoder.head.bias += 3
+    after = engine.run([r])[0].probs
+    assert not np.allclose(before.probs, after)
+    assert np.abs(after - Engine(model, plan=False).run([r])[0].probs).max() <= 1e-4
+
+
+def test_nan_is_an_error(rng):
+    model = random_model(dtype=torch.float32, refiner_width=0)
+    with torch.no_grad():
+        model.decoder.head.bias.fill_(float("nan"))
+    with pytest.raises(ActiveFreqError, match="NaN"):
+        engine_on(model, FakeGraphs()).run([request(rng, 32, 64)])
+
+
+def test_a_failed_capture_is_tried_again(model, rng):
+    class Failing(FakeGraphs):
+        def capture(self, work):
+            if not self.captures:
+                self.captures = 1
+                raise RuntimeError("out of memory")
+            return super().capture(work)
+
+    runner, r = Failing(), request(rng, 32, 64)
+    engine = engine_on(model, runner)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        engine.run([r])
+    assert np.abs(engine.run([r])[0].probs - Engine(model, precision="fp32").run([r])[0].probs).max() <= TOLERANCE
+
+
+def test_eight_threads_do_not_mix_masks(model, rng):
+    """Sessions of their own, images and clicks of their own, one engine; expected: each session alone."""
+    jobs = []
+    for _ in range(8):
+        h, w = (int(n) for n in rng.integers(60, 200, 2))
+        clicks = [(int(rng.integers(w)), int(rng.integers(h)), bool(i == 0 or rng.integers(2))) for i in range(3)]
+        jobs.append((rng.integers(0, 256, (h, w, 3), np.uint8), clicks))
+    plain = Engine(model, precision="fp32")
+    expected = [play(plain, *job) for job in jobs]
+    shared, found, start = engine_on(model, FakeGraphs()), [None] * len(jobs), threading.Barrier(len(jobs))
+
+    def work(i: int) -> None:
+        start.wait()
+        found[i] = play(shared, *jobs[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(jobs))]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for got, probs in zip(found, expected, strict=True):
+        assert got is not None
+        for a, b in zip(got, probs, strict=True):
+            assert np.abs(a - b).max() <= 1e-3  # a focus box may round to another pixel
+
+
+def play(engine: Engine, image: np.ndarray, clicks: list[tuple[int, int, bool]]) -> list[np.ndarray]:
+    """Probabilities after each click."""
+    out = []
+    with Session(engine=engine) as s:
+        s.set_image(image)
+        for c in clicks:
+            s.click(*c)
+            out.append(s.probs)
+    return out
+
+
+def test_parcel_keeps_its_parts_apart(rng):
+    parts = {"a": ((3, 5), torch.uint8), "b": ((2, 7), torch.float32), "c": ((1,), torch.float64)}
+    parcel = Parcel(torch.device("cpu"), **parts)
+    values = {
+        "a": rng.integers(0, 256, (3, 5), np.uint8),
+        "b": rng.random((2, 7), np.float32),
+        "c": rng.random(1),
+    }
+    for name, value in values.items():
+        parcel.write(name, value)
+    assert not any(t.any() for t in parcel.tensors.values())
+    parcel.send()
+    for name, value in values.items():
+        assert np.array_equal(parcel.tensors[name].numpy(), value)
+        assert parcel.tensors[name].data_ptr() % Parcel.ALIGNMENT == 0
