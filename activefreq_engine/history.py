@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from activefreq_engine.runtime.canvas import Canvas, PackedMask
 from activefreq_engine.types import Box, Click
 
+AT_HAND = 48  # newest steps of an object that are not packed: whoever clicks so often may wait 3 ms more for a click
 FEATURES_KEPT = 4  # regions whose image features stay in memory, per session
 
 
@@ -65,7 +66,7 @@ class History:
 
     def push(self, step: Step) -> None:
         """Add a step; what was undone is forgotten."""
-        self.done.append(step)
+        self._add(step)
         self.undone.clear()
 
     def undo(self) -> bool:
@@ -79,13 +80,19 @@ class History:
         """Do the last undone step again; False when there is none."""
         if not self.undone:
             return False
-        self.done.append(self.undone.pop())
+        self._add(self.undone.pop())
         return True
 
     def clear(self) -> None:
         """Back to the blank start, with nothing to undo or redo."""
         self.done.clear()
         self.undone.clear()
+
+    def _add(self, step: Step) -> None:
+        self.done.append(step)
+        if len(self.done) > AT_HAND:
+            old = self.done[-AT_HAND - 1]
+            self.done[-AT_HAND - 1] = replace(old, canvas=old.canvas.packed())
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ always paints the same pixels, so undo needs no network and restores the mask bi
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -26,18 +26,35 @@ class Layer:
 
     box: Box
     """The region, image pixels."""
-    values: NDArray[np.uint16]
-    """`[h, w]`, probability times 65535: half the memory of float32, a step of 1.5e-5."""
+    shape: tuple[int, int]
+    """(h, w)."""
+    data: NDArray[np.uint16] | bytes
+    """`values`, or the same deflated."""
 
     @classmethod
     def of(cls, box: Box, probs: NDArray[np.float32]) -> "Layer":
         """Store float32 `[h, w]` probabilities of a region."""
-        return cls(box, np.rint(probs * 65535.0).astype(np.uint16))
+        return cls(box, (probs.shape[0], probs.shape[1]), np.rint(probs * 65535.0).astype(np.uint16))
+
+    @property
+    def values(self) -> NDArray[np.uint16]:
+        """`[h, w]`, probability times 65535: half the memory of float32, a step of 1.5e-5."""
+        if not isinstance(self.data, bytes):
+            return self.data
+        high, low = np.frombuffer(zlib.decompress(self.data), np.uint8).reshape(2, *self.shape).astype(np.uint16)
+        return high << 8 | low
+
+    def packed(self) -> "Layer":
+        """The same in a third of the memory or less.  Takes 2 to 3 ms, and to read it 1 ms each time."""
+        if isinstance(self.data, bytes):
+            return self
+        planes = np.stack([self.data >> 8, self.data & 255]).astype(np.uint8)  # apart, they deflate better and faster
+        return Layer(self.box, self.shape, zlib.compress(planes.tobytes(), level=1))
 
     def shrunk(self, height: int, width: int) -> NDArray[np.float32]:
         """float32 probabilities, averaged down so that neither side is longer than asked for."""
         values = self.values.astype(np.float32) / np.float32(65535)
-        return resize(values, min(height, values.shape[0]), min(width, values.shape[1]))
+        return resize(values, min(height, self.shape[0]), min(width, self.shape[1]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,6 +108,10 @@ class Canvas:
             extent = union(extent, (int(c.x), int(c.y), int(c.x) + 1, int(c.y) + 1))
         object.__setattr__(self, "extent", extent)
 
+    def packed(self) -> "Canvas":
+        """The same canvas with its layers packed."""
+        return replace(self, layers=tuple(layer.packed() for layer in self.layers))
+
     def probs(self) -> NDArray[np.float32]:
         """float32 `[H, W]`."""
         out = np.zeros((self.height, self.width), np.float32)
@@ -121,7 +142,7 @@ class Canvas:
         xs = box[0] + (np.arange(width) + 0.5) * ((box[2] - box[0]) / width)
         ys = box[1] + (np.arange(height) + 0.5) * ((box[3] - box[1]) / height)
         for layer in self.layers:
-            if layer.box == box and layer.values.shape == out.shape:
+            if layer.box == box and layer.shape == out.shape:
                 out = layer.shrunk(height, width)
                 continue
             x0, y0, x1, y1 = layer.box

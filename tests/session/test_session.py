@@ -22,6 +22,7 @@ from activefreq_engine import (
     SessionClosedError,
     SessionStateError,
     click_batch,
+    history,
     masks,
 )
 
@@ -327,6 +328,30 @@ def test_history_is_small(engine):
     s = fresh(engine, np.zeros((1500, 2000), np.uint8), [Click(100 * i + 5, 700, True) for i in range(10)])
     size = sum(layer.values.nbytes for step in s._scene.history.done for layer in step.canvas.layers)
     assert size < 10 * 2 * (256 * 256 + 64 * 64)
+
+
+def test_a_long_history_is_packed_and_undone_bit_by_bit(engine, rng, monkeypatch):
+    monkeypatch.setattr(history, "AT_HAND", 5)
+    s, seen = fresh(engine, rng.integers(0, 256, (90, 130), np.uint8), []), []
+    for _ in range(12):
+        s.click(rng.integers(130), rng.integers(90), bool(rng.integers(2)))
+        seen.append((s.mask.copy(), s.probs))
+
+    def unpacked():
+        scene = s._scene.history
+        steps = (*scene.done, *scene.undone)
+        return sum(any(not isinstance(x.data, bytes) for x in step.canvas.layers) for step in steps)
+
+    assert unpacked() == 5
+    for mask, probs in reversed(seen):
+        assert np.array_equal(s.mask, mask)
+        assert np.array_equal(s.probs, probs)
+        s.undo()
+    for mask, probs in seen:
+        s.redo()
+        assert np.array_equal(s.mask, mask)
+        assert np.array_equal(s.probs, probs)
+    assert unpacked() == 5
 
 
 # --- masks from elsewhere ---
