@@ -32,6 +32,7 @@ if version is None:
 
 train = ["matplotlib"]
 evaluate = ["matplotlib", "SimpleITK"]
+export = ["onnx", "onnxscript", "onnxruntime"]
 bench = ["pytest", "pytest-benchmark", "matplotlib", "scipy"]
 
 setup(
@@ -66,8 +67,9 @@ setup(
         "train": train,
         "eval": evaluate,
         "bench": bench,
+        "export": export,
         "dev": [
-            *sorted({*train, *evaluate, *bench}),
+            *sorted({*train, *evaluate, *bench, *export}),
             "hypothesis",
             "mypy",
             "nvidia-cuda-nvrtc-cu12; sys_platform == 'linux'",  # compiles the CUDA sources offline

@@ -1,4 +1,4 @@
-"""The command ``activefreq``: segment, eval, train, teacher, info.
+"""The command ``activefreq``: segment, eval, export, train, teacher, info.
 
 Anything wrong with what the user gave ends in one line on stderr and exit code 2; other failures in one line and 1.
 """
@@ -27,13 +27,14 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
 
 _LAZY = {
     "eval": ("activefreq_engine.eval.cli", "eval_command"),
+    "export": ("activefreq_engine.export", "export_command"),
     "train": ("activefreq_engine.train.cli", "train_command"),
     "teacher": ("activefreq_engine.train.cli", "teacher_command"),
 }
 
 
 class _Commands(TyperGroup):
-    """Imports evaluation and training only when they are asked for."""
+    """Imports evaluation, export and training only when they are asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*super().list_commands(ctx), *_LAZY]

@@ -1,0 +1,212 @@
+"""Export: the network as ONNX files that any runtime can load, and a manifest that says how to feed them.
+
+The halves of a click are separate files, as in `runtime.plan`: `prepare` once for each image region, `click` for each
+click, `refine` where the model has a refiner.  The Fourier transforms are matrix products of real numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import importlib.util
+import inspect
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from activefreq_engine import __version__
+from activefreq_engine.errors import BackendUnavailableError, InvalidArgumentError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from activefreq_engine.models import FreqFormer
+
+OPSET = 18
+MANIFEST = "manifest.json"
+
+
+def export_onnx(
+    model: str | os.PathLike[str] | FreqFormer,
+    folder: str | os.PathLike[str],
+    height: int = 256,
+    width: int | None = None,
+) -> list[Path]:
+    """Write a model as ONNX files for batches of one image of one size, float32.
+
+    ``prepare.onnx``: image `[1, 3, H, W]` -> c1 `[1, C1, H/4, W/4]`, p1 `[1, E, H/4, W/4]`.
+    ``click.onnx``: c1, p1, clicks `[1, 3, H, W]` -> logits `[1, 1, H, W]`, embedding `[1, E, H/4, W/4]`.
+    ``refine.onnx``, where the model has a refiner: embedding, logits, boxes `[1, 4]`, image `[1, 3, S, S]`,
+    disks `[1, 2, S, S]` -> refined `[1, 1, S, S]` logits.
+    ``manifest.json``: these shapes, what the channels are, normalisation, click radius and threshold.
+
+    Args:
+        model (str | path | FreqFormer): a name with shipped weights, a checkpoint file, or a model.
+        folder (path): made if it is missing; files of an earlier export are replaced.
+        height (int): of the network input, a multiple of 32. Default: 256.
+        width (int, optional): the same. Default: `height`.
+
+    Returns:
+        list[Path]: the files, the manifest last.
+
+    Raises:
+        BackendUnavailableError: onnx or onnxscript is missing.
+        InvalidArgumentError: a side is not a positive multiple of 32, or `folder` is a file.
+        ModelLoadError: the model cannot be loaded.
+    """
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BackendUnavailableError(
+            f"export needs {' and '.join(missing)}, not installed here; run: pip install 'activefreq-engine[export]'"
+        )
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InvalidArgumentError(f"{folder} is a file; name a directory to write to")
+
+    import torch
+    from tqdm import tqdm
+
+    from activefreq_engine.runtime.engine import _model
+    from activefreq_engine.runtime.plan import Folded
+
+    name, module = _model(model)
+    module = copy.deepcopy(module).float().cpu().eval()
+    with torch.inference_mode():
+        plan = Folded(module, precision="fp32").plan(height, width or height, form="matmul")
+        halves = _examples(plan, module.config.refine_size)
+    folder.mkdir(parents=True, exist_ok=True)
+    graphs: dict[str, Any] = {}
+    for title, (half, inputs, outputs) in tqdm(halves.items(), "export", file=sys.stderr, disable=None, leave=False):
+        graphs[title] = _write(half, inputs, outputs, folder / f"{title}.onnx")
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps(_manifest(name, module, plan, graphs), indent=2) + "\n", "utf-8")
+    return [*(folder / g["file"] for g in graphs.values()), manifest]
+
+
+_Half = tuple["nn.Module", dict[str, "Tensor"], dict[str, "Tensor"]]
+
+
+def _examples(plan: Any, crop: int) -> dict[str, _Half]:
+    """Each half with named inputs of the right shapes and what it answers."""
+    import torch
+
+    image = torch.zeros(1, 3, plan.height, plan.width)
+    prepared = _named(plan.prepare(image))
+    given = {**prepared, "clicks": torch.zeros_like(image)}
+    answer = _named(plan.click(*given.values()))
+    halves: dict[str, _Half] = {
+        "prepare": (plan.prepare, {"image": image}, prepared),
+        "click": (plan.click, given, answer),
+    }
+    if plan.refine is not None:
+        boxes = torch.tensor([[0.0, 0.0, plan.width, plan.height]])
+        detail = {"boxes": boxes, "image": torch.zeros(1, 3, crop, crop), "disks": torch.zeros(1, 2, crop, crop)}
+        given = {"embedding": answer["embedding"], "logits": answer["logits"], **detail}
+        halves["refine"] = (plan.refine, given, {"refined": plan.refine(*given.values())})
+    return halves
+
+
+def _named(result: Any) -> dict[str, Tensor]:
+    """A named tuple of tensors, each with the layout in memory that an exported file will see."""
+    return {name: tensor.contiguous() for name, tensor in result._asdict().items()}
+
+
+def _write(half: nn.Module, inputs: dict[str, Tensor], outputs: dict[str, Tensor], path: Path) -> dict[str, Any]:
+    """Write one file; return its entry in the manifest."""
+    import onnx
+    import torch
+
+    with _hushed():
+        program = torch.onnx.export(
+            half,
+            tuple(t.clone() for t in inputs.values()),  # made in inference mode, which the exporter refuses
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        del part.metadata_props[:]  # stack traces, with the paths of this machine
+    onnx.checker.check_model(proto)
+    content = proto.SerializeToString()
+    path.write_bytes(content)
+    return {
+        "file": path.name,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "inputs": [{"name": name, "shape": list(t.shape), "dtype": "float32"} for name, t in inputs.items()],
+        "outputs": [{"name": name, "shape": list(t.shape), "dtype": "float32"} for name, t in outputs.items()],
+    }
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Without the exporter's notes, which are about its own inside: deprecations, and that torchvision is missing."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _manifest(name: str, model: FreqFormer, plan: Any, graphs: dict[str, Any]) -> dict[str, Any]:
+    from activefreq_engine.models import IMAGE_MEAN, IMAGE_STD
+    from activefreq_engine.session import Session
+
+    threshold = inspect.signature(Session).parameters["threshold"].default
+
+    return {
+        "format": "activefreq-onnx",
+        "format_version": 1,
+        "activefreq_engine": __version__,
+        "model": name,
+        "opset": OPSET,
+        "height": plan.height,
+        "width": plan.width,
+        "image": {
+            "channels": ["red", "green", "blue"],
+            "scale": "value / 255, minus mean, divided by std",
+            "mean": list(IMAGE_MEAN),
+            "std": list(IMAGE_STD),
+        },
+        "clicks": {
+            "channels": ["probability of the previous mask, zeros at first", "positive disks", "negative disks"],
+            "radius": model.config.click_radius,
+            "disk": "1 where a pixel's centre is at most the radius from a click, else 0; in network pixels",
+        },
+        "boxes": "x0, y0, x1, y1, half-open, in network pixels",
+        "mask": {"probability": "sigmoid of the logits", "threshold": threshold, "inside": "probability > threshold"},
+        "graphs": graphs,
+    }
+
+
+class Format(str, Enum):
+    """What `activefreq export` can write."""
+
+    onnx = "onnx"
+
+
+def export_command(
+    model: Annotated[str, typer.Argument(help="A model with shipped weights, or a checkpoint file.")],
+    out: Annotated[Path, typer.Option(help="Folder for the files; made if it is missing.")],
+    format: Annotated[Format, typer.Option(help="File format.")] = Format.onnx,
+    size: Annotated[int, typer.Option(help="Side of the network input, pixels: a multiple of 32.")] = 256,
+) -> None:
+    """Write a model as ONNX files for other runtimes: prepare (once an image region), click, refine, manifest."""
+    for path in export_onnx(model, out, size):
+        typer.echo(f"wrote {path}")

@@ -1,0 +1,193 @@
+"""Exported files against the model they were made from, run by ONNX Runtime."""
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from activefreq_engine.kernels.click_maps import click_maps
+from numpy.typing import NDArray
+
+from activefreq_engine import Session, create_model
+from activefreq_engine.cli import main
+from activefreq_engine.errors import BackendUnavailableError, InvalidArgumentError, ModelLoadError
+from activefreq_engine.export import export_onnx
+from activefreq_engine.images import load_image
+from activefreq_engine.models import FreqFormer, normalise
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "images" / "ISIC_0014809.jpg"
+H, W = 128, 96
+TOLERANCE = 1e-4
+"""Of logits, which reach +-10: float32 sums in another order.  Measured: 1e-5."""
+
+
+@pytest.fixture(scope="module")
+def model() -> FreqFormer:
+    return create_model("freqformer_b0", pretrained=True).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(model: FreqFormer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "new"
+    files = export_onnx(model, folder, H, W)
+    assert [f.name for f in files] == ["prepare.onnx", "click.onnx", "refine.onnx", "manifest.json"]
+    assert sorted(f.name for f in folder.iterdir()) == sorted(f.name for f in files)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def manifest(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text("utf-8"))
+
+
+class Exported:
+    """The files, run by a program that knows only the manifest."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        ort = pytest.importorskip("onnxruntime")
+        self.graphs = manifest["graphs"]
+        self.sessions = {
+            name: ort.InferenceSession(folder / graph["file"], providers=["CPUExecutionProvider"])
+            for name, graph in self.graphs.items()
+        }
+
+    def __call__(self, name: str, *inputs: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        given = {i["name"]: a for i, a in zip(self.graphs[name]["inputs"], inputs, strict=True)}
+        return self.sessions[name].run([o["name"] for o in self.graphs[name]["outputs"]], given)
+
+
+@pytest.fixture(scope="module")
+def exported(folder: Path, manifest: dict[str, Any]) -> Exported:
+    return Exported(folder, manifest)
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng().standard_normal(shape, dtype=np.float32))
+
+
+def largest(a: NDArray[np.float32], b: torch.Tensor) -> float:
+    assert a.shape == tuple(b.shape)
+    return float(np.abs(a - b.numpy()).max())
+
+
+@torch.inference_mode()
+def test_parity_on_random_inputs(model: FreqFormer, exported: Exported) -> None:
+    for _ in range(3):
+        image, clicks = random(1, 3, H, W), (random(1, 3, H, W) > 1).float()
+        want = model.decode_clicks(model.encode_image(image), clicks)
+        c1, p1 = exported("prepare", image.numpy())
+        logits, embedding = exported("click", c1, p1, clicks.numpy())
+        assert want.logits.std() > 0.1  # there is something to compare
+        assert largest(logits, want.logits) <= TOLERANCE
+        assert largest(embedding, want.embedding) <= TOLERANCE
+
+        side = model.config.refine_size
+        boxes = torch.tensor([[5.5, 20.0, 70.25, 100.0]])
+        crop, disks = random(1, 3, side, side), (random(1, 2, side, side) > 2).float()
+        refined = model.refine(want, boxes, crop, disks)
+        (got,) = exported("refine", embedding, logits, boxes.numpy(), crop.numpy(), disks.numpy())
+        assert largest(got, refined) <= TOLERANCE
+
+
+@torch.inference_mode()
+def test_the_manifest_is_enough_to_segment_an_image(
+    model: FreqFormer, exported: Exported, manifest: dict[str, Any]
+) -> None:
+    """Two clicks, prepared as it says with NumPy alone, against the library's own preparation and the model."""
+    pixels = load_image(EXAMPLE)[::3, 16 : 16 + 3 * W : 3]
+    x, y, radius = 40.0, 70.0, manifest["clicks"]["radius"]
+    assert pixels.shape == (manifest["height"], manifest["width"], 3)
+
+    says = manifest["image"]
+    image = ((pixels / 255 - np.array(says["mean"])) / np.array(says["std"])).astype(np.float32)
+    rows, columns = np.mgrid[:H, :W]
+    clicks = np.zeros((1, 3, H, W), np.float32)
+    clicks[0, 1] = np.hypot(columns - x, rows - y) <= radius
+    c1, p1 = exported("prepare", image.transpose(2, 0, 1)[None])
+    logits = exported("click", c1, p1, clicks)[0]
+    clicks[0, 0] = 1 / (1 + np.exp(-logits[0, 0]))
+    clicks[0, 2] = np.hypot(columns - 80, rows - 20) <= radius
+    logits = exported("click", c1, p1, clicks)[0]
+    mask = 1 / (1 + np.exp(-logits)) > manifest["mask"]["threshold"]
+
+    features = model.encode_image(normalise(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]))
+    points = torch.tensor([[[x, y], [-1, -1]]])
+    first = torch.cat([torch.zeros(1, 1, H, W), click_maps(points, H, W, model.config.click_radius)], dim=1)
+    previous = model.decode_clicks(features, first).logits.sigmoid()
+    points = torch.tensor([[[x, y], [80, 20]]])
+    second = torch.cat([previous, click_maps(points, H, W, model.config.click_radius)], dim=1)
+    want = model.decode_clicks(features, second).logits
+    assert largest(logits, want) <= TOLERANCE
+    differ = mask != (want.sigmoid() > Session(device="cpu").threshold).numpy()
+    assert not (differ & (np.abs(want.numpy()) > 0.1)).any()
+    assert 0.05 < mask.mean() < 0.95  # neither nothing nor everything
+
+
+def test_the_manifest_tells_the_truth(folder: Path, manifest: dict[str, Any], model: FreqFormer) -> None:
+    onnx = pytest.importorskip("onnx")
+    assert manifest["clicks"]["radius"] == model.config.click_radius
+    for graph in manifest["graphs"].values():
+        content = (folder / graph["file"]).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == graph["sha256"]
+        proto = onnx.load_from_string(content)
+        assert [(o.domain, o.version) for o in proto.opset_import] == [("", manifest["opset"])]
+        for told, values in ((graph["inputs"], proto.graph.input), (graph["outputs"], proto.graph.output)):
+            shapes = [[d.dim_value for d in v.type.tensor_type.shape.dim] for v in values]
+            assert [t["name"] for t in told] == [v.name for v in values]
+            assert [t["shape"] for t in told] == shapes
+            assert {v.type.tensor_type.elem_type for v in values} == {onnx.TensorProto.FLOAT}
+
+
+def test_the_files_have_standard_operators_and_no_paths(folder: Path, manifest: dict[str, Any]) -> None:
+    onnx = pytest.importorskip("onnx")
+    for graph in manifest["graphs"].values():
+        content = (folder / graph["file"]).read_bytes()
+        nodes = onnx.load_from_string(content).graph.node
+        assert {n.domain for n in nodes} == {""}
+        assert not {n.op_type for n in nodes} & {"DFT", "STFT", "Loop", "If"}
+        assert b".py" not in content
+
+
+def test_the_given_model_is_left_alone(model: FreqFormer) -> None:
+    given = create_model("freqformer_b0").train()
+    before = {name: t.clone() for name, t in given.state_dict().items()}
+    with pytest.raises(InvalidArgumentError, match="multiple of 32"):
+        export_onnx(given, "unused", 100)
+    assert given.training
+    assert not Path("unused").exists()
+    assert all(torch.equal(t, before[name]) for name, t in given.state_dict().items())
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line on stderr of a command that must fail as bad input does."""
+    code = main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    assert (code, captured.out) == (2, "")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_missing_packages_are_told_with_the_cure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else real(name))
+    with pytest.raises(BackendUnavailableError, match="onnx and onnxscript"):
+        export_onnx("freqformer_b0", tmp_path / "new")
+    assert "pip install 'activefreq-engine[export]'" in fails(capsys, "export", "freqformer_b0", "--out", tmp_path)
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_it_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="freqformer_b0"):
+        export_onnx("no_such_model", tmp_path / "new")
+    file = tmp_path / "file"
+    file.write_text("")
+    assert "is a file" in fails(capsys, "export", "freqformer_b0", "--out", file)
+    assert "multiple of 32" in fails(capsys, "export", "freqformer_b0", "--out", tmp_path, "--size", "0")
+    assert "onnx" in fails(capsys, "export", "freqformer_b0", "--out", tmp_path, "--format", "torchscript")
+    assert not (tmp_path / "new").exists()
