@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from activefreq_engine.runtime.cache import FeatureCache
 from activefreq_engine.runtime.canvas import Canvas, PackedMask
 from activefreq_engine.types import Box, Click
 
 AT_HAND = 48  # newest steps of an object that are not packed: whoever clicks so often may wait 3 ms more for a click
-FEATURES_KEPT = 4  # regions whose image features stay in memory, per session
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,8 +119,8 @@ class Scene:
     """The canvas whose mask was asked for last, and that mask."""
     digest: str | None = None
     """Of the image; computed when asked for."""
-    features: OrderedDict[Box, Any] = field(default_factory=OrderedDict)
-    """The engine's image features by region, the latest used last."""
+    features: FeatureCache = field(default_factory=FeatureCache)
+    """The engine's image features by region, for all objects."""
 
     @property
     def history(self) -> History:
@@ -133,13 +131,6 @@ class Scene:
     def bounds(self) -> Box:
         """The whole image as a box."""
         return 0, 0, self.image.shape[1], self.image.shape[0]
-
-    def keep_features(self, box: Box, features: Any) -> None:
-        """Remember the features of a region and forget the one unused for longest."""
-        self.features[box] = features
-        self.features.move_to_end(box)
-        while len(self.features) > FEATURES_KEPT:
-            self.features.popitem(last=False)
 
     def mask(self, canvas: Canvas) -> NDArray[np.bool_]:
         """bool `[H, W]`, read-only: the mask of a canvas, painted once while it is asked for again and again."""

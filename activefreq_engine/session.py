@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from numbers import Real
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +31,7 @@ from activefreq_engine.models import list_models
 from activefreq_engine.runtime import zoom as zooming
 from activefreq_engine.runtime.canvas import Canvas, PackedMask, changed_bbox
 from activefreq_engine.runtime.engine import Engine
+from activefreq_engine.runtime.timing import Stopwatch
 from activefreq_engine.state import dump as dump_state
 from activefreq_engine.state import parse as parse_state
 from activefreq_engine.steps import advance, loaded_step
@@ -127,7 +129,7 @@ class Session:
 
     # --- clicks ---
 
-    def click(self, x: float, y: float, positive: bool = True) -> ClickResult:
+    def click(self, x: float, y: float, positive: bool = True, profile: bool = False) -> ClickResult:
         """Click on the current object.
 
         The clicked pixel itself always takes the click's label in the mask, whatever the network says; so does every
@@ -136,12 +138,15 @@ class Session:
         Args:
             x, y (float): position, ``0 <= x < width``, ``0 <= y < height``.
             positive (bool): True: this belongs to the object; False: it does not.
+            profile (bool): measure each stage, see `ClickResult.timings`.
 
         Raises:
             InvalidClickError: not a finite position inside the image, or `positive` is not a bool.
             NoImageError: there is no image yet.
         """
-        return click_batch([self], [Click(x, y, positive)])[0]
+        watch = Stopwatch() if profile else None
+        result = _click_batch([self], [Click(x, y, positive)], watch)[0]
+        return result if watch is None else replace(result, timings=watch.timings)
 
     def predict(self, point_coords: Any, point_labels: Any, mask_input: Any = None) -> ClickResult:
         """The mask for a list of clicks, for tools that send all of them each time.
@@ -478,8 +483,11 @@ def click_batch(sessions: Sequence[Session], clicks: Sequence[Click]) -> list[Cl
         InvalidArgumentError: the lists do not fit together, a session appears twice, or engines differ.
         InvalidClickError, NoImageError, SessionBusyError: as `Session.click`, for any of them.
     """
+    return _click_batch(list(sessions), list(clicks), None)
+
+
+def _click_batch(sessions: list[Session], clicks: list[Click], watch: Stopwatch | None) -> list[ClickResult]:
     start = perf_counter()
-    sessions, clicks = list(sessions), list(clicks)
     if len(sessions) != len(clicks):
         raise InvalidArgumentError(f"got {len(sessions)} sessions and {len(clicks)} clicks; give one click to each")
     if len({id(s) for s in sessions}) != len(sessions):
@@ -490,7 +498,9 @@ def click_batch(sessions: Sequence[Session], clicks: Sequence[Click]) -> list[Cl
         for session in sessions:
             stack.enter_context(session._exclusive())
         checked = [_check_click(s._opened(), c) for s, c in zip(sessions, clicks, strict=True)]
-        changed = advance(sessions[0]._engine_in_use(), [s._opened() for s in sessions], checked) if sessions else []
+        changed = (
+            advance(sessions[0]._engine_in_use(), [s._opened() for s in sessions], checked, watch) if sessions else []
+        )
         elapsed = (perf_counter() - start) * 1e3
         return [ClickResult(s.mask, box, elapsed, len(s.clicks)) for s, box in zip(sessions, changed, strict=True)]
 

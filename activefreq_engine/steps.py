@@ -12,6 +12,7 @@ from activefreq_engine.history import Scene, Step
 from activefreq_engine.runtime import zoom
 from activefreq_engine.runtime.canvas import Canvas, Layer, PackedMask, changed_bbox, merge_click
 from activefreq_engine.runtime.engine import Engine, RefineRequest, StepAnswer, StepRequest
+from activefreq_engine.runtime.timing import Stopwatch
 from activefreq_engine.types import Box, Click
 
 
@@ -29,25 +30,36 @@ class _Turn:
     request: StepRequest
 
 
-def advance(engine: Engine, scenes: Sequence[Scene], clicks: Sequence[Click]) -> list[Box | None]:
+def advance(
+    engine: Engine, scenes: Sequence[Scene], clicks: Sequence[Click], watch: Stopwatch | None = None
+) -> list[Box | None]:
     """Make one checked click on the current object of each scene, in one batched pass; all scenes advance, or none.
+
+    `watch` is told the time of each stage: "look" (choosing and cutting out the region), the engine's stages, "focus"
+    (the same for the part to redraw) and "paint" (the mask at image resolution).
 
     Returns:
         For each scene the box of the pixels that changed in the mask, or None.
     """
     turns = [_turn(engine, s, c) for s, c in zip(scenes, clicks, strict=True)]
-    answers = engine.run([t.request for t in turns])
+    if watch:
+        watch.lap("look")
+    answers = engine.run([t.request for t in turns], watch)
     layers = [[Layer.of(t.box, a.probs)] for t, a in zip(turns, answers, strict=True)]
     focus = [_focus(engine, t, a) for t, a in zip(turns, answers, strict=True)]
-    refined = iter(engine.refine([f[1] for f in focus if f is not None]))
+    if watch:
+        watch.lap("focus")
+    refined = iter(engine.refine([f[1] for f in focus if f is not None], watch))
     for own, f in zip(layers, focus, strict=True):
         if f is not None:
             own.append(Layer.of(f[0], next(refined)))
     outcomes = [_outcome(t, tuple(own)) for t, own in zip(turns, layers, strict=True)]
     for turn, answer, (step, mask, _) in zip(turns, answers, outcomes, strict=True):
-        turn.scene.keep_features(turn.box, answer.features)
+        turn.scene.features.keep(turn.box, answer.features)
         turn.scene.history.push(step)
         turn.scene.show(step.canvas, mask)
+    if watch:
+        watch.lap("paint")
     return [changed for _, _, changed in outcomes]
 
 

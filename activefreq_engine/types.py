@@ -33,6 +33,10 @@ class ClickResult:
     """Measured wall time of the whole call in milliseconds."""
     clicks: int
     """Clicks on the current object, this one included."""
+    timings: dict[str, float] | None = None
+    """With ``profile=True`` the milliseconds of each stage, in order: "look" (choosing and cutting out the region),
+    "prepare" (what depends on the image alone; missing when it was remembered), "click" (the network), "focus",
+    "refine" (the refiner; missing where there is nothing to redraw), "paint" (the mask at image resolution)."""
 
 
 @dataclass(frozen=True, slots=True)

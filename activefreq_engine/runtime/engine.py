@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 from activefreq_engine.errors import ActiveFreqError, BackendUnavailableError, InvalidArgumentError, ModelLoadError
 from activefreq_engine.kernels.click_maps import click_maps
 from activefreq_engine.models import FreqFormer, create_model, list_models, load_checkpoint, normalise
+from activefreq_engine.runtime import cpu
 from activefreq_engine.runtime.contexts import Contexts
 from activefreq_engine.runtime.cuda import Graphs
 from activefreq_engine.runtime.plan import PRECISIONS
 from activefreq_engine.runtime.planned import Planned
+from activefreq_engine.runtime.timing import Stopwatch
 from activefreq_engine.runtime.zoom import SLOTS
 
 SIZES = (256, 384, 448, 512)
@@ -162,8 +164,11 @@ class Engine:
         """Side of the refiner's image crop; None when the model has no refiner."""
         return None if self._model.refiner is None else self._model.config.refine_size
 
-    def run(self, requests: Sequence[StepRequest]) -> list[StepAnswer]:
-        """Answer clicks, one batched pass for each network shape among them.  The answers come in request order."""
+    def run(self, requests: Sequence[StepRequest], watch: Stopwatch | None = None) -> list[StepAnswer]:
+        """Answer clicks, one batched pass for each network shape among them.  The answers come in request order.
+
+        `watch` is told the time of "prepare" (what depends on the image alone, where it is not known) and "click".
+        """
         answers: list[StepAnswer | None] = [None] * len(requests)
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, r in enumerate(requests):
@@ -171,13 +176,17 @@ class Engine:
         with self._lock, torch.inference_mode():
             for members in groups.values():
                 group = [requests[i] for i in members]
-                features = self._features(group)
+                features = self._features(group, watch)
                 for i, item, (probs, coarse) in zip(members, features, self._click(group, features), strict=True):
                     answers[i] = StepAnswer(probs, item, coarse)
+                self._lap(watch, "click")
         return [a for a in answers if a is not None]
 
-    def refine(self, requests: Sequence[RefineRequest]) -> list[NDArray[np.float32]]:
-        """Redraw focus boxes: float32 `[S, S]` probabilities on each box, in request order."""
+    def refine(self, requests: Sequence[RefineRequest], watch: Stopwatch | None = None) -> list[NDArray[np.float32]]:
+        """Redraw focus boxes: float32 `[S, S]` probabilities on each box, in request order.
+
+        `watch` is told the time of "refine".
+        """
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, r in enumerate(requests):
             groups[tuple(r.coarse.logits.shape)].append(i)
@@ -187,6 +196,7 @@ class Engine:
                 group = [requests[i] for i in members]
                 for i, probs in zip(members, self._refine(group), strict=True):
                     out[i] = probs
+                self._lap(watch, "refine")
         return out
 
     def warmup(self, height: int | None = None, width: int | None = None) -> None:
@@ -203,7 +213,7 @@ class Engine:
             side = self.refine_size
             self.refine([RefineRequest(answer.coarse, (0, 0, w, h), np.zeros((side, side, 3), np.uint8), none)])
 
-    def _features(self, group: list[StepRequest]) -> list[Any]:
+    def _features(self, group: list[StepRequest], watch: Stopwatch | None) -> list[Any]:
         """Features of each request: those it brought, else computed in one batch."""
         features = [r.features for r in group]
         crops: list[tuple[int, NDArray[np.uint8]]] = []
@@ -215,7 +225,14 @@ class Engine:
         if crops:
             for (i, _), item in zip(crops, self._prepare([c for _, c in crops]), strict=True):
                 features[i] = item
+            self._lap(watch, "prepare")
         return features
+
+    def _lap(self, watch: Stopwatch | None, stage: str) -> None:
+        if watch is not None:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            watch.lap(stage)
 
     def _prepare(self, crops: list[NDArray[np.uint8]]) -> list[Any]:
         """Features of crops of one network shape."""
@@ -258,7 +275,10 @@ class Engine:
         # slots fill from the first on: leave out those that no request of the batch uses
         used = max(1, int((slots >= 0).all(-1).sum(2).max()))
         slots = slots[:, :, :used].flatten(1, 2)
-        return click_maps(slots, height, width, radius=self._model.config.click_radius)
+        radius = self._model.config.click_radius
+        if self.device.type == "cpu" and isinstance(self._model, Planned):
+            return cpu.click_maps(slots, height, width, radius)
+        return click_maps(slots, height, width, radius=radius)
 
     def _to_numpy(self, logits: torch.Tensor) -> NDArray[np.float32]:
         """`[B, 1, h, w]` logits -> `[B, h, w]` probabilities on the host."""

@@ -25,6 +25,7 @@ from activefreq_engine import (
     history,
     masks,
 )
+from activefreq_engine.runtime.cache import FeatureCache
 
 from .fakes import BrightModel, SquareModel, random_image
 
@@ -230,11 +231,14 @@ def test_outside_the_region_nothing(engine, rng):
 
 def test_features_cache_is_bounded(engine, rng):
     s = fresh(engine, random_image(rng, 900, 900), [])
+    cache = s._scene.features = FeatureCache(limit=4_000_000)
+    sizes = []
     for i in range(12):
         s.next_object()
         for x in (30 + 70 * i, 40 + 70 * i):
             s.click(x, 400)
-    assert len(s._scene.features) <= 4
+            sizes.append(cache.nbytes)
+    assert 2_000_000 < max(sizes) <= 4_000_000
 
 
 def bright_ellipse(height, width):
