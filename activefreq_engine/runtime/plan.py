@@ -19,7 +19,8 @@ from activefreq_engine.models.freqnet import FreqModule, upsample
 from activefreq_engine.models.mit import MiTStage
 from activefreq_engine.models.refiner import Refiner, SeparableBlock, roi_align
 from activefreq_engine.runtime import layers, rewrites
-from activefreq_engine.runtime.spectral import Form, spectral_module
+from activefreq_engine.runtime.frequency import frequency_block
+from activefreq_engine.runtime.spectral import Form
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 """bf16 and fp16 have float32 islands: statistics of norms, softmax, spectra, boxes and logits.  fp16 is made for CUDA,
@@ -206,13 +207,10 @@ class Folded:
     def _freq(self, index: int, height: int, width: int, form: Form) -> nn.Module:
         stride = self._strides[index]
         size = height // stride, width // stride
-        blocks = []
-        for norm, freq, ffn in self._freq_layers[index]:
-            spectral = spectral_module(freq, *size, form, self._dtype).to(self.device)
-            blocks.append(layers.Frequency(norm, spectral, ffn))
-        return nn.Sequential(*blocks)
+        shared = self._freq_layers[index]
+        return nn.Sequential(*(frequency_block(*block, *size, form, self._dtype, self.device) for block in shared))
 
-    def _shared(self, layer: Any) -> list[tuple[nn.Module, FreqModule, nn.Module]]:
+    def _shared(self, layer: Any) -> list[tuple[layers.Norm, FreqModule, nn.Module]]:
         """Of each Freq block what all network shapes share: the first norm, the filters, and norm and FFN."""
         return [
             (self._place(layers.Norm(b.norm1)), copy.deepcopy(b.freq), self._place(layers.PointwiseFFN(b)))

@@ -1,0 +1,98 @@
+"""A Freq block of a plan: its FreqModule as one kernel launch where that kernel can run, else as torch's operations."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from activefreq_engine.kernels import triton_support
+from activefreq_engine.kernels.freq_module import FreqModulePlan
+from activefreq_engine.models.freqnet import FreqModule, SpectralFilter
+from activefreq_engine.runtime import layers
+from activefreq_engine.runtime.spectral import Form, spectral_module
+
+KERNEL_PAIRS = ("hw", "cw", "ch")
+KERNEL_SIDES = (3, 5, 7)  # of the depth-wise convolution
+_log = logging.getLogger(__name__)
+_said: set[str] = set()
+
+
+class OneLaunch(nn.Module):
+    """`layers.Frequency` with the FreqModule and the sum after it in one launch.
+
+    The kernel multiplies in fp16 and adds in float32; where maps are in float32 its products stay close to that.
+    """
+
+    def __init__(self, norm: layers.Norm, plan: FreqModulePlan, ffn: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.plan, self.ffn = norm, plan, ffn
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.plan(self.norm(x).permute(0, 3, 1, 2), residual=x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.ffn(x).add_(x)
+
+
+def frequency_block(
+    norm: layers.Norm,
+    freq: FreqModule,
+    ffn: nn.Module,
+    height: int,
+    width: int,
+    form: Form,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> nn.Module:
+    """`[B, H, W, C]` -> the same, for inference at one map size.
+
+    Args:
+        norm, ffn: of the block, on the device.
+        freq (FreqModule): its weights are copied.
+        height, width (int): of the maps.
+        form (str): of torch's operations, see `spectral`; the kernel is considered with "auto" alone.
+        dtype (torch.dtype): of the maps.
+        device (torch.device): where the block runs.
+    """
+    if form == "auto" and device.type in triton_support.DEVICES:
+        plan, reason = _kernel(norm, freq, height, width, dtype, device)
+        if plan is not None:
+            return OneLaunch(norm, plan, ffn)
+        if reason not in _said:
+            _said.add(reason)
+            _log.info("a FreqModule runs as torch's operations: %s", reason)
+    return layers.Frequency(norm, spectral_module(freq, height, width, form, dtype).to(device), ffn)
+
+
+def _kernel(
+    norm: layers.Norm, freq: FreqModule, height: int, width: int, dtype: torch.dtype, device: torch.device
+) -> tuple[FreqModulePlan | None, str]:
+    """The prepared kernel, or None and the reason."""
+    filters = [f for f in freq.filters if isinstance(f, SpectralFilter)]
+    pairs, side = tuple(f.pair for f in filters), freq.dwconv.kernel_size[0]
+    if pairs != KERNEL_PAIRS or side not in KERNEL_SIDES:
+        return None, f"the kernel is for axis pairs {KERNEL_PAIRS} and sides {KERNEL_SIDES}, not {pairs} and {side}"
+    bias = freq.dwconv.bias
+    try:
+        plan = FreqModulePlan(
+            *(f.spectrum(height, width).detach().to(device) for f in filters),
+            freq.dwconv.weight.detach().to(device),
+            None if bias is None else bias.detach().to(device),
+            size=(height, width),
+            precision="tf32x3" if dtype == torch.float32 else "fp16",
+        )
+    except ValueError as error:  # filters so large that fp16 could overflow
+        return None, str(error)
+    if plan.backend == "reference":
+        return None, f"no kernel for {plan.channels} channels of {height}x{width} in {plan.precision} (see the log)"
+    largest = _largest(norm)
+    if largest > plan.input_limit:
+        return None, f"normalised maps may reach {largest:.3g}, in fp16 the kernel takes {plan.input_limit:.3g}"
+    return plan, ""
+
+
+def _largest(norm: layers.Norm) -> float:
+    """What no value that leaves the norm can exceed: C numbers of unit variance stay below sqrt(C)."""
+    scale = 1.0 if norm.weight is None else float(norm.weight.abs().max())
+    shift = 0.0 if norm.bias is None else float(norm.bias.abs().max())
+    return float(norm.shape[-1]) ** 0.5 * scale + shift

@@ -1,0 +1,19 @@
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CUDA device named by --device, else the current one."""
+    name = request.config.getoption("--device")
+    return torch.device(name if name.startswith("cuda") else "cuda")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Fresh inputs each run; the seed is in the failure report."""
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"seed {seed}")
+    torch.manual_seed(seed)
+    return np.random.default_rng(seed)
