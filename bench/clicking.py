@@ -1,0 +1,67 @@
+"""Timed clicks at the public interface, and how their times are summed up."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from time import perf_counter
+
+import numpy as np
+
+from activefreq_engine import Click, Engine, Session
+from bench.scene import Scene
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds.  A percentile that so few samples cannot tell is NaN."""
+
+    n: int
+    p50: float
+    q1: float
+    q3: float
+    p95: float
+    p99: float
+
+    @classmethod
+    def of(cls, times: Iterable[float]) -> "Times":
+        t = np.array(list(times))
+        q1, p50, q3, p95, p99 = np.percentile(t, (25, 50, 75, 95, 99)).tolist() if len(t) else [math.nan] * 5
+        return cls(len(t), p50, q1, q3, p95 if len(t) >= 20 else math.nan, p99 if len(t) >= 100 else math.nan)
+
+
+def opened(engine: Engine, scene: Scene) -> Session:
+    """A new session on the scene's image."""
+    session = Session(engine=engine)
+    session.set_image(scene.image, copy=False)
+    return session
+
+
+def click(session: Session, c: Click) -> float:
+    """One click, from the call to the mask in host memory, milliseconds."""
+    start = perf_counter()
+    session.click(c.x, c.y, c.positive)
+    return 1e3 * (perf_counter() - start)
+
+
+def clicks(session: Session, scene: Scene, count: int, seed: int = 0) -> list[float]:
+    """The time of each of so many clicks on the current object."""
+    return [click(session, c) for c in islice(scene.clicks(seed), count)]
+
+
+SETTLED = 2
+"""After so many clicks the region has moved to the object and stays: the next ones find its image features known."""
+
+
+def next_clicks(sessions: Sequence[Session], scene: Scene, count: int, seed: int = 0) -> list[list[float]]:
+    """The times of the clicks after the first `SETTLED`, for each session.
+
+    The sessions take turns at every click, so that a machine that slows down slows all of them.
+    """
+    times: list[list[float]] = [[] for _ in sessions]
+    for number, c in enumerate(islice(scene.clicks(seed), count)):
+        for own, session in zip(times, sessions, strict=True):
+            t = click(session, c)
+            if number >= SETTLED:
+                own.append(t)
+    return times

@@ -1,0 +1,129 @@
+"""The speeds and sizes that must be reached on two CPU cores; prints each figure, its target and whether it is met.
+
+    python -m bench.targets                  # a minute; writes bench/results/targets_cpu.csv
+
+Every ratio is of medians of one run.  The exit status is 1 when a target is missed.
+"""
+
+import argparse
+import statistics
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from tqdm import tqdm
+
+from activefreq_engine import Engine
+from bench import rows
+from bench.clicking import SETTLED, clicks, next_clicks, opened
+from bench.ladder import CPU, picture
+from bench.machine import Machine
+from bench.scaling import FIXED_RADIUS, engine, memory_growth, shape_of
+from bench.scene import scene
+from bench.verify import sessions_agree
+
+SIZE = 384
+
+
+@dataclass(frozen=True)
+class Target:
+    """One thing that must be reached."""
+
+    name: str
+    figure: float
+    least: float | None = None
+    most: float | None = None
+    note: str = ""
+
+    @property
+    def met(self) -> bool:
+        return (self.least is None or self.figure >= self.least) and (self.most is None or self.figure <= self.most)
+
+    def __str__(self) -> str:
+        asked = f">= {self.least:g}" if self.least is not None else f"<= {self.most:g}"
+        return f"{'met' if self.met else 'MISSED':7s}{self.name}: {self.figure:.3g}, required {asked}{self.note}"
+
+
+def faster(sequences: int) -> list[Target]:
+    """The next click beside the plain modules: those that compute everything at every click, and those that keep what
+    does not depend on the clicks."""
+    on = picture()
+    engines: list[Engine] = [engine("cpu"), engine("cpu", plan=False), CPU[0].engine("cpu", SIZE)]
+    sessions = [opened(e, on) for e in engines]
+    next_clicks(sessions, on, SETTLED + 2)
+    times: list[list[float]] = [[] for _ in sessions]
+    for seed in tqdm(range(sequences), desc="plan and plain modules", unit="object"):
+        for session in sessions:
+            session.reset()
+        for own, more in zip(times, next_clicks(sessions, on, 20, seed), strict=True):
+            own += more
+        for session in sessions[1:]:
+            sessions_agree(sessions[0], session)  # no speed-up without the same masks
+    plan, kept, plain = (statistics.median(t) for t in times)
+    name = f"next click at {SIZE} px, times faster than the plain modules"
+    return [
+        Target(name, plain / plan, least=2.5, note=f" ({plan:.1f} and {plain:.1f} ms)"),
+        Target(f"{name} with image features kept", kept / plan, least=1, note=f" ({plan:.1f} and {kept:.1f} ms)"),
+    ]
+
+
+def flat_in_clicks(sequences: int) -> list[Target]:
+    """The last ten of 50 clicks beside the first ten whose region has settled."""
+    on = picture()
+    session = opened(engine("cpu"), on)
+    clicks(session, on, SETTLED + 2)
+    early, late = [], []
+    for seed in tqdm(range(sequences), desc="clicks made", unit="object"):
+        session.reset()
+        times = clicks(session, on, 50, seed)
+        early += times[SETTLED : SETTLED + 10]
+        late += times[-10:]
+    ratio = statistics.median(late) / statistics.median(early)
+    return [Target("clicks 41 to 50 over clicks 3 to 12", ratio, most=1.15)]
+
+
+def flat_in_megapixels(sequences: int) -> list[Target]:
+    """The next click on an object of 200 pixels in images of 0.3, 12 and 100 megapixels, in turn."""
+    shared = engine("cpu")
+    scenes = {mp: scene(*shape_of(mp), FIXED_RADIUS) for mp in (0.3, 12, 100)}
+    sessions = {mp: opened(shared, s) for mp, s in scenes.items()}
+    times: dict[float, list[float]] = {mp: [] for mp in scenes}
+    for seed in tqdm(range(sequences), desc="megapixels", unit="object"):
+        for mp, session in sessions.items():
+            session.reset()
+            times[mp] += clicks(session, scenes[mp], 20, seed)[SETTLED:]
+    small, *large = (statistics.median(t) for t in times.values())
+    return [
+        Target(f"next click in {mp} megapixels over that in 0.3", t / small, most=1.15)
+        for mp, t in zip((12, 100), large, strict=True)
+    ]
+
+
+def growth() -> list[Target]:
+    """In a process of its own, so that nothing else is in the figure."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+        megabytes = alone.submit(_growth).result()
+    return [Target("MB more after 200 clicks on 12 megapixels", megabytes, most=50)]
+
+
+def _growth() -> float:
+    return max(float(r["growth_mb"]) for r in memory_growth("cpu", 1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sequences", type=int, default=5, help="of clicks, for each figure")
+    parser.add_argument("--out", type=Path, default=rows.RESULTS, help="folder of the CSV file")
+    arguments = parser.parse_args()
+    n = arguments.sequences
+    targets = [*growth(), *faster(n), *flat_in_clicks(n), *flat_in_megapixels(n)]
+    measured = [{"target": t.name, "figure": t.figure, "least": t.least, "most": t.most, "met": t.met} for t in targets]
+    rows.write(arguments.out / "targets_cpu.csv", measured, Machine("cpu").describe(), replace="target")
+    print(*targets, sep="\n")
+    sys.exit(0 if all(t.met for t in targets) else 1)
+
+
+if __name__ == "__main__":
+    main()
