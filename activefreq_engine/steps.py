@@ -119,5 +119,5 @@ def _outcome(turn: _Turn, layers: tuple[Layer, ...]) -> tuple[Step, NDArray[np.b
         mask = merge_click(before, mask, turn.click, turn.box)
         canvas = Canvas(last.height, last.width, last.threshold, layers, turn.clicks, PackedMask.of(mask))
     changed = changed_bbox(before, mask, zoom.union(last.extent, canvas.extent))
-    mask_box = changed_bbox(np.broadcast_to(np.False_, mask.shape), mask, canvas.extent)
+    mask_box = zoom.bbox_within(mask, canvas.extent)
     return Step(turn.click, canvas, turn.roi, mask_box), mask, changed

@@ -190,7 +190,16 @@ def union(a: Box | None, b: Box | None) -> Box | None:
     return min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
 
 
+def bbox_within(mask: NDArray[np.bool_], within: Box | None) -> Box | None:
+    """`mask_bbox` of a mask that is empty outside of a box."""
+    if within is None:
+        return None
+    x0, y0, x1, y1 = within
+    box = mask_bbox(mask[y0:y1, x0:x1])
+    return None if box is None else (box[0] + x0, box[1] + y0, box[2] + x0, box[3] + y0)
+
+
 def mask_bbox(mask: NDArray[np.bool_]) -> Box | None:
     """Smallest box around the true pixels of a bool `[H, W]` array, or None."""
-    x, y, w, h = cv2.boundingRect(np.ascontiguousarray(mask).view(np.uint8))
+    x, y, w, h = cv2.boundingRect(mask.view(np.uint8))
     return (x, y, x + w, y + h) if w else None

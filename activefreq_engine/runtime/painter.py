@@ -1,0 +1,118 @@
+"""Small probability maps enlarged to image pixels, tile by tile.
+
+A tile whose values all lie on one side of the threshold is filled without being enlarged: interpolation stays between
+its corners.  What a mask costs is then its outline and not its area.  Every pixel is computed by the same arithmetic
+whatever else is painted, so `threshold` and `paint` agree bit by bit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from activefreq_engine.types import Box
+
+_TILE = 128  # pixels along a tile's side, at least; fewer take longer to begin than to fill
+_CELLS = 16  # values along a tile's side, at least
+_MARGIN = 1e-6  # above what rounding adds to an interpolated probability
+
+
+class _Axis:
+    """Where the pixels of one axis lie between the values: pixel i is `values[low] + weight * (next - values[low])`."""
+
+    def __init__(self, pixels: int, values: int) -> None:
+        at = np.clip((np.arange(pixels) + 0.5) * (values / pixels) - 0.5, 0, values - 1)
+        self.low = np.minimum(at.astype(np.intp), max(0, values - 2))
+        self.weight = (at - self.low).astype(np.float32)
+        self.values = values
+        self.cells = max(_CELLS, -(-_TILE * values // pixels))
+        starts = np.arange(0, max(1, values - 1), self.cells)
+        self.edges = [*np.searchsorted(self.low, starts).tolist(), pixels]
+        """Tile k has the pixels from `edges[k]` to `edges[k + 1]`."""
+
+    def pixels(self, tile: int) -> slice:
+        return slice(self.edges[tile], self.edges[tile + 1])
+
+    def reach(self, tile: int) -> slice:
+        """The values that the pixels of a tile lie between."""
+        first = tile * self.cells
+        return slice(first, min(first + self.cells + 1, self.values))
+
+    def reduce(self, values: NDArray[np.float32], ufunc: np.ufunc) -> NDArray[np.float32]:
+        """`[h, w]` -> `[tiles, w]`: the rows that each tile reaches, reduced to one."""
+        starts = np.arange(len(self)) * self.cells
+        out = ufunc.reduceat(values, starts, axis=0)
+        out[:-1] = ufunc(out[:-1], values[starts[1:]])  # a tile reaches the first row of the next one
+        return out
+
+    def __len__(self) -> int:
+        return len(self.edges) - 1
+
+
+class Painter:
+    """Paints one map on one box of the image.
+
+    Args:
+        box (Box): where, image pixels.
+        values (float32 `[h, w]`): neither side longer than the box's.
+    """
+
+    def __init__(self, box: Box, values: NDArray[np.float32]) -> None:
+        self._box, self._values = box, values
+        self._y, self._x = _Axis(box[3] - box[1], values.shape[0]), _Axis(box[2] - box[0], values.shape[1])
+
+    def paint(self, strip: NDArray[np.float32], y0: int, y1: int) -> None:
+        """Write the pixels of image rows y0 to y1 into float32 `[y1 - y0, W]`."""
+        left, top = self._box[0], self._box[1]
+        first, last = max(y0 - top, 0), min(y1, self._box[3]) - top
+        for i in range(len(self._y)):
+            rows, across = self._y.pixels(i), self._y.reach(i)
+            rows = slice(max(rows.start, first), min(rows.stop, last))
+            if rows.start >= rows.stop:
+                continue
+            part = strip[rows.start + top - y0 : rows.stop + top - y0]
+            for j in range(len(self._x)):
+                columns, reach = self._x.pixels(j), (across, self._x.reach(j))
+                part[:, columns.start + left : columns.stop + left] = self._enlarge(rows, columns, reach)
+
+    def threshold(self, mask: NDArray[np.bool_], threshold: float, *, blank: bool = False) -> None:
+        """Write the pixels' being above a threshold into bool `[H, W]`; `blank`: which is all False so far."""
+        out = mask[self._box[1] : self._box[3], self._box[0] : self._box[2]]
+        above = (self._extremes(np.minimum) > threshold + _MARGIN).tolist()
+        below = (self._extremes(np.maximum) <= threshold - _MARGIN).tolist()
+        for i in range(len(self._y)):
+            rows = self._y.pixels(i)
+            for j in range(len(self._x)):
+                columns = self._x.pixels(j)
+                if above[i][j]:
+                    out[rows, columns] = True
+                elif below[i][j]:
+                    if not blank:
+                        out[rows, columns] = False
+                else:
+                    reach = self._y.reach(i), self._x.reach(j)
+                    np.greater(self._enlarge(rows, columns, reach), threshold, out=out[rows, columns])
+
+    def _extremes(self, least: np.ufunc) -> NDArray[np.float32]:
+        """float32 `[tiles, tiles]`: the least or greatest of the values that the pixels of each tile lie between."""
+        return self._x.reduce(self._y.reduce(self._values, least).T, least).T
+
+    def _enlarge(self, rows: slice, columns: slice, reach: tuple[slice, slice]) -> NDArray[np.float32]:
+        """The pixels of `rows` and `columns`, both within the box; they lie between the values of `reach`."""
+        if self._values.shape == (len(self._y.low), len(self._x.low)):
+            return self._values[rows, columns]
+        values = self._values[reach]
+        values = _interpolate(values.T, self._x.low[columns] - reach[1].start, self._x.weight[columns]).T
+        return _interpolate(values, self._y.low[rows] - reach[0].start, self._y.weight[rows])
+
+
+def _interpolate(
+    values: NDArray[np.float32], low: NDArray[np.intp], weight: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Rows between the rows of `values`."""
+    out = values.take(np.minimum(low + 1, len(values) - 1), axis=0)
+    start = values.take(low, axis=0)
+    out -= start
+    out *= weight[:, None]
+    out += start
+    return out
