@@ -62,6 +62,13 @@ def parity(check: Check) -> str:
     return command(f"pytest -q -p no:cacheprovider {where}", seconds, TRITON_INTERPRET="0")
 
 
+def replayed_clicks(check: Check) -> str:
+    """The tests of clicks as CUDA graphs."""
+    where = "tests/runtime/test_contexts.py -k parcel" if check.dry else "tests/runtime/on_device --device cuda -x"
+    seconds = check.at_most(1200 if check.dry else 150)
+    return command(f"pytest -q -p no:cacheprovider {where}", seconds, TRITON_INTERPRET="0")
+
+
 def sanitizer(check: Check, name: str) -> str:
     """compute-sanitizer's tool `name` on the CUDA kernels.  Any report fails."""
     exercise = "tests.cuda_on_host.exercise --atomic-reads"
@@ -186,6 +193,7 @@ def main() -> None:
         check.step("FreqModule", lambda: gpu_ops.check_freq_module(check))
         check.deadline = start + seconds
         check.step("tests on the device", lambda: parity(check))
+        check.step("clicks on the device", lambda: replayed_clicks(check))
         check.step("memcheck", lambda: sanitizer(check, "memcheck"))
         check.step("racecheck", lambda: sanitizer(check, "racecheck"))
     verdict = targets(check.rows)

@@ -50,7 +50,7 @@ def test_the_dry_run_does_it_all(tmp_path):
     assert all(float(row["median_us"]) > 0 and row["device"] and row["commit"] for row in rows)
     summary = json.loads((tmp_path / "gpu_check.json").read_text())
     assert {step["status"] for step in summary["steps"]} == {"passed"}
-    assert [step["name"] for step in summary["steps"]][-3:] == ["tests on the device", "memcheck", "racecheck"]
+    assert [step["name"] for step in summary["steps"]][-3:] == ["clicks on the device", "memcheck", "racecheck"]
     assert len(summary["targets"]) == 5
     assert summary["failures"] == []
 

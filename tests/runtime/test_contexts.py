@@ -1,19 +1,19 @@
 """The engine with contexts answers as it does without, whatever their buffers held before."""
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from activefreq_engine import ActiveFreqError, Engine, Session
+from activefreq_engine import ActiveFreqError, Engine
 from activefreq_engine.models import FreqFormer
 from activefreq_engine.runtime import contexts
 from activefreq_engine.runtime.contexts import BATCHES, Contexts, Eager, Parcel
 from activefreq_engine.runtime.engine import RefineRequest, StepRequest
 
+from .clicking import box, play, poison, request, slots
 from .fake_graphs import FakeGraphs
 from .modules import random_model
 
@@ -39,44 +39,6 @@ def engine_on(model: FreqFormer, runner: contexts.Runner) -> Engine:
     engine = Engine(model, device="cpu", precision="fp32", size=256)
     engine._contexts = Contexts(engine._model, runner)
     return engine
-
-
-def slots(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
-    """Any number of clicks of each sign."""
-    points = np.full((48, 2), -1, np.float32)
-    for first in (0, 24):
-        n = rng.integers(0, 25)
-        points[first : first + n] = rng.uniform(0, (w, h), (n, 2))
-    return points
-
-
-def request(rng: np.random.Generator, h: int, w: int, features: Any = None) -> StepRequest:
-    crop = None if features is not None else rng.integers(0, 256, (h, w, 3), np.uint8)
-    return StepRequest(crop, features, rng.random((h, w), np.float32), slots(rng, h, w))
-
-
-def buffers(engine: Engine) -> Iterator[Any]:
-    """Everything that a context keeps between requests: arrays of the host and tensors."""
-    assert engine._contexts is not None
-    for bucket in engine._contexts._buckets.values():
-        for context in bucket._made.values():
-            for value in vars(context).values():
-                if isinstance(value, Parcel):
-                    yield from value.arrays.values()
-                    yield from value.tensors.values()
-                elif isinstance(value, tuple):
-                    yield from value
-                elif isinstance(value, torch.Tensor):
-                    yield value
-
-
-@torch.inference_mode()
-def poison(engine: Engine) -> None:
-    count = 0
-    for buffer in buffers(engine):
-        buffer[...] = 77 if buffer.dtype in (np.uint8, torch.uint8) else float("nan")
-        count += 1
-    assert count
 
 
 @pytest.mark.parametrize("make", [FakeGraphs, lambda: Eager(torch.device("cpu"))], ids=["graphs", "eager"])
@@ -111,11 +73,6 @@ def test_equal_to_the_engine_without_contexts(make, model, rng):
 def shape(features: Any) -> tuple[int, int]:
     h, w = features.c1.shape[2:]
     return 4 * h, 4 * w
-
-
-def box(rng: np.random.Generator, h: int, w: int) -> tuple[float, float, float, float]:
-    x, y = rng.uniform(0, (w - 20, h - 20))
-    return float(x), float(y), float(rng.uniform(x + 16, w)), float(rng.uniform(y + 16, h))
 
 
 def test_a_coarse_answer_outlives_other_clicks(model, rng):
@@ -231,17 +188,6 @@ def test_eight_threads_do_not_mix_masks(model, rng):
         assert got is not None
         for a, b in zip(got, probs, strict=True):
             assert np.abs(a - b).max() <= 1e-3  # a focus box may round to another pixel
-
-
-def play(engine: Engine, image: np.ndarray, clicks: list[tuple[int, int, bool]]) -> list[np.ndarray]:
-    """Probabilities after each click."""
-    out = []
-    with Session(engine=engine) as s:
-        s.set_image(image)
-        for c in clicks:
-            s.click(*c)
-            out.append(s.probs)
-    return out
 
 
 def test_parcel_keeps_its_parts_apart(rng):

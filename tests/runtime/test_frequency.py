@@ -17,6 +17,7 @@ from activefreq_engine.runtime.frequency import OneLaunch, frequency_block
 FILE = Path(__file__).parent / "on_device" / "test_one_launch.py"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not triton_support.installed()[0], reason=triton_support.installed()[1])
 def test_kernel_in_the_interpreter():
     # Triton must learn of it before it is imported: a process of its own
