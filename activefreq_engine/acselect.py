@@ -31,7 +31,8 @@ Array = NDArray[Any] | torch.Tensor
 
 RGU_VARIANTS = {
     "mean_prob": "H(mean p): the entropy of the region seen as one unit",
-    "entropy_share": "sum of H over the region / sum of H over all regions: rewards area",
+    "entropy_share": "sum of H over the region / sum of H over all regions: the joint entropy of its pixels if they "
+    "were independent; grows with area",
     "ripu": "H(share of mask pixels in the region's box, grown by one pixel) * mean H: impurity times uncertainty",
     "variance": "4 * variance of p over the region: largest where the region disagrees with itself",
 }
@@ -110,11 +111,12 @@ class AcSelect:
     """Scores regions and proposes clicks.  Holds settings only, so one object serves any number of images and threads.
 
     MPE, APE and most variants of RGU do not depend on a region's size, and the pixels along a mask's contour are the
-    least certain ones: on their own the scores chase slivers one pixel wide, where a click changes nothing.  Two rules
-    keep them from it, both inferred and not in the paper: regions below a minimum area or inscribed radius are
-    dropped, and regions narrower than `prominence` times the widest one come after all wider ones.  With
-    ``prominence=1`` the widest error wins whatever its score (the robot clicker's distance rule, by region); with 0
-    only the score counts.
+    least certain ones: on their own the scores chase slivers along it, where a click changes next to nothing, and pass
+    over the wide errors that the model is sure of, where one is worth most.  So the default RGU is the one that grows
+    with area; bench/acselect.py compares all of them.  Two more rules, both inferred and not in the paper: regions
+    below a minimum area or inscribed radius are dropped, and regions narrower than `prominence` times the widest one
+    come after all wider ones.  With ``prominence=1`` the widest error wins whatever its score (the robot clicker's
+    distance rule, by region); with 0 only the score counts.
 
     Args:
         weights: of MPE, APE and RGU in the score; finite, not negative, not all zero.
@@ -132,7 +134,7 @@ class AcSelect:
     def __init__(
         self,
         weights: Sequence[float] = (1.0, 1.0, 1.0),
-        rgu: str = "mean_prob",
+        rgu: str = "entropy_share",
         min_area: int = 16,
         min_radius: float = 2.0,
         prominence: float = 0.5,
@@ -206,7 +208,7 @@ class AcSelect:
         self,
         probs: Array,
         previous_probs: Array | None = None,
-        tau: float = 0.8,
+        tau: float = 0.9,
         k: int = 3,
         *,
         tau_flipped: float = 0.4,
@@ -214,19 +216,20 @@ class AcSelect:
     ) -> list[Suggestion]:
         """Propose clicks to a person; there is no ground truth.  A proposal, never to be carried out unseen.
 
-        The regions are the 8-connected components of uncertain pixels: those with H > `tau`, and those whose label
-        has changed since the previous step and that have H > `tau_flipped`.  A change alone is not enough: a pixel
-        that changed and is certain now is what the last click asked for, and a proposal to undo it would contradict
-        the person who has just clicked.
+        A pixel is uncertain if H > `tau`, or if its label has changed since the previous step and H > `tau_flipped`.
+        A change alone is not enough: a pixel that changed and is certain now is what the last click asked for, and a
+        proposal to undo it would contradict the person who has just clicked.
 
-        The sign is the opposite of the mask at the proposed point.  A click that agrees with the mask would confirm
-        and change next to nothing; so a suggestion reads "if the mask is wrong here, this is the click to make", and
-        ignoring it is the right answer if the mask is right.
+        The regions are the 8-connected components of the uncertain pixels inside the mask and of those outside.  So
+        each has one sign, as in `oracle`, the opposite of the mask there: a click that agrees with the mask would
+        change next to nothing.  A suggestion reads "if the mask is wrong here, this is the click to make"; ignoring
+        it is the right answer if the mask is right.  Without the division by sign the band along the contour would
+        be one region, clicked in its middle: on the contour itself, where even a justified click moves little.
 
         Args:
             probs: float `[H, W]` in 0..1, array or tensor.
             previous_probs: float `[H, W]`, the probabilities one step earlier; None at the first step.
-            tau: bits, 0..1.  0.8 is a probability of 0.24 to 0.76.
+            tau: bits, 0..1.  0.9 is a probability of 0.32 to 0.68.
             k: at most so many suggestions, at least 1.
             tau_flipped: bits, 0..tau.  0.4 is a probability of 0.08 to 0.92.
             valid: bool `[H, W]`; where false nothing is proposed, for example around earlier clicks.
@@ -247,7 +250,7 @@ class AcSelect:
         self,
         probs: Array,
         previous_probs: Array | None = None,
-        tau: float = 0.8,
+        tau: float = 0.9,
         *,
         tau_flipped: float = 0.4,
         valid: Array | None = None,
@@ -266,7 +269,7 @@ class AcSelect:
             candidates |= flipped & (entropy > tau_flipped)
         if valid is not None:
             candidates &= _mask("valid", valid, p)
-        return self._score(candidates[None], p, mask)
+        return self._score(torch.stack([candidates & ~mask, candidates & mask]), p, mask)
 
     def _score(self, candidates: torch.Tensor, probs: torch.Tensor, mask: torch.Tensor) -> RegionScores:
         """Score the regions of every layer of `candidates` `[L, H, W]`; `probs` and `mask` are `[H, W]`."""

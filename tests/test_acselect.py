@@ -116,7 +116,7 @@ def test_a_certain_wide_error_goes_before_an_uncertain_sliver():
     probs = np.where(truth, 0.3, np.where(sliver, 0.5, 0.05))
     default = AcSelect().oracle(probs, sliver, truth)
     assert [(s.x, s.y, s.positive) for s in default] == [(24, 24, True)]
-    by_score = AcSelect(min_area=0, min_radius=0, prominence=0).oracle(probs, sliver, truth)
+    by_score = AcSelect(rgu="mean_prob", min_area=0, min_radius=0, prominence=0).oracle(probs, sliver, truth)
     assert [s.positive for s in by_score] == [False, True]
 
 
@@ -218,20 +218,34 @@ def test_suggest_proposes_the_opposite_of_the_mask_in_uncertain_regions():
         suggestions = AcSelect().suggest(probs, k=5)
         found += len(suggestions)
         for s in suggestions:
-            assert entropy(probs[s.y, s.x]) > 0.8
+            x0, y0, x1, y1 = s.region_bbox
+            assert entropy(probs[s.y, s.x]) > 0.9
             assert s.positive != mask[s.y, s.x]
+            same = (mask != s.positive) & (entropy(probs) > 0.9)
+            labels, _ = ndimage.label(same, EIGHT)
+            assert s.area == (labels == labels[s.y, s.x])[y0:y1, x0:x1].sum()
     assert found
 
 
 def test_suggest_gives_k_best_first():
     probs = np.full((40, 121), 0.02)
-    for i, p in enumerate((0.26, 0.45, 0.6, 0.7)):
+    for i, p in enumerate((0.33, 0.45, 0.6, 0.66)):
         probs[10:30, 5 + 30 * i : 25 + 30 * i] = p
     suggestions = AcSelect().suggest(probs)
     assert [(s.x, s.positive) for s in suggestions] == [(44, True), (74, False), (104, False)]
     assert AcSelect().suggest(probs, k=1) == suggestions[:1]
     assert len(AcSelect().suggest(probs, k=10)) == 4
     assert all(isinstance(s, Suggestion) for s in suggestions)
+
+
+def test_an_uncertain_band_along_the_contour_is_two_suggestions():
+    block, inner = rectangle((60, 91), 20, 10, 70, 50), rectangle((60, 91), 27, 17, 63, 43)
+    around = rectangle((60, 91), 15, 5, 75, 55)
+    probs = np.where(inner, 0.99, np.where(block, 0.6, np.where(around, 0.4, 0.01)))  # 7 pixels inside, 5 outside
+    suggestions = AcSelect().suggest(probs)
+    areas = [int((block & ~inner).sum()), int((around & ~block).sum())]
+    assert sorted((s.positive, s.area) for s in suggestions) == [(False, areas[0]), (True, areas[1])]
+    assert all((block if not s.positive else around & ~block)[s.y, s.x] for s in suggestions)
 
 
 def test_suggest_says_nothing_where_the_model_is_certain():
