@@ -33,8 +33,9 @@ from activefreq_engine.eval.report import dataset_digest
 from activefreq_engine.eval.runner import weights_digest
 
 RITM = "ritm"
-SUGGEST = "suggest"
-UNCERTAIN = 0.8  # bits: the pixels that suggestions are made of by default, see `AcSelect.suggest`
+FOLLOWERS = {"suggest-first": 1, "suggest-any": 3}
+"""Annotators: how many of the suggestions they look at."""
+UNCERTAIN = 0.9  # bits: the pixels that suggestions are made of by default, see `AcSelect.suggest`
 
 
 class LargestRegion(AcSelect):
@@ -68,6 +69,9 @@ def policies() -> dict[str, AcSelect]:
                 found[f"{terms}-{variant}-{prominence:g}"] = AcSelect(weights[terms], variant, prominence=prominence)
         for terms in ("mpe", "ape"):
             found[f"{terms}-{prominence:g}"] = AcSelect(weights[terms], prominence=prominence)
+    grid_default = [name for name, policy in found.items() if name != "acselect" and repr(policy) == repr(AcSelect())]
+    for name in grid_default:
+        del found[name]  # it is "acselect"
     found["widest"] = AcSelect(prominence=1)  # the distance rule by way of AcSelect: a check, its numbers are ritm's
     return found
 
@@ -100,6 +104,8 @@ class Offer:
     """The first suggestion lies on a pixel whose label is wrong: the suggested click would correct it."""
     any_wrong: bool
     """One of them does."""
+    followed: bool
+    """The click that followed is a suggested one."""
     uncertain: int
     """Pixels of more than `UNCERTAIN` bits."""
     uncertain_wrong: int
@@ -107,20 +113,24 @@ class Offer:
 
 
 class SuggestionFollower:
-    """An annotator who looks at the first suggestion: if the mask is wrong there, they click it; else they look for
-    the largest error themselves, by the protocol's rule.
+    """An annotator who looks at the first suggestions, best first: if the mask is wrong at one, they click it; else
+    they look for the largest error themselves, by the protocol's rule.
 
     Args:
         truth: integer `[H, W]`: 1 object, 0 background, -1 ignored.
         session: the session that is evaluated, and asked for suggestions.
         sample: name of the sample in `offers`.
+        looks_at: so many suggestions, 1 to 3.
         offers: an `Offer` is added before every click but the first.
     """
 
     needs_probs = False
 
-    def __init__(self, truth: NDArray[np.integer], session: Session, sample: str, offers: list[Offer]) -> None:
-        self._truth, self._session, self._sample, self._offers = truth, session, sample, offers
+    def __init__(
+        self, truth: NDArray[np.integer], session: Session, sample: str, looks_at: int, offers: list[Offer]
+    ) -> None:
+        self._truth, self._session, self._sample = truth, session, sample
+        self._looks_at, self._offers = looks_at, offers
         self._robot = RitmClicker(truth)
 
     def next_click(self, prediction: NDArray[np.bool_], probs: NDArray[np.floating] | None = None) -> Click | None:
@@ -132,24 +142,25 @@ class SuggestionFollower:
             hits = [bool(wrong[s.y, s.x]) for s in suggestions]
             uncertain = self._session.uncertainty > UNCERTAIN
             counts = int(uncertain.sum()), int((uncertain & wrong).sum())
-            follows = hits[:1] == [True]
-            self._offers.append(Offer(self._sample, clicked + 1, len(hits), follows, any(hits), *counts))
-            if follows:
-                first = suggestions[0]
-                return Click(float(first.x), float(first.y), first.positive)
+            seen = zip(suggestions[: self._looks_at], hits, strict=False)
+            followed = [s for s, hit in seen if hit]
+            offer = Offer(self._sample, clicked + 1, len(hits), hits[:1] == [True], any(hits), bool(followed), *counts)
+            self._offers.append(offer)
+            if followed:
+                return Click(float(followed[0].x), float(followed[0].y), followed[0].positive)
         return self._robot.next_click(prediction)
 
 
-def follow_suggestions(data: Dataset, model: str, **options: Any) -> tuple[Report, list[Offer]]:
-    """Evaluate with a `SuggestionFollower`; options as for `evaluate`.  The offers are in the order of clicks."""
+def follow_suggestions(data: Dataset, model: str, name: str, **options: Any) -> tuple[Report, list[Offer]]:
+    """Evaluate one of `FOLLOWERS`; options as for `evaluate`.  The offers are in the order of clicks."""
     session = Session(model)
     offers: list[Offer] = []
     ids = iter([sample.id for sample in data.samples])  # one session: `evaluate` starts one sample after the other
 
     def annotator(truth: NDArray[np.integer], seed: int) -> SuggestionFollower:
-        return SuggestionFollower(truth, session, next(ids), offers)
+        return SuggestionFollower(truth, session, next(ids), FOLLOWERS[name], offers)
 
-    return evaluate(data, model=model, predictors=[session], clicker=(SUGGEST, annotator), **options), offers
+    return evaluate(data, model=model, predictors=[session], clicker=(name, annotator), **options), offers
 
 
 # --- runs that can be interrupted ---
@@ -168,7 +179,7 @@ class Runs:
 
     def path(self, name: str, suffix: str = ".json") -> Path:
         """Where the run of a variant is, or will be."""
-        known = clickers() | {SUGGEST: (f"{SUGGEST} {AcSelect()!r}", None)}
+        known = clickers() | {follower: (f"{follower} {AcSelect()!r}", None) for follower in FOLLOWERS}
         what = known[name] if isinstance(known[name], str) else known[name][0]
         parts = weights_digest(self.model), dataset_digest(self.data), sorted(self.options.items()), what
         return self.folder / f"{name}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}{suffix}"
@@ -178,16 +189,16 @@ class Runs:
         path = self.path(name)
         return read_json(path) if path.exists() else None
 
-    def offers(self) -> list[Offer]:
-        """What was offered in the run `SUGGEST`, in the order of clicks."""
-        with self.path(SUGGEST, ".csv").open(newline="", encoding="utf-8") as stream:
+    def offers(self, name: str) -> list[Offer]:
+        """What was offered in the run of one of `FOLLOWERS`, in the order of clicks."""
+        with self.path(name, ".csv").open(newline="", encoding="utf-8") as stream:
             return [_offer(**row) for row in csv.DictReader(stream)]
 
     def make(self, name: str) -> None:
         """Run a variant and keep its report."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if name == SUGGEST:
-            report, offers = follow_suggestions(self.data, self.model, **self.options)
+        if name in FOLLOWERS:
+            report, offers = follow_suggestions(self.data, self.model, name, **self.options)
             write_csv(self.path(name, ".csv"), [asdict(offer) for offer in offers])
         else:
             report = evaluate(self.data, model=self.model, clicker=clickers()[name], **self.options)
@@ -196,8 +207,8 @@ class Runs:
 
 def _offer(sample: str, **row: str) -> Offer:
     n = {key: int(value) for key, value in row.items()}
-    n |= {"first_wrong": bool(n["first_wrong"]), "any_wrong": bool(n["any_wrong"])}
-    return Offer(sample, **n)
+    flags = {key: bool(n.pop(key)) for key in ("first_wrong", "any_wrong", "followed")}
+    return Offer(sample, **n, **flags)
 
 
 # --- tables ---
@@ -235,12 +246,14 @@ def difference(report: Report, reference: Report | None) -> dict[str, float | No
     return {"more90": float(more.mean()), "more90_low": low, "more90_high": high}
 
 
-def offer_rows(offers: Sequence[Offer], until: Mapping[str, int]) -> list[dict[str, Any]]:
+def offer_rows(name: str, offers: Sequence[Offer], until: Mapping[str, int]) -> list[dict[str, Any]]:
     """A row a click number, and one for all: how many annotators clicked so often and what they were offered, in per
     cent.  Clicks of a sample after the one that reached the target (`until`) are left out."""
     needed = [offer for offer in offers if offer.click <= until[offer.sample]]
     groups = {str(k): [o for o in needed if o.click == k] for k in range(2, 1 + max(until.values(), default=0))}
-    return [_offer_row(click, group) for click, group in (*groups.items(), ("all", needed)) if group]
+    return [
+        {"annotator": name} | _offer_row(click, group) for click, group in (*groups.items(), ("all", needed)) if group
+    ]
 
 
 def _offer_row(click: str, offers: Sequence[Offer]) -> dict[str, Any]:
@@ -253,7 +266,7 @@ def _offer_row(click: str, offers: Sequence[Offer]) -> dict[str, Any]:
         "first_on_error": _percent([o.first_wrong for o in with_one]),
         "any_on_error": _percent([o.any_wrong for o in with_one]),
         "uncertain_pixel_wrong": _percent([o.uncertain_wrong / o.uncertain for o in pixels]),
-        "followed": 100 * sum(o.first_wrong for o in offers) / len(offers),
+        "followed": 100 * sum(o.followed for o in offers) / len(offers),
     }
 
 
@@ -298,14 +311,14 @@ def _cell(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-def suggestion_summary(report: Report, reference: Report | None, offers: Sequence[Offer]) -> str:
+def suggestion_summary(name: str, report: Report, reference: Report | None, offers: Sequence[Offer]) -> str:
     """In words and numbers: what following the suggestions costs or saves."""
     lines = []
     for target in (0.85, 0.9):
         until = clicks_until(report, target)
         needed = [o for o in offers if o.click <= until[o.sample]]
-        count, followed = sum(until.values()), sum(o.first_wrong for o in needed)
-        text = f"- To IoU {target:.2f}: NoC {np.mean(list(until.values())):.2f}"
+        count, followed = sum(until.values()), sum(o.followed for o in needed)
+        text = f"- {name}, to IoU {target:.2f}: NoC {np.mean(list(until.values())):.2f}"
         if reference is not None:
             more = metrics.noc(report.curves, target) - metrics.noc(reference.curves, target)
             low, high = metrics.bootstrap_interval(more) or (np.nan, np.nan)
@@ -338,13 +351,15 @@ def write_tables(runs: Runs, out: Path) -> str:
     reports = {name: report for name in clickers() if (report := runs.get(name)) is not None}
     robots = robot_rows(reports)
     write_csv(out / "robots.csv", robots)
-    offered, summary = [], ""
-    if (follower := runs.get(SUGGEST)) is not None:
-        offers = runs.offers()
-        offered = offer_rows(offers, clicks_until(follower, 0.9))
-        summary = suggestion_summary(follower, reports.get(RITM), offers)
-        write_csv(out / "suggestions.csv", offered)
-    text = markdown(robots, offered, summary)
+    offered: list[dict[str, Any]] = []
+    summary: list[str] = []
+    for name in FOLLOWERS:
+        if (report := runs.get(name)) is not None:
+            offers = runs.offers(name)
+            offered += offer_rows(name, offers, clicks_until(report, 0.9))
+            summary.append(suggestion_summary(name, report, reports.get(RITM), offers))
+    write_csv(out / "suggestions.csv", offered)
+    text = markdown(robots, offered, "\n".join(summary))
     (out / "acselect.md").write_text(text, encoding="utf-8")
     return text
 
@@ -360,7 +375,7 @@ def main(
     stop_at: Annotated[float | None, typer.Option(help="stop an image at this IoU: quicker, but no mean IoU")] = None,
 ) -> None:
     """Compare AcSelect's ways to choose the next click."""
-    names = [RITM, "acselect", SUGGEST]
+    names = [RITM, "acselect", *FOLLOWERS]
     names += [name for name in clickers() if name not in names]
     if unknown := sorted(set(only or ()) - set(names)):
         raise typer.BadParameter(f"unknown variant {unknown[0]!r}; choose from {', '.join(names)}")

@@ -60,7 +60,7 @@ def test_any_region_is_drawn_anew_and_by_its_seed():
 
 
 def test_every_setting_is_compared_once():
-    settings = [repr(p) for name, p in bench.policies().items() if name != "acselect"]
+    settings = [repr(p) for p in bench.policies().values()]
     assert len(set(settings)) == len(settings) == 2 * (2 + 2 * 4) + 1
     assert repr(AcSelect()) == repr(bench.policies()["acselect"])
 
@@ -85,31 +85,37 @@ class FakeSession:
 
 
 @pytest.mark.parametrize(
-    ("suggestions", "follows", "any_wrong"),
-    [([(40, 34, True), (0, 0, True)], True, True), ([(0, 0, True), (40, 34, True)], False, True), ([], False, False)],
+    ("suggestions", "looks_at", "follows", "first_wrong", "any_wrong"),
+    [
+        ([(40, 34, True), (0, 0, True)], 1, True, True, True),
+        ([(0, 0, True), (40, 34, True)], 1, False, False, True),
+        ([(0, 0, True), (40, 34, True)], 3, True, False, True),
+        ([(0, 0, True)], 3, False, False, False),
+        ([], 1, False, False, False),
+    ],
 )
-def test_an_annotator_follows_the_first_suggestion_only_onto_an_error(suggestions, follows, any_wrong):
+def test_an_annotator_follows_suggestions_only_onto_errors(suggestions, looks_at, follows, first_wrong, any_wrong):
     truth = two_errors()
     mask = np.zeros(truth.shape, bool)
     session, offers = FakeSession(truth.shape, *suggestions), []
-    session.uncertainty[30:32, 19:24] = 0.9  # ten uncertain pixels, eight of them wrong
-    annotator = bench.SuggestionFollower(truth, session, "a", offers)
+    session.uncertainty[30:32, 19:24] = 0.95  # ten uncertain pixels, eight of them wrong
+    annotator = bench.SuggestionFollower(truth, session, "a", looks_at, offers)
     own = RitmClicker(truth).next_click(mask)
     assert annotator.next_click(mask) == own
     assert offers == []  # nothing is offered before the first click
     session.clicks = (own,)
-    second = bench.SuggestionFollower(truth, session, "a", offers).next_click(mask)
+    second = bench.SuggestionFollower(truth, session, "a", looks_at, offers).next_click(mask)
     assert second == (Click(40.0, 34.0, True) if follows else own)
-    assert offers == [bench.Offer("a", 2, len(suggestions), follows, any_wrong, 10, 8)]
+    assert offers == [bench.Offer("a", 2, len(suggestions), first_wrong, any_wrong, follows, 10, 8)]
 
 
 def test_an_annotator_stops_at_a_perfect_mask_and_passes_over_ignored_pixels():
     truth = two_errors()
     session, offers = FakeSession(truth.shape, (40, 34, True)), []
     session.clicks = (Click(1.0, 1.0, False),)
-    assert bench.SuggestionFollower(truth, session, "a", offers).next_click(truth == 1) is None
+    assert bench.SuggestionFollower(truth, session, "a", 1, offers).next_click(truth == 1) is None
     truth[30:39, 20:60] = -1
-    click = bench.SuggestionFollower(truth, session, "a", offers).next_click(np.zeros(truth.shape, bool))
+    click = bench.SuggestionFollower(truth, session, "a", 1, offers).next_click(np.zeros(truth.shape, bool))
     assert click.y < 19
     assert [o.first_wrong for o in offers] == [False]
 
@@ -127,15 +133,16 @@ def test_differences_are_paired(folder):
 
 def test_offers_are_summed_up_until_the_target():
     offers = [
-        bench.Offer("a", 2, 3, True, True, 10, 5),
-        bench.Offer("a", 3, 0, False, False, 0, 0),
-        bench.Offer("a", 4, 3, True, True, 10, 10),  # after the target
-        bench.Offer("b", 2, 1, False, True, 10, 1),
+        bench.Offer("a", 2, 3, True, True, True, 10, 5),
+        bench.Offer("a", 3, 0, False, False, False, 0, 0),
+        bench.Offer("a", 4, 3, True, True, True, 10, 10),  # after the target
+        bench.Offer("b", 2, 1, False, True, False, 10, 1),
     ]
-    rows = bench.offer_rows(offers, {"a": 3, "b": 5})
+    rows = bench.offer_rows("one", offers, {"a": 3, "b": 5})
     assert [row["click"] for row in rows] == ["2", "3", "all"]
     assert [row["samples"] for row in rows] == [2, 1, 3]
     assert rows[0] | {"click": 2} == {
+        "annotator": "one",
         "click": 2,
         "samples": 2,
         "empty": 0,
@@ -162,9 +169,9 @@ def test_the_command_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):
         assert result.exit_code == 0, result.output
         return result.stdout
 
-    few = ["--limit", "2", "--only", "ritm", "--only", "suggest"]
+    few = ["--limit", "2", "--only", "ritm", "--only", "suggest-any"]
     text = run(*few)
-    assert [c if isinstance(c, str) else c[0] for c in made] == ["ritm", "suggest"]
+    assert [c if isinstance(c, str) else c[0] for c in made] == ["ritm", "suggest-any"]
     assert run(*few) == text
     assert len(made) == 2
     run(*few, "--only", "acselect")
@@ -174,7 +181,7 @@ def test_the_command_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):
     assert list(rows) == ["ritm", "acselect"]
     assert rows["ritm"]["samples"] == "2"
     assert float(rows["ritm"]["more90"]) == 0
-    assert (tmp_path / "out" / "suggestions.csv").read_text().startswith("click,samples,empty,")
+    assert (tmp_path / "out" / "suggestions.csv").read_text().startswith("annotator,click,samples,empty,")
     assert (tmp_path / "out" / "acselect.md").read_text() in run(*few)
     assert len(made) == 3
     run("--every", "2", "--only", "ritm")  # other images: another run
