@@ -84,7 +84,7 @@ class Engine:
             checkpoint, or a model; the latter is moved to the device and put in evaluation mode.
         device (str): "auto" (CUDA if there is one, else CPU) or anything `torch.device` takes.
         precision (str): one of `PRECISIONS`; "auto" is the fastest that holds the stated accuracy on the device: fp16
-            on CUDA, else fp32.
+            on CUDA, bf16 on CPUs that multiply it natively, else fp32.
         size (int, optional): long side of the network input, one of `SIZES`. Default: 256.
         plan (bool): run compiled plans, see `runtime.plan`. False runs the model's own modules, for comparison; so does
             a model that is not a FreqFormer.

@@ -18,13 +18,13 @@ from activefreq_engine.models import FreqFormer
 from activefreq_engine.models.freqnet import FreqModule, upsample
 from activefreq_engine.models.mit import MiTStage
 from activefreq_engine.models.refiner import Refiner, SeparableBlock, roi_align
-from activefreq_engine.runtime import layers, rewrites
+from activefreq_engine.runtime import cpu, layers, rewrites
 from activefreq_engine.runtime.frequency import frequency_block
 from activefreq_engine.runtime.spectral import Form
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-"""bf16 and fp16 have float32 islands: statistics of norms, softmax, spectra, boxes and logits.  fp16 is made for CUDA,
-where "auto" is fp16; it is slow on a CPU."""
+"""bf16 and fp16 have float32 islands: statistics of norms, softmax, spectra, boxes and logits.  "auto" is fp16 on CUDA,
+bf16 on CPUs that multiply it natively, fp32 on others."""
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -234,7 +234,9 @@ class Folded:
 
 def _fastest(device: torch.device) -> str:
     """What "auto" comes to on a device."""
-    return "fp16" if device.type == "cuda" else "fp32"
+    if device.type == "cuda":
+        return "fp16"
+    return "bf16" if cpu.has_bf16() else "fp32"
 
 
 def _stage(stage: nn.Module) -> nn.Module:
