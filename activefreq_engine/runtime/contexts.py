@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from math import prod
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -48,23 +48,6 @@ class Runner(Protocol):
 
     def wait(self) -> None:
         """Return when everything that was started is done."""
-
-
-class Eager:
-    """Calls work as it is."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def active(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def capture(self, work: Work) -> Work:
-        return work
-
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
 
 
 class Parcel:

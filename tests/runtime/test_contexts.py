@@ -10,12 +10,12 @@ import torch
 from activefreq_engine import ActiveFreqError, Engine
 from activefreq_engine.models import FreqFormer
 from activefreq_engine.runtime import contexts
-from activefreq_engine.runtime.contexts import BATCHES, Contexts, Eager, Parcel
+from activefreq_engine.runtime.contexts import BATCHES, Contexts, Parcel
 from activefreq_engine.runtime.engine import RefineRequest, StepRequest
 
 from .clicking import box, play, poison, request, slots
-from .fake_graphs import FakeGraphs
 from .modules import random_model
+from .runners import Eager, FakeGraphs
 
 pytestmark = pytest.mark.usefixtures("seed")
 

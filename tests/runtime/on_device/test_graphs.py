@@ -12,7 +12,7 @@ from PIL import Image
 
 from activefreq_engine import Engine
 from activefreq_engine.models import FreqFormer
-from activefreq_engine.runtime.contexts import Contexts, Eager
+from activefreq_engine.runtime.contexts import Contexts
 from activefreq_engine.runtime.cuda import Graphs
 from activefreq_engine.runtime.engine import RefineRequest, StepAnswer, StepRequest
 from activefreq_engine.runtime.frequency import OneLaunch
@@ -20,6 +20,7 @@ from activefreq_engine.runtime.frequency import OneLaunch
 from ..clicking import box, play, poison, request, slots
 from ..measures import disagreement
 from ..modules import random_model
+from ..runners import Eager
 
 pytestmark = pytest.mark.gpu
 

@@ -1,15 +1,32 @@
-"""CUDA graphs as far as a CPU can imitate them."""
+"""Ways to run the work of contexts other than CUDA graphs."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 from activefreq_engine.runtime.contexts import Work
 
 
+class Eager:
+    """A `contexts.Runner` that calls work as it is, on any device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def active(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def capture(self, work: Work) -> Work:
+        return work
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
 class FakeGraphs:
-    """A `contexts.Runner` whose results stay in place, and are lost as soon as anything is replayed.
+    """CUDA graphs as far as a CPU can imitate them: results stay in place and are lost with the next replay of any work.
 
     What a graph must not do is asserted: no capture or replay outside of `active`, none from two threads at a time.
     """
