@@ -133,6 +133,7 @@ def _write(half: nn.Module, inputs: dict[str, Tensor], outputs: dict[str, Tensor
             opset_version=OPSET,
             input_names=list(inputs),
             output_names=list(outputs),
+            optimize=True,
             verbose=False,
         )
     assert program is not None
