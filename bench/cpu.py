@@ -13,16 +13,26 @@ from bench.machine import Times
 Run = Callable[[], Any]
 
 
-def side_by_side(runs: dict[str, Run], samples: int = 30, warm_up: int = 3) -> dict[str, Times]:
-    """Median and quartiles of each run's microseconds.  They take turns, so that a busy moment hits all of them."""
+def side_by_side(runs: dict[str, Run], samples: int = 30, turn: int = 1) -> dict[str, Times]:
+    """Median and quartiles of each run's microseconds.  They take turns, so that a busy moment hits all of them.
+
+    Args:
+        runs: what to time, by name.
+        samples: of each.
+        turn: calls in a row.  With thread pools of several libraries take several: the first call of a turn, which
+            meets the threads of the one before while they still spin, then does not count.
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for i in range(warm_up + samples):
+    skipped = 1 if turn > 1 else 0
+    for _ in range(1 + -(-samples // (turn - skipped))):
         for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if i >= warm_up:
-                times[name].append(1e6 * (time.perf_counter() - start))
-    quartiles = {name: statistics.quantiles(t, n=4, method="inclusive") for name, t in times.items()}
+            for i in range(turn):
+                start = time.perf_counter()
+                run()
+                if i >= skipped:
+                    times[name].append(1e6 * (time.perf_counter() - start))
+    warm_up = turn - skipped
+    quartiles = {name: statistics.quantiles(t[warm_up:], n=4, method="inclusive") for name, t in times.items()}
     return {name: Times(median, lower, upper) for name, (lower, median, upper) in quartiles.items()}
 
 
