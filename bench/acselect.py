@@ -274,9 +274,9 @@ def _percent(values: Sequence[float]) -> float | None:
     return 100 * float(np.mean(values)) if values else None
 
 
-def markdown(robots: Sequence[Mapping[str, Any]], offers: Sequence[Mapping[str, Any]], summary: str) -> str:
+def markdown(head: str, robots: Sequence[Mapping[str, Any]], offers: Sequence[Mapping[str, Any]], summary: str) -> str:
     """Both tables, with a note on each."""
-    text = "## Robots\n\n" + _table([_readable_robot(row) for row in robots])
+    text = f"{head}\n\n## Robots\n\n" + _table([_readable_robot(row) for row in robots])
     text += "\nThe column behind NoC@90 is the mean difference from the `ritm` robot on the same images, with its 95 % "
     text += "BCa bootstrap interval over images.  Mean IoU in per cent.  -: not measured.\n"
     if offers:
@@ -359,7 +359,9 @@ def write_tables(runs: Runs, out: Path) -> str:
             offered += offer_rows(name, offers, clicks_until(report, 0.9))
             summary.append(suggestion_summary(name, report, reports.get(RITM), offers))
     write_csv(out / "suggestions.csv", offered)
-    text = markdown(robots, offered, "\n".join(summary))
+    head = f"{runs.data.name}, {len(runs.data.samples)} samples; {Path(runs.model).stem}, weights sha256 "
+    head += f"{weights_digest(runs.model)[:12]}; " + ", ".join(f"{k} {v}" for k, v in runs.options.items())
+    text = markdown(head, robots, offered, "\n".join(summary))
     (out / "acselect.md").write_text(text, encoding="utf-8")
     return text
 
