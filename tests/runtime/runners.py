@@ -26,7 +26,7 @@ class Eager:
 
 
 class FakeGraphs:
-    """CUDA graphs as far as a CPU can imitate them: results stay in place and are lost with the next replay of any work.
+    """CUDA graphs as far as a CPU can imitate them: results stay in place and are lost with the next replay.
 
     What a graph must not do is asserted: no capture or replay outside of `active`, none from two threads at a time.
     """
