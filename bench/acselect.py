@@ -72,6 +72,7 @@ def policies() -> dict[str, AcSelect]:
     grid_default = [name for name, policy in found.items() if name != "acselect" and repr(policy) == repr(AcSelect())]
     for name in grid_default:
         del found[name]  # it is "acselect"
+    found["all-entropy_share-0.8"] = AcSelect(weights["all"], "entropy_share", prominence=0.8)
     found["widest"] = AcSelect(prominence=1)  # the distance rule by way of AcSelect: a check, its numbers are ritm's
     return found
 

@@ -61,7 +61,7 @@ def test_any_region_is_drawn_anew_and_by_its_seed():
 
 def test_every_setting_is_compared_once():
     settings = [repr(p) for p in bench.policies().values()]
-    assert len(set(settings)) == len(settings) == 2 * (2 + 2 * 4) + 1
+    assert len(set(settings)) == len(settings) == 2 * (2 + 2 * 4) + 2
     assert repr(AcSelect()) == repr(bench.policies()["acselect"])
 
 
