@@ -4,8 +4,9 @@
     python -m bench.cpu_executors             # the table, two minutes
     python -m bench.cpu_executors --write     # and record it in bench/results/cpu_executors.csv
 
-What is timed is one more click on prepared features, NumPy arrays in and out.  Masks are compared with the plain
-modules' on other spots than the timed one.  The exported files are kept in out/onnx and used again.
+What is timed is one more click on prepared features, NumPy arrays in and out; each executor's speed is relative to the
+plan's in the same precision.  Masks are compared with the plain modules' on other spots than the timed one.  The
+exported files are kept in out/onnx and used again.
 """
 
 import argparse
@@ -35,7 +36,7 @@ MODEL = "freqformer_b0"
 PROBABILITY = 0.49
 LOGIT = float(np.log(PROBABILITY / (1 - PROBABILITY)))
 BAND = 0.1  # logits this close to the threshold may fall on either side of it
-COLUMNS = ["executor", "precision", "size", "threads", "median_ms", "lower_ms", "upper_ms", "speed_of_plan_fp32"]
+COLUMNS = ["executor", "precision", "size", "threads", "median_ms", "lower_ms", "upper_ms", "times_as_fast_as_plan"]
 COLUMNS += ["largest_logit_error", "pixels_that_differ", "of_them_clearly", "machine"]
 
 Array = NDArray[np.float32]
@@ -166,7 +167,7 @@ def main() -> None:
             for name in runs:
                 t = times[" ".join(name)]
                 error, differ, clearly = agreement[name]
-                speed = times["plan fp32"].median / t.median
+                speed = times[f"plan {name[1]}"].median / t.median  # in the same precision
                 numbers = [f"{v / 1e3:.2f}" for v in (t.median, t.lower, t.upper)]
                 row = [*name, size, threads, *numbers, f"{speed:.2f}", f"{error:.1e}", f"{differ:.1e}", clearly]
                 rows.append(row)
