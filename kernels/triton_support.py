@@ -64,11 +64,14 @@ class KernelCall:
     num_warps: int
     fp_fusion: bool = True
     """Whether a multiplication and an addition may become one rounding.  Always given: Triton's default changes."""
+    registers: int | None = None
+    """Most that a thread may have; None leaves it to the assembler, which may spill for the sake of occupancy."""
 
     @property
     def options(self) -> dict[str, Any]:
         """Launch options; no software pipelining, because the loops are short and unrolled."""
-        return {"num_warps": self.num_warps, "num_stages": 1, "enable_fp_fusion": self.fp_fusion}
+        options = {"num_warps": self.num_warps, "num_stages": 1, "enable_fp_fusion": self.fp_fusion}
+        return options if self.registers is None else options | {"maxnreg": self.registers}
 
     def run(self) -> None:
         """Launch on the current stream of the device that the tensors live on."""

@@ -421,16 +421,21 @@ class Launch:
     chunk: int
     """Spectrum columns worked on at a time; fewer need fewer registers."""
     planes: int = 1
+    registers: int | None = None
+    """See `KernelCall.registers`."""
 
 
-def default_launch(channels: int, height: int, width: int) -> Launch:
+def default_launch(channels: int, height: int, width: int, channels_last: bool = False) -> Launch:
     """The compile gate checks these: no spills in fp16 at any size.
 
     tf32x3 spills at 33 to 64 samples a side on sm_80.  Chunks of 16 would cure most of it, for 104 KB of shared memory
     in place of 16, which devices of compute capability 8.6, 8.9 and 12.0 do not have.
     """
     # At 128 an accumulator does not fit into the registers of 4 warps; 16 would halve the registers each may have.
-    return Launch(num_warps=8 if max(pad(channels), pad(height), pad(width)) >= 128 else 4, chunk=64)
+    warps = 8 if max(pad(channels), pad(height), pad(width)) >= 128 else 4
+    # Here the assembler of Triton 3.6 spills a few bytes for the sake of occupancy, so it is told not to mind.
+    greedy = channels > 64 or height != width or channels_last
+    return Launch(warps, chunk=64, registers=255 if greedy else None)
 
 
 def kernel_call(
@@ -448,7 +453,7 @@ def kernel_call(
     added = x if residual is None else residual
     batch, channels, h, w = x.shape
     cq = channels // 4
-    launch = launch or default_launch(cq, h, w)
+    launch = launch or default_launch(cq, h, w, x.stride(1) == 1)
     kh, kw, rows = pad(half(h)), pad(half(w)), min(16, pad(h))
     programs = cq + -(-h // launch.planes) + -(-w // launch.planes) + cq * -(-h // rows)
     tensors = dict(x_ptr=x, y_ptr=out, r_ptr=added, filter_ptr=filters, table_ptr=table)
@@ -462,7 +467,8 @@ def kernel_call(
     chunks = dict(CHUNK_H=min(launch.chunk, kh), CHUNK_W=min(launch.chunk, kw), PLANES=launch.planes, ROWS=rows)
     arguments = {**tensors, **strides, **sizes, **chunks, "PRECISION": precision, "EMULATE": INTERPRETING}
     arguments["RESIDUAL"] = residual is not None
-    return KernelCall(freq_module_kernel, (batch, programs), arguments, launch.num_warps)
+    grid = (batch, programs)
+    return KernelCall(freq_module_kernel, grid, arguments, launch.num_warps, registers=launch.registers)
 
 
 class Runner:
