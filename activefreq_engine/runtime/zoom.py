@@ -16,6 +16,7 @@ from activefreq_engine.types import Box, Click
 STRIDE = 32  # of the encoder: both sides of its input are multiples of this
 EXPANSION = 1.4  # region of interest and focus box, per side length (RITM, FocalClick)
 MIN_CROP = 200  # smallest region of interest, image pixels (RITM)
+MIN_GAIN = 2.0  # a region that is enlarged less than this is not worth the surroundings that it loses
 KEEP_IOU = 0.5  # a new region with less overlap replaces the old one (RITM)
 FOCUS_PART = 1 / 3  # a change smaller than this part of the object is looked at in its surroundings (FocalClick)
 FOCUS_REACH = 0.2  # these surroundings: click +- this part of the object's longer side (FocalClick)
@@ -53,6 +54,25 @@ def crop_rgb(image: NDArray[np.uint8], box: Box, height: int, width: int) -> NDA
     return np.ascontiguousarray(crop if crop.ndim == 3 else np.broadcast_to(crop[..., None], (height, width, 3)))
 
 
+def halvings(box: Box, side: int) -> int:
+    """How often an image may be halved and still have two pixels for each one of a crop of `box`, `side` x `side`."""
+    return max(0, int(np.log2(min(box[2] - box[0], box[3] - box[1]) / (2 * side))))
+
+
+def halved(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The image at half its size, averaged; a last odd row or column counts twice."""
+    height, width = image.shape[:2]
+    image = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+    return resize(image, image.shape[0] // 2, image.shape[1] // 2)
+
+
+def aligned(box: Box, step: int, bounds: Box) -> Box:
+    """The smallest box around `box` whose corners are multiples of `step` or at the end of `bounds`, which starts at
+    (0, 0)."""
+    x0, y0 = box[0] // step * step, box[1] // step * step
+    return x0, y0, min(-(-box[2] // step) * step, bounds[2]), min(-(-box[3] // step) * step, bounds[3])
+
+
 def next_roi(
     height: int,
     width: int,
@@ -62,7 +82,7 @@ def next_roi(
     *,
     min_crop: int = MIN_CROP,
 ) -> Box | None:
-    """RITM's zoom-in rule with hysteresis.
+    """RITM's zoom-in rule with hysteresis, where it enlarges enough to be worth the lost surroundings.
 
     Args:
         height, width (int): of the image.
@@ -72,8 +92,9 @@ def next_roi(
         min_crop (int): smallest side before clamping to the image.
 
     Returns:
-        The region to look at, or None for the whole image (no mask yet).  `current` is kept unless a positive click
-        lies outside it or its IoU with the new region is below `KEEP_IOU`.
+        The region to look at, or None for the whole image: there is no mask yet, or the region would be enlarged less
+        than `MIN_GAIN` times.  `current` is kept unless a positive click lies outside it or its IoU with the new region
+        is below `KEEP_IOU`.
     """
     if mask_box is None:
         return None
@@ -86,10 +107,14 @@ def next_roi(
         max([y1, *(y + 1 for _, y in pixels)]),
     )
     wanted = to_pixels(expand(object_box, EXPANSION, min_crop), (0, 0, width, height))
-    if current is None or iou(wanted, current) < KEEP_IOU:
-        return wanted
-    inside = all(current[0] <= x < current[2] and current[1] <= y < current[3] for x, y in pixels)
-    return current if inside else wanted
+    if (
+        current is not None
+        and iou(wanted, current) >= KEEP_IOU
+        and all(current[0] <= x < current[2] and current[1] <= y < current[3] for x, y in pixels)
+    ):
+        return current
+    enlarges = MIN_GAIN * max(wanted[2] - wanted[0], wanted[3] - wanted[1]) <= max(height, width)
+    return wanted if enlarges else None
 
 
 def focus_box(

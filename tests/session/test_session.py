@@ -215,8 +215,8 @@ def test_region_is_kept_while_it_fits():
         regions.append(s._scene.history.step.roi)
     assert regions[0] is not None
     assert regions[0] == regions[1] == regions[2] != regions[3]
-    assert regions[3][2] > 500
-    assert counts(s)["encode"] == 3
+    assert regions[3] is None  # around all positive clicks it would hardly be enlarged
+    assert counts(s)["encode"] == 2  # the whole image was looked at first
     assert not s.mask[590, 790]
 
 

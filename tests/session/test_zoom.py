@@ -1,9 +1,11 @@
 import itertools
 
+import cv2
 import numpy as np
 import pytest
 
 from activefreq_engine import Click
+from activefreq_engine.history import History, Scene, Settings, Step
 from activefreq_engine.runtime import zoom
 from activefreq_engine.runtime.canvas import Canvas, Layer, PackedMask, changed_bbox, merge_click
 
@@ -90,16 +92,20 @@ def test_roi_rule():
     assert roi == (340, 260, 760, 540)  # 300x200, times 1.4 about (550, 400)
     assert zoom.next_roi(800, 1000, (500, 400, 510, 410), [click], None) == (405, 305, 605, 505)  # at least 200
     assert zoom.next_roi(800, 1000, (0, 0, 10, 10), [Click(1, 1, True)], None) == (0, 0, 105, 105)  # clamped
-    assert zoom.next_roi(90, 70, (20, 20, 30, 30), [Click(25, 25, True)], None) == (0, 0, 70, 90)
+    # the whole image where the region would hardly be enlarged, unless it is in use already
+    assert zoom.next_roi(90, 70, (20, 20, 30, 30), [Click(25, 25, True)], None) is None
+    assert zoom.next_roi(800, 1000, (400, 300, 756, 500), [click], None) == (328, 260, 828, 540)
+    assert zoom.next_roi(800, 1000, (400, 300, 759, 500), [click], None) is None
+    assert zoom.next_roi(800, 1000, (400, 300, 759, 500), [click], (328, 260, 828, 540)) == (328, 260, 828, 540)
     # hysteresis: kept for a small change, for a negative click outside, not for a positive one, nor a large change
     assert zoom.next_roi(800, 1000, (390, 300, 700, 500), [click], roi) == roi
     assert zoom.next_roi(800, 1000, (390, 300, 700, 500), [click, Click(5, 5, False)], roi) == roi
     assert zoom.next_roi(800, 1000, (390, 300, 700, 500), [click, Click(761, 400, True)], roi)[2] > 761
     assert zoom.next_roi(800, 1000, (500, 380, 560, 420), [click], roi) != roi
     # positive clicks belong to the object even where the mask does not cover them
-    grown = zoom.next_roi(800, 1000, (400, 300, 700, 500), [click, Click(900, 700, True)], None)
-    assert grown[2] == 1000
-    assert grown[3] == 782  # 300 to 701, times 1.4, rounded outwards
+    grown = zoom.next_roi(1600, 2000, (400, 300, 700, 500), [click, Click(900, 700, True)], None)
+    assert grown[2] == 1002  # 400 to 901, times 1.4, rounded outwards
+    assert grown[3] == 782  # 300 to 701
 
 
 def square(x0, y0, x1, y1, height=200, width=256):
@@ -234,3 +240,43 @@ def test_merge_changes_one_component():
     wanted = before.copy()
     wanted[5:10, 15:18] = True
     assert np.array_equal(narrow, wanted)
+
+
+# --- crops of large images ---
+
+
+def test_halvings_leave_two_pixels_for_one():
+    assert zoom.halvings((0, 0, 511, 4000), 256) == 0
+    assert zoom.halvings((0, 0, 1023, 1024), 256) == 0
+    assert zoom.halvings((7, 5, 1031, 1029), 256) == 1
+    assert zoom.halvings((0, 0, 4100, 4100), 256) == 3
+
+
+@pytest.mark.parametrize("shape", [(40, 31), (37, 50, 3), (1, 9, 3)])
+def test_halved(rng, shape):
+    image = rng.integers(0, 256, shape, dtype=np.uint8)
+    half = zoom.halved(image)
+    assert half.shape[:2] == (-(-shape[0] // 2), -(-shape[1] // 2))
+    padded = np.pad(image.astype(float), [(0, shape[0] % 2), (0, shape[1] % 2), (0, 0)][: image.ndim], mode="edge")
+    expected = (padded[::2, ::2] + padded[1::2, ::2] + padded[::2, 1::2] + padded[1::2, 1::2]) / 4
+    assert np.abs(half - expected).max() <= 0.5
+
+
+def test_aligned():
+    assert zoom.aligned((3, 4, 9, 13), 4, (0, 0, 101, 203)) == (0, 4, 12, 16)
+    assert zoom.aligned((97, 200, 101, 203), 4, (0, 0, 101, 203)) == (96, 200, 101, 203)
+    assert zoom.aligned((3, 5, 9, 13), 1, (0, 0, 101, 203)) == (3, 5, 9, 13)
+
+
+@pytest.mark.parametrize("shape", [(2600, 3001), (2201, 2700, 3)])
+def test_a_crop_of_a_halved_image_is_a_crop_of_the_image(rng, shape):
+    """Within a grey level or two: each halving rounds."""
+    image = cv2.GaussianBlur(rng.integers(0, 256, shape, dtype=np.uint8), (0, 0), 3)
+    settings = Settings(0.49, True, True)
+    blank = Step(None, Canvas(shape[0], shape[1], 0.49))
+    scene = Scene(image, None, settings, blank, [History(blank)])
+    box = zoom.aligned((13, 101, shape[1], shape[0] - 7), 4, (0, 0, shape[1], shape[0]))
+    difference = scene.crop(box, 2, 64, 64).astype(int) - zoom.crop_rgb(image, box, 64, 64).astype(int)
+    assert np.abs(difference).max() <= 2
+    assert len(scene.halves) == 2
+    assert np.array_equal(scene.crop(box, 0, 64, 64), zoom.crop_rgb(image, box, 64, 64))
