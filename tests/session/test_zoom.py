@@ -100,7 +100,7 @@ def test_roi_rule():
     # hysteresis: kept for a small change, for a negative click outside, not for a positive one, nor a large change
     assert zoom.next_roi(800, 1000, (390, 300, 700, 500), [click], roi) == roi
     assert zoom.next_roi(800, 1000, (390, 300, 700, 500), [click, Click(5, 5, False)], roi) == roi
-    assert zoom.next_roi(800, 1000, (390, 300, 700, 500), [click, Click(761, 400, True)], roi)[2] > 761
+    assert zoom.next_roi(800, 1100, (390, 300, 700, 500), [click, Click(761, 400, True)], roi)[2] > 761
     assert zoom.next_roi(800, 1000, (500, 380, 560, 420), [click], roi) != roi
     # positive clicks belong to the object even where the mask does not cover them
     grown = zoom.next_roi(1600, 2000, (400, 300, 700, 500), [click, Click(900, 700, True)], None)
