@@ -26,6 +26,7 @@ from activefreq_engine.kernels.dispatch import ENVIRONMENT_VARIABLE
 from tqdm import tqdm
 
 from activefreq_engine import Engine, Session
+from activefreq_engine.runtime.cpu import has_bf16
 from activefreq_engine.runtime.engine import StepAnswer, StepRequest
 from bench import memory, plots, rows
 from bench.clicking import SETTLED, Times, click, clicks, opened
@@ -78,9 +79,10 @@ class Rung:
         return made
 
 
-CPU = (Rung("plain modules", plan=False, cached=False), Rung("folded", cached=False), Rung("cached"))
+FLOAT32 = (Rung("plain modules", plan=False, cached=False), Rung("folded", cached=False), Rung("cached"))
+CPU = (*FLOAT32, Rung("bfloat16", precision="bf16")) if has_bf16() else FLOAT32
 CUDA = (
-    *CPU,
+    *FLOAT32,
     Rung("half precision", precision="fp16"),
     Rung("Triton and CuPy", precision="fp16", backend="auto"),
     Rung("graph", precision="fp16", backend="auto", graph=True),

@@ -6,10 +6,11 @@ Every ratio is of medians of one run.  The exit status is 1 when a target is mis
 """
 
 import argparse
+import math
 import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -54,18 +55,21 @@ def faster(sequences: int) -> list[Target]:
     sessions = [opened(e, on) for e in engines]
     next_clicks(sessions, on, SETTLED + 2)
     times: list[list[float]] = [[] for _ in sessions]
+    name = f"next click at {SIZE} px, times faster than the plain modules"
     for seed in tqdm(range(sequences), desc="plan and plain modules", unit="object"):
         for session in sessions:
             session.reset()
         for own, more in zip(times, next_clicks(sessions, on, 20, seed), strict=True):
             own += more
-        for session in sessions[1:]:
-            sessions_agree(sessions[0], session)  # no speed-up without the same masks
+        try:
+            for session in sessions[1:]:
+                sessions_agree(sessions[0], session)
+        except AssertionError as problem:
+            return [Target(name, math.nan, least=2.5, note=f" (no speed-up of wrong masks: {problem})")]
     plan, kept, plain = (statistics.median(t) for t in times)
-    name = f"next click at {SIZE} px, times faster than the plain modules"
     return [
         Target(name, plain / plan, least=2.5, note=f" ({plan:.1f} and {plain:.1f} ms)"),
-        Target(f"{name} with image features kept", kept / plan, least=1, note=f" ({plan:.1f} and {kept:.1f} ms)"),
+        Target(f"{name} with image features kept", kept / plan, least=2.5, note=f" ({plan:.1f} and {kept:.1f} ms)"),
     ]
 
 
@@ -119,8 +123,8 @@ def main() -> None:
     arguments = parser.parse_args()
     n = arguments.sequences
     targets = [*growth(), *faster(n), *flat_in_clicks(n), *flat_in_megapixels(n)]
-    measured = [{"target": t.name, "figure": t.figure, "least": t.least, "most": t.most, "met": t.met} for t in targets]
-    rows.write(arguments.out / "targets_cpu.csv", measured, Machine("cpu").describe(), replace="target")
+    measured = [{**asdict(t), "met": t.met} for t in targets]
+    rows.write(arguments.out / "targets_cpu.csv", measured, Machine("cpu").describe(), replace="name")
     print(*targets, sep="\n")
     sys.exit(0 if all(t.met for t in targets) else 1)
 

@@ -3,17 +3,18 @@
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
 from activefreq_engine import Session
 
-BAND = 0.02
-"""Pixels whose probability is this close to the threshold may fall on either side of it."""
+BAND = 2
+"""Pixels this close to the outline of a mask may fall on either side of it."""
 SHARE = 1e-3
-"""Of the other pixels, so many (relative to the area of the reference's mask) may differ."""
-PROBABILITY = 0.05
-"""No probability may differ by more."""
+"""Of the other pixels, so many (relative to the area of the mask) may differ."""
+PROBABILITY = 0.01
+"""The mean difference in probability, over the area of the mask; bfloat16 reaches 0.002."""
 
 
 def measure(
@@ -64,20 +65,20 @@ def measure(
         benchmark.pedantic(timed, setup=prepared, rounds=rounds, warmup_rounds=2)
 
 
-def probabilities_agree(ours: np.ndarray, reference: np.ndarray) -> float:
-    """The largest difference; AssertionError above `PROBABILITY`."""
+def probabilities_agree(ours: np.ndarray, reference: np.ndarray, area: int | None = None) -> float:
+    """The mean difference, over `area` pixels if given; AssertionError above `PROBABILITY`."""
     assert ours.shape == reference.shape, f"the shape is {ours.shape}, expected {reference.shape}"
-    error = float(np.abs(ours - reference).max())
-    assert error <= PROBABILITY, f"probabilities differ by {error:.3f}, more than {PROBABILITY}"
+    error = float(np.abs(ours - reference).sum()) / (area or reference.size)
+    assert error <= PROBABILITY, f"probabilities differ by {error:.3f} in the mean, more than {PROBABILITY}"
     return error
 
 
 def sessions_agree(ours: Session, reference: Session) -> float:
-    """The largest difference in probability; AssertionError where probabilities or masks differ too much."""
-    expected = reference.probs
-    error = probabilities_agree(ours.probs, expected)
-    clear = np.abs(expected - reference.threshold) > BAND
-    wrong = int(((ours.mask != reference.mask) & clear).sum())
-    area = int(reference.mask.sum())
-    assert wrong <= SHARE * area, f"{wrong} pixels differ clearly from a mask of {area} pixels"
-    return error
+    """The mean difference in probability; AssertionError where probabilities or masks differ too much."""
+    mask = reference.mask.astype(np.uint8)
+    area = max(1, int(mask.sum()))
+    around = np.ones((2 * BAND + 1, 2 * BAND + 1), np.uint8)
+    outline = cv2.dilate(mask, around) != cv2.erode(mask, around)
+    wrong = int(((ours.mask != reference.mask) & ~outline).sum())
+    assert wrong <= SHARE * area, f"{wrong} pixels off the outline differ from a mask of {area} pixels"
+    return probabilities_agree(ours.probs, reference.probs, area)

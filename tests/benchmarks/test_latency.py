@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench.compare import speed_up, summarise, table
-from bench.verify import measure, probabilities_agree
+from bench.verify import measure, probabilities_agree, sessions_agree
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed: pip install -e '.[bench]'")
 
@@ -113,11 +113,31 @@ def test_nothing_is_timed_before_it_is_checked():
 
 def test_probabilities_that_are_off_are_refused():
     p = np.random.default_rng().random((3, 5), dtype=np.float32) * 0.9
-    assert probabilities_agree(p + np.float32(0.04), p) == pytest.approx(0.04, abs=1e-6)
-    with pytest.raises(AssertionError, match=r"differ by 0\.060"):
-        probabilities_agree(p + np.float32(0.06), p)
+    assert probabilities_agree(p + np.float32(0.008), p) == pytest.approx(0.008, abs=1e-6)
+    with pytest.raises(AssertionError, match=r"differ by 0\.012"):
+        probabilities_agree(p + np.float32(0.012), p)
+    with pytest.raises(AssertionError, match=r"differ by 0\.024"):
+        probabilities_agree(p + np.float32(0.008), p, area=5)
     with pytest.raises(AssertionError, match="shape"):
         probabilities_agree(p[:2], p)
+
+
+class Answer:
+    """In the place of a session."""
+
+    def __init__(self, mask):
+        self.mask, self.probs = mask, np.where(mask, np.float32(0.495), np.float32(0.485))
+
+
+def test_masks_may_differ_along_the_outline_only():
+    square = np.zeros((90, 120), bool)
+    square[20:60, 30:90] = True
+    wider, stray = square.copy(), square.copy()
+    wider[18:62, 28:92] = True
+    stray[70:72, 100:102] = True
+    assert sessions_agree(Answer(wider), Answer(square)) > 0
+    with pytest.raises(AssertionError, match="4 pixels off the outline differ from a mask of 2400 pixels"):
+        sessions_agree(Answer(stray), Answer(square))
 
 
 def one_run(**milliseconds):
