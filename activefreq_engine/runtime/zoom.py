@@ -16,7 +16,8 @@ from activefreq_engine.types import Box, Click
 STRIDE = 32  # of the encoder: both sides of its input are multiples of this
 EXPANSION = 1.4  # region of interest and focus box, per side length (RITM, FocalClick)
 MIN_CROP = 200  # smallest region of interest, image pixels (RITM)
-MIN_GAIN = 2.0  # a region that is enlarged less than this is not worth the surroundings that it loses
+MIN_GAIN = 2.0  # a region that is enlarged less than this is not worth the surroundings that it loses,
+LATE = 5  # until this click: what is still wrong by then is detail
 KEEP_IOU = 0.5  # a new region with less overlap replaces the old one (RITM)
 FOCUS_PART = 1 / 3  # a change smaller than this part of the object is looked at in its surroundings (FocalClick)
 FOCUS_REACH = 0.2  # these surroundings: click +- this part of the object's longer side (FocalClick)
@@ -93,7 +94,7 @@ def next_roi(
 
     Returns:
         The region to look at, or None for the whole image: there is no mask yet, or the region would be enlarged less
-        than `MIN_GAIN` times.  `current` is kept unless a positive click lies outside it or its IoU with the new region
+        than `MIN_GAIN` times and there are fewer than `LATE` clicks.  `current` is kept unless a positive click lies outside it or its IoU with the new region
         is below `KEEP_IOU`.
     """
     if mask_box is None:
@@ -113,8 +114,8 @@ def next_roi(
         and all(current[0] <= x < current[2] and current[1] <= y < current[3] for x, y in pixels)
     ):
         return current
-    enlarges = MIN_GAIN * max(wanted[2] - wanted[0], wanted[3] - wanted[1]) <= max(height, width)
-    return wanted if enlarges else None
+    gain = max(height, width) / max(wanted[2] - wanted[0], wanted[3] - wanted[1])
+    return wanted if gain >= MIN_GAIN or len(clicks) >= LATE else None
 
 
 def focus_box(

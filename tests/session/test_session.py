@@ -210,12 +210,12 @@ def test_region_is_kept_while_it_fits():
     image[100:200, 100:300] = 255
     s = fresh(Engine(BrightModel()), image, [Click(200, 150, True)])
     regions = []
-    for x, y, positive in [(210, 150, True), (205, 140, True), (790, 590, False), (500, 400, True)]:
+    for x, y, positive in [(210, 150, True), (790, 590, False), (500, 400, True)]:
         s.click(x, y, positive)
         regions.append(s._scene.history.step.roi)
     assert regions[0] is not None
-    assert regions[0] == regions[1] == regions[2] != regions[3]
-    assert regions[3] is None  # around all positive clicks it would hardly be enlarged
+    assert regions[0] == regions[1]
+    assert regions[2] is None  # around all positive clicks it would hardly be enlarged
     assert counts(s)["encode"] == 2  # the whole image was looked at first
     assert not s.mask[590, 790]
 
@@ -538,11 +538,11 @@ def test_predict_that_fails_half_way_changes_nothing(session, monkeypatch):
     mask, state = session.mask.copy(), session.state_dict()
     run, calls = session._engine.run, []
 
-    def fail_second(requests):
+    def fail_second(requests, watch):
         calls.append(1)
         if len(calls) == 2:
             raise MemoryError
-        return run(requests)
+        return run(requests, watch)
 
     monkeypatch.setattr(session._engine, "run", fail_second)
     for given in (None, mask):
@@ -648,7 +648,7 @@ def test_busy(session, monkeypatch):
     def slow(requests):
         started.set()
         assert proceed.wait(20)
-        return run(requests)
+        return run(requests, watch)
 
     session.click(50, 40)
     mask = session.mask.copy()
