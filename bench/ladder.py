@@ -90,7 +90,7 @@ CUDA = (
 
 
 def picture() -> Scene:
-    return scene(1200, 1200, radius=300)
+    return scene(1200, 1200, radius=180)
 
 
 def climb(rungs: Sequence[Rung], device: str, size: int, sequences: int) -> list[dict[str, Any]]:

@@ -55,7 +55,7 @@ def engine(device: str, size: int = SIZE, plan: bool = True) -> Engine:
 def input_size(device: str, effort: float) -> Iterator[Row]:
     """The next click against the long side of the network input, beside the plain modules and the floor."""
     peak, model = floor.peak(torch.device(device)), create_model()
-    on = scene(1200, 1200, radius=300)
+    on = scene(1200, 1200, radius=180)
     for size in tqdm(SIZES, desc="input size", unit="size"):
         before = memory.resident()
         memory.reset_peak(torch.device(device))
@@ -100,7 +100,7 @@ def image_size(device: str, effort: float) -> Iterator[Row]:
 
 def clicks_made(device: str, effort: float) -> Iterator[Row]:
     """Each click of sequences of 50."""
-    on = scene(1200, 1200, radius=300)
+    on = scene(1200, 1200, radius=180)
     session = opened(engine(device), on)
     clicks(session, on, 5)
     sequences = []
@@ -113,7 +113,7 @@ def clicks_made(device: str, effort: float) -> Iterator[Row]:
 
 def memory_growth(device: str, effort: float) -> Iterator[Row]:
     """Memory after every tenth of many clicks on an object in 12 megapixels, above that after the second click."""
-    on = scene(3000, 4000)
+    on = scene(3000, 4000, radius=500)
     session = opened(engine(device), on)
     start = math.nan
     for number, c in enumerate(tqdm(islice(on.clicks(), LONG), total=LONG, desc="memory", unit="click"), 1):
@@ -151,7 +151,7 @@ def objects(device: str, effort: float) -> Iterator[Row]:
 
 def sessions(device: str, effort: float) -> Iterator[Row]:
     """Throughput and latency of sessions that share an engine: a thread each, and one batched call for all."""
-    on, shared = scene(1200, 1200, radius=300), engine(device)
+    on, shared = scene(1200, 1200, radius=180), engine(device)
     peak = floor.peak(torch.device(device))
     most = peak.gmac_per_s / floor.click_gmac(create_model(), SIZE, SIZE)
     clicks(opened(shared, on), on, 2 * SETTLED)

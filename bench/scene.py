@@ -33,7 +33,7 @@ class Scene:
     def clicks(self, seed: int = 0) -> Iterator[Click]:
         """Endless: the first one on the centre, then in turn two inside and one outside of the rim.
 
-        All lie within the region around the object that the network looks at: that region stays, as in use.
+        All lie within the region around the object that the network looks at, so it stays.
         """
         rng = np.random.default_rng(seed)
         yield Click(self.x, self.y, True)

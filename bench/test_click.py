@@ -24,7 +24,7 @@ from bench.test_region_stats import naive
 from bench.verify import measure, probabilities_agree, sessions_agree
 
 IMPLEMENTATIONS = {"plain modules": False, "plan": True}
-SCENE = scene.scene(1200, 1200, radius=300)
+SCENE = scene.scene(1200, 1200, radius=180)
 CLICKS = tuple(islice(SCENE.clicks(), 10))
 
 
@@ -115,8 +115,9 @@ def test_next_click(benchmark: Any, device: torch.device, size: int, implementat
 def coarse_and_request(engine: Engine) -> RefineRequest:
     """A focus box over half of the object, on the engine's own coarse answer."""
     side = engine.size
-    box = (SCENE.x - 420, SCENE.y - 420, SCENE.x + 420, SCENE.y + 420)
-    focus = (SCENE.x, SCENE.y - 200, SCENE.x + 400, SCENE.y + 200)
+    reach, x, y = int(1.4 * SCENE.radius), SCENE.x, SCENE.y
+    box = (x - reach, y - reach, x + reach, y + reach)
+    focus = (x, y - reach // 2, x + reach, y + reach // 2)
     crop, points = zoom.crop_rgb(SCENE.image, box, side, side), zoom.point_slots(CLICKS[:3], box, side, side)
     answer = engine.run([StepRequest(crop, None, np.zeros((side, side), np.float32), points)])[0]
     s = engine.refine_size
@@ -145,35 +146,37 @@ def test_refiner(benchmark: Any, device: torch.device, implementation: str) -> N
 
 
 def scipy_regions(candidates: torch.Tensor, probs: torch.Tensor, **_: Any) -> RegionStats:
-    """`region_stats` of one layer by SciPy, a region at a time."""
-    labels, rows = naive(candidates[0].numpy(), probs[0].double().numpy())
-    table = torch.from_numpy(rows.reshape(-1, 10))
-    whole, n = table.long(), len(table)
+    """`region_stats` by SciPy, a region at a time."""
+    found = [naive(c, p) for c, p in zip(candidates.numpy(), probs.double().numpy(), strict=True)]
+    counts = torch.tensor([len(rows) for _, rows in found])
+    table = torch.from_numpy(np.concatenate([rows.reshape(-1, 10) for _, rows in found]))
+    whole = table.long()
     return RegionStats(
-        labels=torch.from_numpy(labels)[None],
-        counts=torch.tensor([n]),
-        image=torch.zeros(n, dtype=torch.long),
-        label=torch.arange(1, n + 1, dtype=torch.int32),
+        labels=torch.from_numpy(np.stack([labels for labels, _ in found])),
+        counts=counts,
+        image=torch.arange(len(found)).repeat_interleave(counts),
+        label=torch.cat([torch.arange(1, int(n) + 1, dtype=torch.int32) for n in counts]),
         area=whole[:, 0],
         max_entropy=table[:, 1],
         mean_entropy=table[:, 2],
         mean_prob=table[:, 3],
         bbox=whole[:, 4:8],
         peak=whole[:, 8:],
-        centroid=torch.full((n, 2), torch.nan, dtype=torch.float64),
+        centroid=torch.full((len(table), 2), torch.nan, dtype=torch.float64),
     )
 
 
 def scipy_points(labels: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`inscribed_points` of one layer by SciPy, a region at a time."""
+    """`inscribed_points` by SciPy, a region at a time."""
     points, radii = [], []
-    padded = np.pad(labels[0].numpy(), 1)
-    for k, (rows, columns) in enumerate(ndimage.find_objects(padded), 1):
-        rows, columns = (slice(s.start - 1, s.stop + 1) for s in (rows, columns))
-        distance = ndimage.distance_transform_edt(padded[rows, columns] == k)
-        y, x = np.unravel_index(distance.argmax(), distance.shape)
-        points.append((x + columns.start - 1, y + rows.start - 1))
-        radii.append(distance[y, x])
+    for layer in labels.numpy():
+        padded = np.pad(layer, 1)
+        for k, box in enumerate(ndimage.find_objects(padded), 1):
+            rows, columns = (slice(s.start - 1, s.stop + 1) for s in box)
+            distance = ndimage.distance_transform_edt(padded[rows, columns] == k)
+            y, x = np.unravel_index(distance.argmax(), distance.shape)
+            points.append((x + columns.start - 1, y + rows.start - 1))
+            radii.append(distance[y, x])
     return torch.tensor(points).reshape(-1, 2), torch.tensor(radii, dtype=torch.float64)
 
 

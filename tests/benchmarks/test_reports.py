@@ -133,7 +133,7 @@ class Dark(SquareModel):
 
 def test_the_region_settles_after_the_first_clicks():
     """What counts as a next click finds its image features known."""
-    model, on = Dark(refine_size=64), scene(1200, 1200, radius=300)
+    model, on = Dark(refine_size=64), scene(1200, 1200, radius=180)
     (times,) = next_clicks([opened(Engine(model), on)], on, 12)
     assert len(times) == 12 - SETTLED
     assert model.count["decode"] == 12
