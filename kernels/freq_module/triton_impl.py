@@ -428,8 +428,8 @@ class Launch:
 def default_launch(channels: int, height: int, width: int, channels_last: bool = False) -> Launch:
     """The compile gate checks these: no spills in fp16 at any size.
 
-    tf32x3 spills at 33 to 64 samples a side on sm_80.  Chunks of 16 would cure most of it, for 104 KB of shared memory
-    in place of 16, which devices of compute capability 8.6, 8.9 and 12.0 do not have.
+    tf32x3 spills from 33 samples a side on, up to 664 bytes a thread on sm_80.  Chunks of 16 would cure most of it, for
+    104 KB of shared memory in place of 16, which devices of compute capability 8.6, 8.9 and 12.0 do not have.
     """
     # At 128 an accumulator does not fit into the registers of 4 warps; 16 would halve the registers each may have.
     warps = 8 if max(pad(channels), pad(height), pad(width)) >= 128 else 4
