@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from activefreq_engine.runtime import zoom
 from activefreq_engine.runtime.cache import FeatureCache
 from activefreq_engine.runtime.canvas import Canvas, PackedMask
 from activefreq_engine.types import Box, Click
@@ -121,6 +122,22 @@ class Scene:
     """Of the image; computed when asked for."""
     features: FeatureCache = field(default_factory=FeatureCache)
     """The engine's image features by region, for all objects."""
+
+    shrunk: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+    """The image halved so many times; made when asked for."""
+
+    def crop(self, box: Box, halvings: int, height: int, width: int) -> NDArray[np.uint8]:
+        """uint8 `[height, width, 3]`: the content of a box, resampled from the image after so many halvings.
+
+        The box is `zoom.aligned` to 2 ** halvings.
+        """
+        if halvings == 0:
+            return zoom.crop_rgb(self.image, box, height, width)
+        step = 2**halvings
+        if halvings not in self.shrunk:
+            self.shrunk[halvings] = zoom.shrunk(self.image, step)
+        small = (box[0] // step, box[1] // step, -(-box[2] // step), -(-box[3] // step))
+        return zoom.crop_rgb(self.shrunk[halvings], small, height, width)
 
     @property
     def history(self) -> History:

@@ -101,10 +101,12 @@ def _focus(engine: Engine, turn: _Turn, answer: StepAnswer) -> tuple[Box, Refine
     if focus is None:
         return None
     box = zoom.to_pixels(zoom.to_image(focus, turn.box, h, w), turn.box)
+    halvings = zoom.halvings(box, side)  # what a crop costs then does not grow with the image
+    box = zoom.aligned(box, 2**halvings, turn.scene.bounds)
     return box, RefineRequest(
         coarse=answer.coarse,
         box=(*zoom.to_network(box[0], box[1], turn.box, h, w), *zoom.to_network(box[2], box[3], turn.box, h, w)),
-        crop=zoom.crop_rgb(turn.scene.image, box, side, side),
+        crop=turn.scene.crop(box, halvings, side, side),
         points=zoom.point_slots(turn.clicks, box, side, side),
     )
 

@@ -7,6 +7,8 @@ whatever else is painted, so `threshold` and `paint` agree bit by bit.
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +17,7 @@ from activefreq_engine.types import Box
 _TILE = 128  # pixels along a tile's side, at least; fewer take longer to begin than to fill
 _CELLS = 16  # values along a tile's side, at least
 _MARGIN = 1e-6  # above what rounding adds to an interpolated probability
+_ABOVE, _BELOW, _BOTH = range(3)  # where the values of a tile lie
 
 
 class _Axis:
@@ -78,20 +81,18 @@ class Painter:
     def threshold(self, mask: NDArray[np.bool_], threshold: float, *, blank: bool = False) -> None:
         """Write the pixels' being above a threshold into bool `[H, W]`; `blank`: which is all False so far."""
         out = mask[self._box[1] : self._box[3], self._box[0] : self._box[2]]
-        above = (self._extremes(np.minimum) > threshold + _MARGIN).tolist()
-        below = (self._extremes(np.maximum) <= threshold - _MARGIN).tolist()
-        for i in range(len(self._y)):
+        above = self._extremes(np.minimum) > threshold + _MARGIN
+        below = self._extremes(np.maximum) <= threshold - _MARGIN
+        for i, row in enumerate(np.where(above, _ABOVE, np.where(below, _BELOW, _BOTH)).tolist()):
             rows = self._y.pixels(i)
-            for j in range(len(self._x)):
-                columns = self._x.pixels(j)
-                if above[i][j]:
-                    out[rows, columns] = True
-                elif below[i][j]:
-                    if not blank:
-                        out[rows, columns] = False
-                else:
-                    reach = self._y.reach(i), self._x.reach(j)
-                    np.greater(self._enlarge(rows, columns, reach), threshold, out=out[rows, columns])
+            for side, run in groupby(range(len(row)), row.__getitem__):
+                tiles = list(run)
+                if side == _BOTH:
+                    for j in tiles:
+                        columns, reach = self._x.pixels(j), (self._y.reach(i), self._x.reach(j))
+                        np.greater(self._enlarge(rows, columns, reach), threshold, out=out[rows, columns])
+                elif side == _ABOVE or not blank:
+                    out[rows, self._x.edges[tiles[0]] : self._x.edges[tiles[-1] + 1]] = side == _ABOVE
 
     def _extremes(self, least: np.ufunc) -> NDArray[np.float32]:
         """float32 `[tiles, tiles]`: the least or greatest of the values that the pixels of each tile lie between."""

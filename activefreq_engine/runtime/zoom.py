@@ -60,11 +60,20 @@ def halvings(box: Box, side: int) -> int:
     return max(0, int(np.log2(min(box[2] - box[0], box[3] - box[1]) / (2 * side))))
 
 
-def halved(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The image at half its size, averaged; a last odd row or column counts twice."""
-    height, width = image.shape[:2]
-    image = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
-    return resize(image, image.shape[0] // 2, image.shape[1] // 2)
+def shrunk(image: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
+    """The image with each square of `step` pixels averaged to one; the last row and column average what is left."""
+    height, width = (-(-side // step) for side in image.shape[:2])
+    out = np.empty((height, width, *image.shape[2:]), np.uint8)
+    rows, columns = image.shape[0] // step, image.shape[1] // step
+    for ys, source_ys in ((slice(rows), slice(rows * step)), (slice(rows, None), slice(rows * step, None))):
+        for xs, source_xs in (
+            (slice(columns), slice(columns * step)),
+            (slice(columns, None), slice(columns * step, None)),
+        ):
+            part = image[source_ys, source_xs]
+            if part.size:
+                out[ys, xs] = resize(part, *out[ys, xs].shape[:2]).reshape(out[ys, xs].shape)
+    return out
 
 
 def aligned(box: Box, step: int, bounds: Box) -> Box:

@@ -71,3 +71,13 @@ def test_a_mask_costs_its_outline(rng, monkeypatch):
     Painter((0, 0, 2560, 2560), values).threshold(mask, 0.5, blank=True)
     assert abs(mask.mean() - (values > 0.5).mean()) < 0.001
     assert 0 < len(enlarged) < 70  # of 256
+
+
+def test_a_map_is_painted_over_another(rng):
+    """The second one's False counts."""
+    mask = np.zeros((300, 300), bool)
+    Painter((0, 0, 300, 300), np.ones((30, 30), np.float32)).threshold(mask, 0.5, blank=True)
+    Painter((50, 60, 250, 220), np.zeros((16, 20), np.float32)).threshold(mask, 0.5)
+    expected = np.ones((300, 300), bool)
+    expected[60:220, 50:250] = False
+    assert np.array_equal(mask, expected)

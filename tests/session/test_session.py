@@ -645,7 +645,7 @@ def test_busy(session, monkeypatch):
     started, proceed = threading.Event(), threading.Event()
     run = session._engine.run
 
-    def slow(requests):
+    def slow(requests, watch):
         started.set()
         assert proceed.wait(20)
         return run(requests, watch)

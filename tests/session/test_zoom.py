@@ -254,14 +254,15 @@ def test_halvings_leave_two_pixels_for_one():
     assert zoom.halvings((0, 0, 4100, 4100), 256) == 3
 
 
-@pytest.mark.parametrize("shape", [(40, 31), (37, 50, 3), (1, 9, 3)])
-def test_halved(rng, shape):
+@pytest.mark.parametrize("step", [2, 4])
+@pytest.mark.parametrize("shape", [(40, 32), (40, 31), (37, 50, 3), (1, 9, 3)])
+def test_shrunk(rng, shape, step):
     image = rng.integers(0, 256, shape, dtype=np.uint8)
-    half = zoom.halved(image)
-    assert half.shape[:2] == (-(-shape[0] // 2), -(-shape[1] // 2))
-    padded = np.pad(image.astype(float), [(0, shape[0] % 2), (0, shape[1] % 2), (0, 0)][: image.ndim], mode="edge")
-    expected = (padded[::2, ::2] + padded[1::2, ::2] + padded[::2, 1::2] + padded[1::2, 1::2]) / 4
-    assert np.abs(half - expected).max() <= 0.5
+    small = zoom.shrunk(image, step)
+    assert small.shape == (-(-shape[0] // step), -(-shape[1] // step), *shape[2:])
+    for y, x in np.ndindex(small.shape[:2]):
+        square = image[y * step : (y + 1) * step, x * step : (x + 1) * step].astype(float)
+        assert np.abs(small[y, x] - square.mean(axis=(0, 1))).max() <= 0.51
 
 
 def test_aligned():
@@ -271,8 +272,8 @@ def test_aligned():
 
 
 @pytest.mark.parametrize("shape", [(2600, 3001), (2201, 2700, 3)])
-def test_a_crop_of_a_halved_image_is_a_crop_of_the_image(rng, shape):
-    """Within a grey level or two: each halving rounds."""
+def test_a_crop_of_a_shrunk_image_is_a_crop_of_the_image(rng, shape):
+    """Within a grey level or two: shrinking rounds."""
     image = cv2.GaussianBlur(rng.integers(0, 256, shape, dtype=np.uint8), (0, 0), 3)
     settings = Settings(0.49, True, True)
     blank = Step(None, Canvas(shape[0], shape[1], 0.49))
@@ -280,5 +281,5 @@ def test_a_crop_of_a_halved_image_is_a_crop_of_the_image(rng, shape):
     box = zoom.aligned((13, 101, shape[1], shape[0] - 7), 4, (0, 0, shape[1], shape[0]))
     difference = scene.crop(box, 2, 64, 64).astype(int) - zoom.crop_rgb(image, box, 64, 64).astype(int)
     assert np.abs(difference).max() <= 2
-    assert len(scene.halves) == 2
+    assert list(scene.shrunk) == [2]
     assert np.array_equal(scene.crop(box, 0, 64, 64), zoom.crop_rgb(image, box, 64, 64))
