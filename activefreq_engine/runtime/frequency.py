@@ -31,7 +31,7 @@ class OneLaunch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.plan(self.norm(x).permute(0, 3, 1, 2), residual=x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.ffn(x).add_(x)
+        return self.ffn(x)
 
 
 def frequency_block(

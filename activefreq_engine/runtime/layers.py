@@ -14,12 +14,19 @@ from torch import Tensor, nn
 
 from activefreq_engine.models.freqnet import FreqBlock
 from activefreq_engine.models.mit import EfficientAttention, MiTBlock, MiTStage, MixFFN, OverlapPatchEmbed
-from activefreq_engine.runtime import rewrites
+from activefreq_engine.runtime import packed, rewrites
 from activefreq_engine.runtime.rewrites import Affine
 
 
-class Linear(nn.Module):
-    """`[..., I]` -> `[..., O]`."""
+class Layer(nn.Module):
+    """A module that is called without the hooks of `nn.Module`, which nobody sets here: 200 calls a click add up."""
+
+    def __call__(self, *args: Any) -> Any:
+        return self.forward(*args)
+
+
+class Linear(Layer):
+    """`[..., I]` -> `[..., O]`, plus `residual` if there is one."""
 
     def __init__(self, affine: Affine | Tensor) -> None:
         super().__init__()
@@ -27,11 +34,18 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(weight.flatten(1).clone(), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self.weight.is_mkldnn:
+            return packed.linear(x, self.weight, self.bias, residual)
+        y = F.linear(x, self.weight, self.bias)
+        return y if residual is None else y.add_(residual)
+
+    def pack(self) -> None:
+        """Bring the weight into the order in which the CPU's kernels read it."""
+        self.weight = nn.Parameter(packed.linear_weight(self.weight), requires_grad=False)
 
 
-class Conv(nn.Module):
+class Conv(Layer):
     """A convolution on `[B, H, W, C]`."""
 
     def __init__(self, affine: Affine, conv: nn.Conv2d) -> None:
@@ -39,15 +53,25 @@ class Conv(nn.Module):
         weight = affine.weight.clone(memory_format=torch.channels_last)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = nn.Parameter(affine.bias.clone(), requires_grad=False)
-        self.stride, self.padding, self.groups = conv.stride, conv.padding, conv.groups
+        self.stride, self.groups = conv.stride, conv.groups
+        self.padding: Any = conv.padding
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(0, 3, 1, 2)
-        x = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, groups=self.groups)
+        if self.weight.is_mkldnn:
+            x = packed.convolution(x, self.weight, self.bias, self.stride, self.padding)
+        else:
+            x = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, groups=self.groups)
         return x.permute(0, 2, 3, 1)
 
+    def pack(self) -> None:
+        """Bring the weight into the order in which the CPU's kernels read it; depth-wise ones do not gain by it."""
+        if self.groups == 1:
+            weight = packed.convolution_weight(self.weight, self.stride, self.padding)
+            self.weight = nn.Parameter(weight, requires_grad=False)
 
-class Norm(nn.Module):
+
+class Norm(Layer):
     """LayerNorm over the last axis; `bare`: without scale and shift, which the next layer has taken over."""
 
     def __init__(self, norm: nn.LayerNorm, *, bare: bool = False) -> None:
@@ -61,7 +85,7 @@ class Norm(nn.Module):
         return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
 
 
-class Embed(nn.Module):
+class Embed(Layer):
     """`mit.OverlapPatchEmbed`: `[B, H, W, I]` -> `[B, H / stride, W / stride, O]`."""
 
     def __init__(self, embed: OverlapPatchEmbed) -> None:
@@ -73,8 +97,8 @@ class Embed(nn.Module):
         return self.norm(self.proj(x))
 
 
-class Attention(nn.Module):
-    """`norm` and `mit.EfficientAttention`."""
+class Attention(Layer):
+    """`norm`, `mit.EfficientAttention` and the residual."""
 
     def __init__(self, norm: nn.LayerNorm, attention: EfficientAttention) -> None:
         super().__init__()
@@ -95,6 +119,7 @@ class Attention(nn.Module):
         self.proj = Linear(out)
 
     def forward(self, x: Tensor) -> Tensor:
+        residual = x
         b, h, w, c = x.shape
         x = self.norm(x)
         q = self.q(x).view(b, h * w, self.heads, c // self.heads).transpose(1, 2)
@@ -102,11 +127,11 @@ class Attention(nn.Module):
             x = self.reduced_norm(self.reduce(x))
         k, v = self.kv(x).view(b, -1, 2, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(y.transpose(1, 2).reshape(b, h, w, c))
+        return self.proj(y.transpose(1, 2).reshape(b, h, w, c), residual)
 
 
-class FFN(nn.Module):
-    """`norm` and `mit.MixFFN`."""
+class FFN(Layer):
+    """`norm`, `mit.MixFFN` and the residual."""
 
     def __init__(self, norm: nn.LayerNorm, ffn: MixFFN) -> None:
         super().__init__()
@@ -116,10 +141,10 @@ class FFN(nn.Module):
         self.fc2 = Linear(rewrites.affine(ffn.fc2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.dwconv(self.fc1(self.norm(x)))))
+        return self.fc2(F.gelu(self.dwconv(self.fc1(self.norm(x)))), x)
 
 
-class Block(nn.Module):
+class Block(Layer):
     """`mit.MiTBlock` in evaluation mode."""
 
     def __init__(self, block: MiTBlock) -> None:
@@ -128,11 +153,10 @@ class Block(nn.Module):
         self.ffn = FFN(block.norm2, block.ffn)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.attention(x).add_(x)
-        return self.ffn(x).add_(x)
+        return self.ffn(self.attention(x))
 
 
-class Stage(nn.Module):
+class Stage(Layer):
     """`mit.MiTStage`: `[B, H, W, I]` -> `[B, H / stride, W / stride, O]`."""
 
     def __init__(self, stage: MiTStage) -> None:
@@ -146,7 +170,7 @@ class Stage(nn.Module):
         return self.norm(self.blocks(self.embed(x)))
 
 
-class OnMaps(nn.Module):
+class OnMaps(Layer):
     """A module that works on `[B, C, H, W]`, for use on `[B, H, W, C]`."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -157,7 +181,7 @@ class OnMaps(nn.Module):
         return self.module(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-class AsItIs(nn.Module):
+class AsItIs(Layer):
     """A module in the precision of its own weights, whatever comes; what goes is as what came."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -169,8 +193,8 @@ class AsItIs(nn.Module):
         return self.module(x.to(self.dtype)).to(x.dtype)
 
 
-class PointwiseFFN(nn.Module):
-    """`norm2` and the FFN of a `freqnet.FreqBlock`."""
+class PointwiseFFN(Layer):
+    """`norm2`, the FFN and the second residual of a `freqnet.FreqBlock`."""
 
     def __init__(self, block: FreqBlock) -> None:
         super().__init__()
@@ -179,10 +203,10 @@ class PointwiseFFN(nn.Module):
         self.fc2 = Linear(rewrites.affine(block.fc2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(self.norm(x))))
+        return self.fc2(F.gelu(self.fc1(self.norm(x))), x)
 
 
-class Frequency(nn.Module):
+class Frequency(Layer):
     """`freqnet.FreqBlock`, put together from what all map sizes share and the FreqModule of one map size."""
 
     def __init__(self, norm: nn.Module, spectral: nn.Module, ffn: nn.Module) -> None:
@@ -190,5 +214,4 @@ class Frequency(nn.Module):
         self.norm, self.spectral, self.ffn = norm, OnMaps(spectral), ffn
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.spectral(self.norm(x))
-        return self.ffn(x).add_(x)
+        return self.ffn(x + self.spectral(self.norm(x)))

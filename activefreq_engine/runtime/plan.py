@@ -18,7 +18,7 @@ from activefreq_engine.models import FreqFormer
 from activefreq_engine.models.freqnet import FreqModule, upsample
 from activefreq_engine.models.mit import MiTStage
 from activefreq_engine.models.refiner import Refiner, SeparableBlock, roi_align
-from activefreq_engine.runtime import cpu, layers, rewrites
+from activefreq_engine.runtime import cpu, layers, packed, rewrites
 from activefreq_engine.runtime.frequency import frequency_block
 from activefreq_engine.runtime.spectral import Form
 
@@ -86,7 +86,7 @@ class Click(nn.Module):
         return Answer(upsample(logits, clicks.shape[2:]), embedding)
 
 
-class Separable(nn.Module):
+class Separable(layers.Layer):
     """`refiner.SeparableBlock` with its norms folded, on `[B, H, W, C]`."""
 
     def __init__(self, block: SeparableBlock) -> None:
@@ -95,7 +95,7 @@ class Separable(nn.Module):
         self.pointwise = layers.Linear(rewrites.fold_batch_norm(block.pointwise, block.norm2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pointwise(self.depthwise(x).relu_()).add_(x).relu_()
+        return self.pointwise(self.depthwise(x).relu_(), x).relu_()
 
 
 class Refine(nn.Module):
@@ -172,15 +172,24 @@ def compile_plan(
 
 
 class Folded:
-    """A model with everything folded that does not depend on the network shape.  Arguments as for `compile_plan`."""
+    """A model with everything folded that does not depend on the network shape.
 
-    def __init__(self, model: FreqFormer, device: str | torch.device = "cpu", precision: str = "auto") -> None:
+    Args:
+        model, device, precision: as for `compile_plan`.
+        pack (bool): on a CPU store weights in the order in which its kernels read them, where these can be had.  The
+            modules can then be neither exported nor copied. Default: False.
+    """
+
+    def __init__(
+        self, model: FreqFormer, device: str | torch.device = "cpu", precision: str = "auto", *, pack: bool = False
+    ) -> None:
         if precision not in PRECISIONS:
             raise InvalidArgumentError(f"precision is {precision!r}; allowed are {', '.join(PRECISIONS)}")
         self.device = torch.device(device)
         self.precision = _fastest(self.device) if precision == "auto" else precision
         decoder, stages = model.decoder, list(model.encoder.stages)
         self._dtype = _TYPES.get(self.precision, decoder.head.weight.dtype)
+        self._pack = pack and self.device.type == "cpu" and packed.available(self._dtype)
         self._strides = _strides(stages)
         self._freq_layers = [self._shared(layer) for layer in decoder.freq_layers]
         self._stages = [self._place(_stage(s)) for s in stages]
@@ -222,14 +231,18 @@ class Folded:
         for name, part in refine.named_children():
             if name != "heads":
                 self._place(part)
-        return refine.to(self.device).eval().requires_grad_(False)
+        refine.heads.to(self.device)
+        return refine.eval().requires_grad_(False)
 
     def _place(self, module: Any) -> Any:
         """On the device, weights in the plan's precision.  Tables stay as they are, and so do stages of other kinds."""
+        module.to(self.device).eval().requires_grad_(False)
         for part in module.modules():
             if isinstance(part, (layers.Linear, layers.Conv, layers.Norm)):
                 part.to(self._dtype)
-        return module.to(self.device).eval().requires_grad_(False)
+            if self._pack and isinstance(part, (layers.Linear, layers.Conv)):
+                part.pack()
+        return module
 
 
 def _fastest(device: torch.device) -> str:

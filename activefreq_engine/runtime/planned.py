@@ -63,7 +63,7 @@ class Planned:
     def _fold(self) -> None:
         self._tensors = [*self._model.parameters(), *self._model.buffers()]
         self._weights = _stamp(self._tensors)
-        self._folded = Folded(self._model, self._device, self._asked)
+        self._folded = Folded(self._model, self._device, self._asked, pack=True)
         self.precision = self._folded.precision
         self._plans: OrderedDict[tuple[int, int], Plan] = OrderedDict()
 

@@ -1,0 +1,69 @@
+"""Linear layers and convolutions of oneDNN, torch's library of CPU kernels, with weights in the order they are read in.
+
+`F.linear` and `F.conv2d` bring the weights into that order at every call, which takes up to half of a small layer's
+time.  torch keeps the operators used here for its compiler (`torch.ops.mkldnn`): `available` says whether they work.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_log = logging.getLogger(__name__)
+_ops = torch.ops.mkldnn
+
+
+@functools.cache
+def available(dtype: torch.dtype) -> bool:
+    """Whether packed layers of this type work here; if not, the reason is logged once."""
+    if dtype not in (torch.float32, torch.bfloat16):
+        return False
+    try:
+        with torch.inference_mode():
+            _check(dtype)
+    except (AttributeError, RuntimeError, TypeError) as error:
+        _log.info("weights are not packed: %s", str(error).splitlines()[0])
+        return False
+    return True
+
+
+def linear_weight(weight: Tensor) -> Tensor:
+    """`[O, I]`, packed."""
+    return _ops._reorder_linear_weight(weight.detach())
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """`F.linear(x, weight, bias)`, plus `residual` of the result's shape, if given."""
+    if residual is None:
+        return _ops._linear_pointwise(x, weight, bias, "none", [], "")
+    return _ops._linear_pointwise.binary(x, residual, weight, bias, "add")
+
+
+def convolution_weight(weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
+    """`[O, I, kh, kw]`, packed."""
+    return _ops._reorder_convolution_weight(weight.detach(), list(padding), list(stride), [1, 1], 1)
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
+    """`F.conv2d(x, weight, bias, stride, padding)`."""
+    return _ops._convolution_pointwise(x, weight, bias, list(padding), list(stride), [1, 1], 1, "none", [], "")
+
+
+def _check(dtype: torch.dtype) -> None:
+    """Raise RuntimeError unless a small layer of each kind gives what torch's own gives."""
+    x, weight, bias = torch.randn(2, 5, 8).to(dtype), torch.randn(8, 8).to(dtype), torch.randn(8).to(dtype)
+    maps = torch.randn(1, 8, 6, 6).to(dtype).contiguous(memory_format=torch.channels_last)
+    kernel = torch.randn(8, 8, 3, 3).to(dtype)
+    packed_kernel = convolution_weight(kernel, (2, 2), (1, 1))
+    pairs = [
+        (linear(x, linear_weight(weight), bias, None), F.linear(x, weight, bias)),
+        (linear(x, linear_weight(weight), None, x), F.linear(x, weight) + x),
+        (convolution(maps, packed_kernel, bias, (2, 2), (1, 1)), F.conv2d(maps, kernel, bias, 2, 1)),
+    ]
+    for got, expected in pairs:
+        if not torch.allclose(got.float(), expected.float(), rtol=0.05, atol=0.1):
+            raise RuntimeError(f"oneDNN's packed layers are wrong by {(got - expected).abs().max().item():.2g}")

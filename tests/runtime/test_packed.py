@@ -1,0 +1,79 @@
+"""Packed weights compute what torch's own layers compute, and are done without where they cannot be had."""
+
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from activefreq_engine.runtime import packed
+from activefreq_engine.runtime.plan import Folded
+
+from .modules import random_model, relative
+
+pytestmark = pytest.mark.usefixtures("seed")
+
+needs_packing = pytest.mark.skipif(not packed.available(torch.float32), reason="this torch has no packed layers")
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+TYPES = sorted(TOLERANCE, key=str)
+
+
+@needs_packing
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_linear(dtype):
+    x, residual = torch.randn(2, 7, 5, 24).to(dtype), torch.randn(2, 7, 5, 33).to(dtype)
+    weight, bias = torch.randn(33, 24).to(dtype), torch.randn(33).to(dtype)
+    for b in (bias, None):
+        for r in (residual, None):
+            expected = F.linear(x.double(), weight.double(), None if b is None else b.double())
+            expected = expected if r is None else expected + r.double()
+            assert relative(packed.linear(x, packed.linear_weight(weight), b, r), expected) <= TOLERANCE[dtype]
+
+
+@needs_packing
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_convolution(dtype):
+    x = torch.randn(2, 9, 13, 6).to(dtype).permute(0, 3, 1, 2)
+    weight, bias = torch.randn(11, 6, 3, 3).to(dtype), torch.randn(11).to(dtype)
+    got = packed.convolution(x, packed.convolution_weight(weight, (2, 2), (1, 1)), bias, (2, 2), (1, 1))
+    assert relative(got, F.conv2d(x.double(), weight.double(), bias.double(), 2, 1)) <= TOLERANCE[dtype]
+    assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+def outputs(folded, image, clicks):
+    plan = folded.plan(*image.shape[2:])
+    with torch.inference_mode():
+        answer = plan.click(*plan.prepare(image), clicks)
+        boxes = torch.tensor([[3.0, 5.0, 60.0, 40.0]]).expand(len(image), 4)
+        torch.manual_seed(0)
+        crop, disks = torch.randn(len(image), 3, 64, 64), torch.rand(len(image), 2, 64, 64)
+        return answer.logits, plan.refine(answer.embedding, answer.logits, boxes, crop, disks)
+
+
+@needs_packing
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 3e-2)])
+def test_a_packed_plan_equals_a_plan(precision, tolerance):
+    model = random_model(dtype=torch.float32, refine_size=64)
+    image, clicks = torch.randn(2, 3, 64, 96), torch.rand(2, 3, 64, 96)
+    plain, fast = (outputs(Folded(model, precision=precision, pack=pack), image, clicks) for pack in (False, True))
+    for got, expected in zip(fast, plain, strict=True):
+        assert relative(got, expected) <= tolerance
+
+
+def test_without_the_operators_weights_stay_as_they_are(monkeypatch, caplog):
+    packed.available.cache_clear()
+    monkeypatch.setattr(packed, "_ops", object())
+    with caplog.at_level(logging.INFO, logger="activefreq_engine.runtime.packed"):
+        folded = Folded(random_model(dtype=torch.float32, refine_size=64), precision="fp32", pack=True)
+        Folded(random_model(dtype=torch.float32, refine_size=64), precision="fp32", pack=True)
+    packed.available.cache_clear()
+    assert caplog.text.count("not packed") == 1
+    image, clicks = torch.randn(1, 3, 64, 96), torch.rand(1, 3, 64, 96)
+    assert all(torch.isfinite(t).all() for t in outputs(folded, image, clicks))
+
+
+def test_float64_is_not_packed():
+    assert not packed.available(torch.float64)
+    Folded(random_model(refine_size=64), precision="fp32", pack=True)
