@@ -50,7 +50,7 @@ def clicks(session: Session, scene: Scene, count: int, seed: int = 0) -> list[fl
 
 
 SETTLED = 2
-"""After so many clicks the network has zoomed in, if at all: the next clicks find their image features known."""
+"""After so many clicks the network has zoomed in on a small object: the next ones find their image features known."""
 
 
 def next_clicks(sessions: Sequence[Session], scene: Scene, count: int, seed: int = 0) -> list[list[float]]:

@@ -105,7 +105,7 @@ def clicks_made(device: str, effort: float) -> Iterator[Row]:
     clicks(session, on, 5)
     sequences = []
     for seed in tqdm(range(repeats(9, effort)), desc="clicks made", unit="object"):
-        session.reset()
+        session.set_image(on.image, copy=False)
         sequences.append(clicks(session, on, 50, seed))
     for number, times in enumerate(zip(*sequences, strict=True), 1):
         yield row("click", number, Times.of(times))
