@@ -120,6 +120,6 @@ def _outcome(turn: _Turn, layers: tuple[Layer, ...]) -> tuple[Step, NDArray[np.b
     if last.fixed is not None:
         mask = merge_click(before, mask, turn.click, turn.box)
         canvas = Canvas(last.height, last.width, last.threshold, layers, turn.clicks, PackedMask.of(mask))
-    changed = changed_bbox(before, mask, zoom.union(last.extent, canvas.extent))
     mask_box = zoom.bbox_within(mask, canvas.extent)
+    changed = changed_bbox(before, mask, zoom.union(turn.scene.history.step.mask_box, mask_box))
     return Step(turn.click, canvas, turn.roi, mask_box), mask, changed

@@ -129,7 +129,8 @@ class Canvas:
                 np.greater(strip, self.threshold, out=out[y0:y1])
             return out
         for i, layer in enumerate(self.layers):
-            Painter(layer.box, self._values(layer)).threshold(out, self.threshold, blank=i == 0)
+            hidden = self.layers[i + 1].box if i + 1 < len(self.layers) else None
+            Painter(layer.box, self._values(layer)).threshold(out, self.threshold, blank=i == 0, hidden=hidden)
         for c in self.clicks:
             out[int(c.y), int(c.x)] = c.positive
         return out

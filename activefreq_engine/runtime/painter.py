@@ -17,7 +17,7 @@ from activefreq_engine.types import Box
 _TILE = 128  # pixels along a tile's side, at least; fewer take longer to begin than to fill
 _CELLS = 16  # values along a tile's side, at least
 _MARGIN = 1e-6  # above what rounding adds to an interpolated probability
-_ABOVE, _BELOW, _BOTH = range(3)  # where the values of a tile lie
+_ABOVE, _BELOW, _BOTH, _HIDDEN = range(4)  # where the values of a tile lie; hidden: it does not matter
 
 
 class _Axis:
@@ -40,6 +40,11 @@ class _Axis:
         """The values that the pixels of a tile lie between."""
         first = tile * self.cells
         return slice(first, min(first + self.cells + 1, self.values))
+
+    def within(self, start: int, stop: int) -> NDArray[np.bool_]:
+        """bool `[tiles]`: which tiles have no pixel before `start` or from `stop` on."""
+        edges = np.array(self.edges)
+        return (start <= edges[:-1]) & (edges[1:] <= stop)
 
     def reduce(self, values: NDArray[np.float32], ufunc: np.ufunc) -> NDArray[np.float32]:
         """`[h, w]` -> `[tiles, w]`: the rows that each tile reaches, reduced to one."""
@@ -78,12 +83,27 @@ class Painter:
                 columns, reach = self._x.pixels(j), (across, self._x.reach(j))
                 part[:, columns.start + left : columns.stop + left] = self._enlarge(rows, columns, reach)
 
-    def threshold(self, mask: NDArray[np.bool_], threshold: float, *, blank: bool = False) -> None:
-        """Write the pixels' being above a threshold into bool `[H, W]`; `blank`: which is all False so far."""
+    def threshold(
+        self, mask: NDArray[np.bool_], threshold: float, *, blank: bool = False, hidden: Box | None = None
+    ) -> None:
+        """Write the pixels' being above a threshold into a mask.
+
+        Args:
+            mask (bool `[H, W]`): the image's.
+            threshold (float): between 0 and 1.
+            blank (bool): the mask is all False so far.
+            hidden (Box, optional): will be painted over: tiles that lie in it are left as they are.
+        """
         out = mask[self._box[1] : self._box[3], self._box[0] : self._box[2]]
-        above = self._extremes(np.minimum) > threshold + _MARGIN
-        below = self._extremes(np.maximum) <= threshold - _MARGIN
-        for i, row in enumerate(np.where(above, _ABOVE, np.where(below, _BELOW, _BOTH)).tolist()):
+        sides = np.full((len(self._y), len(self._x)), _BOTH)
+        sides[self._extremes(np.minimum) > threshold + _MARGIN] = _ABOVE
+        sides[self._extremes(np.maximum) <= threshold - _MARGIN] = _BELOW
+        if hidden is not None:
+            sides[
+                self._y.within(hidden[1] - self._box[1], hidden[3] - self._box[1])[:, None]
+                & self._x.within(hidden[0] - self._box[0], hidden[2] - self._box[0])
+            ] = _HIDDEN
+        for i, row in enumerate(sides.tolist()):
             rows = self._y.pixels(i)
             for side, run in groupby(range(len(row)), row.__getitem__):
                 tiles = list(run)
@@ -91,7 +111,7 @@ class Painter:
                     for j in tiles:
                         columns, reach = self._x.pixels(j), (self._y.reach(i), self._x.reach(j))
                         np.greater(self._enlarge(rows, columns, reach), threshold, out=out[rows, columns])
-                elif side == _ABOVE or not blank:
+                elif side == _ABOVE or (side == _BELOW and not blank):
                     out[rows, self._x.edges[tiles[0]] : self._x.edges[tiles[-1] + 1]] = side == _ABOVE
 
     def _extremes(self, least: np.ufunc) -> NDArray[np.float32]:

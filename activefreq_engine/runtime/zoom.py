@@ -103,8 +103,8 @@ def next_roi(
 
     Returns:
         The region to look at, or None for the whole image: there is no mask yet, or the region would be enlarged less
-        than `MIN_GAIN` times and there are fewer than `LATE` clicks.  `current` is kept unless a positive click lies outside it or its IoU with the new region
-        is below `KEEP_IOU`.
+        than `MIN_GAIN` times and there are fewer than `LATE` clicks.  `current` is kept unless a positive click lies
+        outside it or its IoU with the new region is below `KEEP_IOU`.
     """
     if mask_box is None:
         return None

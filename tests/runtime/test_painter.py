@@ -81,3 +81,14 @@ def test_a_map_is_painted_over_another(rng):
     expected = np.ones((300, 300), bool)
     expected[60:220, 50:250] = False
     assert np.array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("hidden", [(60, 40, 500, 400), (0, 0, 600, 600), (-5, 100, 300, 900), (0, 0, 1, 1)])
+def test_what_will_be_painted_over_may_be_left_out(rng, hidden):
+    painter = Painter((20, 30, 620, 530), smooth(rng, (48, 64)))
+    whole, part = (np.zeros((560, 640), bool) for _ in range(2))
+    painter.threshold(whole, 0.5, blank=True)
+    painter.threshold(part, 0.5, blank=True, hidden=hidden)
+    outside = np.ones(whole.shape, bool)
+    outside[max(0, hidden[1]) : hidden[3], max(0, hidden[0]) : hidden[2]] = False
+    assert np.array_equal(whole[outside], part[outside])
