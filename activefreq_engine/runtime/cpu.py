@@ -2,16 +2,65 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+MOST_THREADS = 8  # a click is a few hundred small steps: more threads wait longer for one another than they work
+_PROC = Path("/proc")
 
 
 def has_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 natively (AVX-512 BF16 or AMX); without it bf16 is slower than float32."""
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(supported and supported() and torch.backends.mkldnn.is_available())
+
+
+@contextmanager
+def threads() -> Iterator[None]:
+    """Let torch use as many threads as cores are free, up to `MOST_THREADS`, and no more than it is set to.
+
+    torch's threads wait for one another busily, a few hundred times a click.  Where another program has one of the
+    cores, each of these waits can last until the scheduler takes that program off it: one thread is quicker then.
+    """
+    before = torch.get_num_threads()
+    now = min(before, MOST_THREADS, free_cores()) if before > 1 else before
+    if now == before:
+        yield
+        return
+    torch.set_num_threads(now)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def free_cores() -> int:
+    """Cores that no other program is running on at this moment, at least 1; all of them where there is no /proc."""
+    cores = os.cpu_count() or 1
+    try:
+        running = int((_PROC / "loadavg").read_text().split()[3].partition("/")[0])
+        if running > 1:
+            running -= sum(_is_running(task) for task in (_PROC / "self" / "task").iterdir())
+        else:
+            running = 0
+    except (OSError, ValueError, IndexError):
+        return cores
+    return max(1, cores - max(0, running))
+
+
+def _is_running(task: Path) -> bool:
+    """Whether a thread of ours runs or waits for a core: torch's threads do while they wait busily."""
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0] == "R"
+    except OSError:  # it has ended
+        return False
 
 
 def click_maps(points: Tensor, height: int, width: int, radius: float) -> Tensor:

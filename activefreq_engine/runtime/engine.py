@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -128,6 +129,7 @@ class Engine:
                 self._contexts = Contexts(self._model, Graphs(self.device))
         elif plan:
             _log.info("%s is not a FreqFormer: its own modules run, without a plan", self.name)
+        self._fast_cpu = self.device.type == "cpu" and isinstance(self._model, Planned)
         self._lock = threading.Lock()
 
     @classmethod
@@ -173,7 +175,7 @@ class Engine:
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, r in enumerate(requests):
             groups[r.previous.shape].append(i)
-        with self._lock, torch.inference_mode():
+        with self._lock, torch.inference_mode(), self._threads():
             for members in groups.values():
                 group = [requests[i] for i in members]
                 features = self._features(group, watch)
@@ -191,7 +193,7 @@ class Engine:
         for i, r in enumerate(requests):
             groups[tuple(r.coarse.logits.shape)].append(i)
         out: list[NDArray[np.float32]] = [np.empty((0, 0), np.float32)] * len(requests)
-        with self._lock, torch.inference_mode():
+        with self._lock, torch.inference_mode(), self._threads():
             for members in groups.values():
                 group = [requests[i] for i in members]
                 for i, probs in zip(members, self._refine(group), strict=True):
@@ -227,6 +229,9 @@ class Engine:
                 features[i] = item
             self._lap(watch, "prepare")
         return features
+
+    def _threads(self) -> AbstractContextManager[None]:
+        return cpu.threads() if self._fast_cpu else nullcontext()
 
     def _lap(self, watch: Stopwatch | None, stage: str) -> None:
         if watch is not None:
@@ -276,7 +281,7 @@ class Engine:
         used = max(1, int((slots >= 0).all(-1).sum(2).max()))
         slots = slots[:, :, :used].flatten(1, 2)
         radius = self._model.config.click_radius
-        if self.device.type == "cpu" and isinstance(self._model, Planned):
+        if self._fast_cpu:
             return cpu.click_maps(slots, height, width, radius)
         return click_maps(slots, height, width, radius=radius)
 

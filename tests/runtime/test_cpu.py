@@ -1,9 +1,14 @@
 """What only a CPU needs."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from activefreq_engine.kernels.click_maps import click_maps as op
 
+from activefreq_engine.runtime import cpu
 from activefreq_engine.runtime.cpu import click_maps
 
 pytestmark = pytest.mark.usefixtures("seed")
@@ -28,3 +33,85 @@ def test_click_maps_equal_the_op(radius, shape):
 def test_no_clicks():
     assert not click_maps(torch.full((1, 4, 2), -1.0), 8, 8, 5.0).any()
     assert click_maps(torch.zeros(2, 0, 2), 8, 4, 5.0).shape == (2, 2, 8, 4)
+
+
+@pytest.fixture
+def proc(tmp_path, monkeypatch):
+    """A /proc of our own: `proc(running, own)` says how many threads run on the machine, and the states of ours."""
+
+    def write(running, own):
+        (tmp_path / "loadavg").write_text(f"0.4 0.3 0.2 {running}/321 4711\n")
+        for i, state in enumerate(own):
+            task = tmp_path / "self" / "task" / str(i)
+            task.mkdir(parents=True)
+            (task / "stat").write_text(f"{i} (a name) with ) R) {state} 1 2 3\n")
+
+    monkeypatch.setattr(cpu, "_PROC", tmp_path)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    return write
+
+
+@pytest.mark.parametrize(
+    ("running", "own", "free"), [(1, "R", 4), (2, "RS", 3), (3, "RR", 3), (3, "RRR", 4), (9, "RS", 1), (0, "S", 4)]
+)
+def test_free_cores(proc, running, own, free):
+    """Our own threads do not count: torch's wait busily for a while after each step."""
+    proc(running, own)
+    assert cpu.free_cores() == free
+
+
+def test_without_proc_all_cores_count_as_free(tmp_path, monkeypatch):
+    monkeypatch.setattr(cpu, "_PROC", tmp_path / "none")
+    assert cpu.free_cores() == os.cpu_count()
+
+
+@pytest.mark.parametrize(("set_to", "free", "used"), [(4, 9, 4), (4, 2, 2), (1, 9, 1), (20, 30, cpu.MOST_THREADS)])
+def test_threads(monkeypatch, set_to, free, used):
+    before = torch.get_num_threads()
+    monkeypatch.setattr(cpu, "free_cores", lambda: free)
+    try:
+        torch.set_num_threads(set_to)
+        with cpu.threads():
+            assert torch.get_num_threads() == used
+        assert torch.get_num_threads() == set_to
+    finally:
+        torch.set_num_threads(before)
+
+
+CONTENTION = """
+import subprocess, sys, time, os
+import numpy as np
+from activefreq_engine import Session
+
+with Session(size=384) as s:
+    s.set_image(np.random.default_rng(0).integers(0, 256, (384, 384, 3), np.uint8))
+    def median():
+        times = []
+        for i in range(12):
+            start = time.perf_counter()
+            s.click(100 + 10 * i, 200)
+            times.append(time.perf_counter() - start)
+            time.sleep(0.02)
+            s.undo()
+        return sorted(times)[6]
+    median()
+    idle = median()
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        time.sleep(0.3)
+        busy = median()
+    finally:
+        other.kill()
+print(idle * 1e3, busy * 1e3)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_busy_program_beside_us_costs_a_click_at_most_three_times_its_time():
+    """In a process of its own: other tests may have set torch's threads."""
+    done = subprocess.run([sys.executable, "-c", CONTENTION], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    idle, busy = map(float, done.stdout.split())
+    print(f"idle {idle:.1f} ms, beside a busy program {busy:.1f} ms")
+    assert busy <= 3 * idle
