@@ -16,7 +16,6 @@ OFFLINE = ("--no-deps", "--no-index", "--disable-pip-version-check", "-q")
 DEV_ONLY = ("scipy", "matplotlib", "SimpleITK", "pycocotools", "pytest", "hypothesis", "pandas")
 
 
-
 def pip(python: Path, *arguments: str | Path) -> None:
     """Our pip, acting on the environment of another interpreter."""
     command = [sys.executable, "-m", "pip", "--python", str(python), *map(str, arguments)]
