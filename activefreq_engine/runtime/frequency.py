@@ -73,9 +73,12 @@ def _kernel(
     if pairs != KERNEL_PAIRS or side not in KERNEL_SIDES:
         return None, f"the kernel is for axis pairs {KERNEL_PAIRS} and sides {KERNEL_SIDES}, not {pairs} and {side}"
     bias = freq.dwconv.bias
+    hw, cw, ch = (f.spectrum(height, width).detach().to(device) for f in filters)
     try:
         plan = FreqModulePlan(
-            *(f.spectrum(height, width).detach().to(device) for f in filters),
+            hw,
+            cw,
+            ch,
             freq.dwconv.weight.detach().to(device),
             None if bias is None else bias.detach().to(device),
             size=(height, width),
