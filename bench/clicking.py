@@ -54,14 +54,11 @@ SETTLED = 2
 
 
 def next_clicks(sessions: Sequence[Session], scene: Scene, count: int, seed: int = 0) -> list[list[float]]:
-    """The times of the clicks after the first `SETTLED`, for each session.
+    """Each session makes so many clicks on a blank object; the times of those after the first `SETTLED`.
 
-    The sessions take turns at every click, so that a machine that slows down slows all of them.
+    The sessions take turns, so that a machine that slows down slows all of them; a whole sequence each, so that each
+    finds in the processor's caches what a click before has left there, as in use.
     """
-    times: list[list[float]] = [[] for _ in sessions]
-    for number, c in enumerate(islice(scene.clicks(seed), count)):
-        for own, session in zip(times, sessions, strict=True):
-            t = click(session, c)
-            if number >= SETTLED:
-                own.append(t)
-    return times
+    for session in sessions:
+        session.reset()
+    return [clicks(session, scene, count, seed)[SETTLED:] for session in sessions]

@@ -5,8 +5,8 @@
     python -m bench.ladder --plot            # the picture again, from the CSV
 
 Click-to-mask is a whole `Session.click`: from the call to the mask in host memory, refiner included, after the region
-has settled on the object.  The rungs take turns at every click.  A rung whose masks differ from the first rung's has
-no time.
+has settled on the object.  The rungs take turns at sequences of clicks.  A rung whose masks at their ends differ from
+the first rung's has no time.
 """
 
 import argparse
@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from activefreq_engine import Engine, Session
 from activefreq_engine.runtime.cpu import has_bf16
 from activefreq_engine.runtime.engine import StepAnswer, StepRequest
 from bench import memory, plots, rows
-from bench.clicking import SETTLED, Times, click, clicks, opened
+from bench.clicking import SETTLED, Times, clicks, next_clicks, opened
 from bench.machine import Machine
 from bench.scene import Scene, scene
 from bench.verify import sessions_agree
@@ -106,19 +105,14 @@ def climb(rungs: Sequence[Rung], device: str, size: int, sequences: int) -> list
     different = [0.0] * len(rungs)
     notes = [""] * len(rungs)
     for seed in tqdm(range(sequences), desc="ladder", unit="object"):
-        for session in sessions:
-            session.reset()
-        for number, c in enumerate(islice(on.clicks(seed), CLICKS)):
-            for i, (rung, session) in enumerate(zip(rungs, sessions, strict=True)):
-                with rung.backend_chosen():
-                    t = click(session, c)
-                if number >= SETTLED:
-                    times[i].append(t)
-                different[i] = max(different[i], float((session.mask != sessions[0].mask).mean()))
-                try:
-                    errors[i] = max(errors[i], sessions_agree(session, sessions[0]))
-                except AssertionError as problem:
-                    notes[i] = notes[i] or f"no time: {problem} (click {number + 1}, seed {seed})"
+        for i, (rung, session) in enumerate(zip(rungs, sessions, strict=True)):
+            with rung.backend_chosen():
+                times[i] += next_clicks([session], on, CLICKS, seed)[0]
+            different[i] = max(different[i], float((session.mask != sessions[0].mask).mean()))
+            try:
+                errors[i] = max(errors[i], sessions_agree(session, sessions[0]))
+            except AssertionError as problem:
+                notes[i] = notes[i] or f"no time: {problem} (seed {seed})"
     result = []
     for i, rung in enumerate(rungs):
         t = Times.of(times[i])

@@ -66,8 +66,6 @@ def input_size(device: str, effort: float) -> Iterator[Row]:
         next_clicks(sessions, on, SETTLED + 1)
         times: list[list[float]] = [[], []]
         for seed in range(repeats(3, effort)):
-            for session in sessions:
-                session.reset()
             for own, more in zip(times, next_clicks(sessions, on, 20, seed), strict=True):
                 own += more
         lowest = 1e3 * floor.click_gmac(model, size, size) / peak.gmac_per_s
@@ -112,9 +110,14 @@ def clicks_made(device: str, effort: float) -> Iterator[Row]:
 
 
 def memory_growth(device: str, effort: float) -> Iterator[Row]:
-    """Memory after every tenth of many clicks on an object in 12 megapixels, above that after the second click."""
+    """Memory after every tenth of many clicks on an object in 12 megapixels, above that after the second click.
+
+    An object before it pays for what is made once, such as thread pools.
+    """
     on = scene(3000, 4000, radius=500)
     session = opened(engine(device), on)
+    clicks(session, on, min(LONG, 20))
+    session.reset()
     start = math.nan
     for number, c in enumerate(tqdm(islice(on.clicks(), LONG), total=LONG, desc="memory", unit="click"), 1):
         t = click(session, c)

@@ -57,8 +57,6 @@ def faster(sequences: int) -> list[Target]:
     times: list[list[float]] = [[] for _ in sessions]
     name = f"next click at {SIZE} px, times faster than the plain modules"
     for seed in tqdm(range(sequences), desc="plan and plain modules", unit="object"):
-        for session in sessions:
-            session.reset()
         for own, more in zip(times, next_clicks(sessions, on, 20, seed), strict=True):
             own += more
         try:
