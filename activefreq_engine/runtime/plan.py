@@ -125,8 +125,9 @@ class Refine(nn.Module):
         context = self.context(embedding.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         # in the precision of the logits: half precision has no room for the coordinates of a box
         context = roi_align(context.to(logits.dtype), boxes, (size[0] // 2, size[1] // 2), scale)
-        x = self.local(self.stem(x).relu_()).add_(context.permute(0, 2, 3, 1).to(embedding.dtype))
-        maps = upsample(self.heads(self.merge(x).to(logits.dtype)).permute(0, 3, 1, 2), size)
+        x = self.local(self.stem(x).relu_()).add_(layers.channels_last(context).to(embedding.dtype))
+        # contiguous: two channels, last in memory, would take four times as long
+        maps = upsample(self.heads(self.merge(x).to(logits.dtype)).permute(0, 3, 1, 2).contiguous(), size)
         detail, boundary = maps.split(1, dim=1)
         gate = boundary.sigmoid()
         return gate * detail + (1 - gate) * coarse
