@@ -134,9 +134,7 @@ def sheet(cases: Sequence[Case], ious: Sequence[Sequence[float]]) -> Image.Image
             if j:
                 text = f"click {SHOWN[j - 1]}: IoU {curve[SHOWN[j - 1] - 1]:.2f}"
                 pen.text((x + PANEL, top + TITLE / 2), text, fill=INK, font=font(11), anchor="rm")
-    legend = (
-        "Yellow: the expert's outline. White: the mask, closer by. Disks: clicks inside. Squares: outside."
-    )
+    legend = "Yellow: the expert's outline. White: the mask, closer by. Disks: clicks inside. Squares: outside."
     pen.text((GAP, canvas.height - TITLE / 2 - GAP / 2), legend, fill=INK, font=font(12), anchor="lm")
     return canvas
 
