@@ -15,12 +15,13 @@ from bench import plots
 MARKS = "<!-- peers: begin -->", "<!-- peers: end -->"
 """What stands between them in a file is replaced by the table."""
 NAMES = {
-    "activefreq": "**activefreq**, 256 px (default)",
+    "activefreq": "**activefreq, 256 px** (default)",
     "activefreq@384": "activefreq, 384 px",
     "mobile_sam": "MobileSAM",
     "sam_vit_b": "SAM ViT-B (random weights)",
     "grabcut": "GrabCut (OpenCV)",
 }
+PLAIN = {name: text.replace("*", "").partition(" (")[0] for name, text in NAMES.items()}
 COLOURS = {"activefreq": plots.BLUE, "mobile_sam": plots.ORANGE, "grabcut": plots.GREEN, "sam_vit_b": plots.PURPLE}
 MIOU = (1, 2, 3, 5, 10, 20)
 
@@ -95,11 +96,12 @@ def picture(reports: Mapping[str, Report], times: Sequence[Row], file: Path) -> 
         for name, report in reports.items():
             method, _, robot = name.partition("+")
             mean = 100 * report.curves.mean(axis=0)
-            style = "--" if robot else "-"
-            left.plot(range(1, len(mean) + 1), mean, style, color=COLOURS[method], marker="." if not robot else "")
-            left.annotate(name, (len(mean), mean[-1]), (4, 0), textcoords="offset points", va="center", fontsize=8)
+            style = "--" if robot else ".-"
+            label = f"{PLAIN[method]}, {robot} robot" if robot else PLAIN[method]
+            left.plot(range(1, len(mean) + 1), mean, style, color=COLOURS[method], label=label)
         left.set_xticks(MIOU)
-        left.margins(x=0.18)
+        if reports:
+            figure.legend(loc="outside lower left", ncols=3)
         plots.finish(left, "Quality: mean IoU after each click", "clicks", "%", from_zero=False)
         methods = [m for m in NAMES if _row(times, m, "next click")]
         for i, method in enumerate(methods):
@@ -111,10 +113,11 @@ def picture(reports: Mapping[str, Report], times: Sequence[Row], file: Path) -> 
                 right.barh(i + offset, value, 0.36, color=colour, alpha=alpha)
                 text = f"{call}: {_short(value)} ms"
                 right.annotate(text, (value, i + offset), (4, 0), textcoords="offset points", va="center", fontsize=8)
-        right.set_yticks(range(len(methods)), methods)
+        right.set_yticks(range(len(methods)), [PLAIN[method] for method in methods])
         right.invert_yaxis()
         right.set_xscale("log")
-        right.margins(x=0.5)
+        low, high = right.get_xlim()
+        right.set_xlim(low / 3, high * (high / low) ** 0.5)  # room for the texts
         right.grid(visible=False, axis="y")
         plots.finish(right, "Speed: medians", "ms, logarithmic", "", from_zero=False)
         plots.save(figure, file)
