@@ -24,6 +24,7 @@ from ..errors import DatasetError
 from .teacher import Teacher
 
 MASK_FOLDERS = ("masks", "labels", "instances")  # binary, label values, label values
+DISTRACTED = 0.35  # share of samples that something is added to, see `distract`
 MIN_AREA = 64  # pixels of the packed image that an object must have
 Pixels = NDArray[Any]  # uint8; OpenCV's annotations promise no dtype
 
@@ -140,7 +141,7 @@ class PackedDataset(Dataset):
         self.teacher = teacher
         if teacher is not None:
             teacher.check(self.entries)
-        sources = np.array([e["source"] for e in self.entries])
+        self.sources = sources = np.array([e["source"] for e in self.entries])
         # weights: share of each source folder in an epoch; by default every image counts the same
         self.share = None
         if weights is not None:
@@ -163,18 +164,32 @@ class PackedDataset(Dataset):
         """`(index, size)` -> image uint8 `[3, S, S]`, label int8 `[1, S, S]`, and the teacher's `[T, S/16, S/16]`."""
         index, size = item
         picked = self.pick(index)
-        entry = self.entries[picked]
         rng = np.random.default_rng((self.seed, index, 1))
+        crop = self._crop(picked, size, rng)
+        seen = crop.image
+        # a teacher has not seen what is added, so its features would be wrong there
+        if self.teacher is None and rng.random() < DISTRACTED:
+            seen = distract(seen, crop.label, self._crop(self._alike(picked, rng), size, rng), rng)
+        sample = (
+            torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1))),
+            torch.from_numpy(crop.label[None]),
+        )
+        if self.teacher is None:
+            return sample
+        entry = self.entries[picked]
+        return (*sample, self.teacher.crop(picked, (entry["h"], entry["w"]), crop.affine, size))
+
+    def _crop(self, picked: int, size: int, rng: np.random.Generator) -> Crop:
+        """A random crop of an entry, of one of its objects."""
+        entry = self.entries[picked]
         h, w, offset = entry["h"], entry["w"], entry["offset"]
         image = self.images[3 * offset : 3 * (offset + h * w)].reshape(h, w, 3)
         labels = self.labels[offset : offset + h * w].reshape(h, w)
-        mask = (labels == rng.choice(entry["objects"])).astype(np.uint8)
-        crop = random_crop(image, mask, size, rng)
-        sample = (
-            torch.from_numpy(np.ascontiguousarray(crop.image.transpose(2, 0, 1))),
-            torch.from_numpy(crop.label[None]),
-        )
-        return sample if self.teacher is None else (*sample, self.teacher.crop(picked, (h, w), crop.affine, size))
+        return random_crop(image, (labels == rng.choice(entry["objects"])).astype(np.uint8), size, rng)
+
+    def _alike(self, picked: int, rng: np.random.Generator) -> int:
+        """An entry of the same source folder."""
+        return int(rng.choice(np.flatnonzero(self.sources == self.sources[picked])))
 
 
 class StepSampler(Sampler):
@@ -250,6 +265,36 @@ def random_crop(image: Pixels, mask: Pixels, size: int, rng: np.random.Generator
     target = (label > 127).astype(np.int8)
     target[inside == 0] = -1
     return Crop(photometric(out, rng), target, affine)
+
+
+def distract(image: Pixels, label: NDArray[Any], other: Crop, rng: np.random.Generator) -> Pixels:
+    """Add something that is not the object, clear of it: another image's object, or a patch or ring of one colour.
+
+    Stickers, ink, gel bubbles and a second lesion are what a first click's mask runs into.
+    """
+    size = image.shape[0]
+    drawn = rng.random()
+    gap = 2 * int(rng.uniform(0.02, 0.06) * size) + 1
+    taken = cv2.dilate((label == 1).astype(np.uint8), np.ones((gap, gap), np.uint8))
+    for _ in range(6):
+        shape = np.zeros((size, size), np.uint8)
+        if drawn < 0.5:
+            scale = rng.uniform(0.3, 0.9)
+            shift = rng.uniform(-0.2, 1.2, 2) * size - scale * size / 2
+            affine = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
+            shape = cv2.warpAffine((other.label == 1).astype(np.uint8), affine, (size, size), flags=cv2.INTER_NEAREST)
+            content = cv2.warpAffine(other.image, affine, (size, size), borderMode=cv2.BORDER_REFLECT_101)
+        else:
+            centre = tuple(int(v) for v in rng.uniform(-0.3, 1.3, 2) * size)
+            axes = tuple(int(v) for v in rng.uniform(0.05, 0.6, 2) * size)
+            width = -1 if drawn < 0.8 else int(rng.uniform(0.01, 0.04) * size) + 1
+            cv2.ellipse(shape, centre, axes, float(rng.uniform(0, 180)), 0, 360, 1, width, cv2.LINE_8)
+            content = np.clip(rng.uniform(0, 255, 3) + rng.normal(0, rng.uniform(1, 15), image.shape), 0, 255)
+        if shape.any() and not (shape & taken).any():
+            alpha = cv2.GaussianBlur(shape.astype(np.float32), (0, 0), rng.uniform(0.4, 2.0)) * (taken == 0)
+            alpha *= rng.uniform(0.5, 1.0) if drawn >= 0.5 else 1.0
+            return (image + alpha[..., None] * (content.astype(np.float32) - image) + 0.5).astype(np.uint8)
+    return image
 
 
 def keep_inside(centre: float, margin: float, length: int) -> float:

@@ -9,7 +9,18 @@ import pytest
 import torch
 
 from activefreq_engine.errors import DatasetError
-from activefreq_engine.train.data import MIN_AREA, PackedDataset, StepSampler, hairs, pack, photometric, random_crop
+from activefreq_engine.train import data as data_module
+from activefreq_engine.train.data import (
+    MIN_AREA,
+    Crop,
+    PackedDataset,
+    StepSampler,
+    distract,
+    hairs,
+    pack,
+    photometric,
+    random_crop,
+)
 
 from .conftest import disk, write_pairs
 
@@ -317,3 +328,42 @@ def test_hairs_are_drawn_on_a_copy() -> None:
     out = hairs(image, np.random.default_rng(0))
     assert (out < 150).any()
     assert (out == 220).mean() > 0.3
+
+
+def test_what_distracts_lies_clear_of_the_object() -> None:
+    rng = np.random.default_rng(8)
+    changed = 0
+    for trial in range(60):
+        size = (96, 128)[trial % 2]
+        label, mask = np.zeros((size, size), np.int8), np.zeros((size, size), np.uint8)
+        cv2.ellipse(mask, (size // 3, size // 2), (size // 6, size // 5), 30.0 * trial, 0, 360, 1, -1)
+        label[mask == 1] = 1
+        label[:3] = -1
+        other_label = np.zeros((size, size), np.int8)
+        other_label[20:60, 30:80] = 1
+        other = Crop(rng.integers(0, 256, (size, size, 3), np.uint8), other_label, np.eye(2, 3))
+        image = rng.integers(0, 256, (size, size, 3), np.uint8)
+        before = image.copy()
+        out = distract(image, label, other, rng)
+        assert out.dtype == np.uint8
+        np.testing.assert_array_equal(image, before)
+        clear = cv2.dilate(mask, np.ones((3, 3), np.uint8)) == 1
+        np.testing.assert_array_equal(out[clear], image[clear])
+        changed += bool((out != image).any())
+    assert changed > 40  # now and then there is no room
+
+
+def test_an_object_that_fills_the_crop_is_left_alone() -> None:
+    image = np.random.default_rng(9).integers(0, 256, (64, 64, 3), np.uint8)
+    full = np.ones((64, 64), np.int8)
+    out = distract(image, full, Crop(255 - image, full, np.eye(2, 3)), np.random.default_rng(10))
+    np.testing.assert_array_equal(out, image)
+
+
+def test_distraction_changes_images_but_no_label(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_module, "DISTRACTED", 0.0)
+    plain = [PackedDataset(packed, 5)[i, 64] for i in range(8)]
+    monkeypatch.setattr(data_module, "DISTRACTED", 1.0)
+    busy = [PackedDataset(packed, 5)[i, 64] for i in range(8)]
+    assert all(torch.equal(a[1], b[1]) for a, b in zip(plain, busy, strict=True))
+    assert sum(not torch.equal(a[0], b[0]) for a, b in zip(plain, busy, strict=True)) >= 3
