@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from activefreq_engine.models import create_model, read_metadata
+from activefreq_engine.models import create_model, list_models, read_metadata
 from activefreq_engine.models.registry import WEIGHTS
 
 HERE = Path(__file__).parent / "golden"
@@ -21,22 +21,31 @@ def make():
     return module
 
 
+@pytest.fixture(scope="module", params=list_models(pretrained=True))
+def name(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def golden():
-    return np.load(HERE / "freqformer_b0.npz", allow_pickle=False)
+def golden(name):
+    return np.load(HERE / f"{name}.npz", allow_pickle=False)
 
 
-def test_goldens_belong_to_the_shipped_weights(golden):
-    shipped = read_metadata(WEIGHTS / "freqformer_b0.safetensors")["sha256"]
+def test_something_is_shipped():
+    assert "freqformer_b0" in list_models(pretrained=True)
+
+
+def test_goldens_belong_to_the_shipped_weights(name, golden):
+    shipped = read_metadata(WEIGHTS / f"{name}.safetensors")["sha256"]
     assert str(golden["sha256"]) == shipped, "the weights have changed: run python tests/golden/make.py"
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-4)])
-def test_outputs_equal_the_goldens(make, golden, dtype, tolerance):
-    values = make.outputs(create_model("freqformer_b0", pretrained=True), dtype)
-    for name in ("first", "third", "refined"):
-        error = np.linalg.norm(values[name] - golden[name]) / np.linalg.norm(golden[name])
-        assert error <= tolerance, f"{name}: relative error {error:.2e}, allowed {tolerance:.0e}"
+def test_outputs_equal_the_goldens(make, name, golden, dtype, tolerance):
+    values = make.outputs(create_model(name, pretrained=True), dtype)
+    for output in ("first", "third", "refined"):
+        error = np.linalg.norm(values[output] - golden[output]) / np.linalg.norm(golden[output])
+        assert error <= tolerance, f"{output}: relative error {error:.2e}, allowed {tolerance:.0e}"
 
 
 def test_a_click_is_obeyed(make, golden):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from activefreq_engine.kernels.click_maps import click_maps
 
-from activefreq_engine.models import FreqFormer, create_model, normalise, read_metadata
+from activefreq_engine.models import FreqFormer, create_model, list_models, normalise, read_metadata
 from activefreq_engine.models.registry import WEIGHTS
 
 HERE = Path(__file__).parent
@@ -53,10 +53,11 @@ def outputs(model: FreqFormer, dtype: torch.dtype) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    sha256 = read_metadata(WEIGHTS / "freqformer_b0.safetensors")["sha256"]
-    values = outputs(create_model("freqformer_b0", pretrained=True), torch.float64)
-    np.savez_compressed(HERE / "freqformer_b0.npz", sha256=np.array(sha256), **values)
-    print("written for weights", sha256)
+    for name in list_models(pretrained=True):
+        sha256 = read_metadata(WEIGHTS / f"{name}.safetensors")["sha256"]
+        values = outputs(create_model(name, pretrained=True), torch.float64)
+        np.savez_compressed(HERE / f"{name}.npz", sha256=np.array(sha256), **values)
+        print(f"{name}: written for weights {sha256}")
 
 
 if __name__ == "__main__":
