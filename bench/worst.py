@@ -188,10 +188,15 @@ def main(
         typer.echo(
             f"{found.samples[n].id}  {needed[n]}  {ious}  " + "  ".join(f"{v:.1f}" for v in measures[n].values())
         )
-    for name, group in (("these", chosen), ("the others", sorted(set(range(len(measures))) - set(chosen)))):
-        quartiles = {key: np.nanpercentile([measures[n][key] for n in group], (25, 50, 75)) for key in measures[0]}
-        text = ", ".join(f"{key} {q[1]:.1f} ({q[0]:.1f} to {q[2]:.1f})" for key, q in quartiles.items())
-        typer.echo(f"{name}, median (quartiles): {text}")
+    others = sorted(set(range(len(measures))) - set(chosen))
+    for trait in measures[0]:
+        values = np.array([measure[trait] for measure in measures])
+        medians = " and ".join(f"{np.nanmedian(values[group]):.1f}" for group in (chosen, others) if group)
+        typer.echo(f"{trait}: median of these and of the others: {medians}")
+        for quarter in np.array_split(np.argsort(values), min(4, len(values))):
+            noc, first, second = needed[quarter].mean(), *measured.curves[quarter, :2].mean(axis=0)
+            span = f"{values[quarter[0]]:.1f} to {values[quarter[-1]]:.1f}"
+            typer.echo(f"  {span}: NoC@90 {noc:.2f}, mIoU@1 {100 * first:.1f}, mIoU@2 {100 * second:.1f}")
     typer.echo(f"wrote {out}")
 
 
