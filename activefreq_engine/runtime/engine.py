@@ -130,6 +130,8 @@ class Engine:
         elif plan:
             _log.info("%s is not a FreqFormer: its own modules run, without a plan", self.name)
         self._fast_cpu = self.device.type == "cpu" and isinstance(self._model, Planned)
+        if self._fast_cpu:
+            cpu.keep_freed_memory()
         self._lock = threading.Lock()
 
     @classmethod

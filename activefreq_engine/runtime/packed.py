@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import functools
 import logging
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Activation = Literal["none", "relu", "gelu"]
+"""Taken in the same pass over the result.  "gelu" is the exact one."""
 
 _log = logging.getLogger(__name__)
 _ops = torch.ops.mkldnn
@@ -36,21 +40,31 @@ def linear_weight(weight: Tensor) -> Tensor:
     return _ops._reorder_linear_weight(weight.detach())
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-    """`F.linear(x, weight, bias)`, plus `residual` of the result's shape, if given."""
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None, then: Activation = "none"
+) -> Tensor:
+    """`F.linear(x, weight, bias)`, then an activation, or plus `residual` of the result's shape."""
     if residual is None:
-        return _ops._linear_pointwise(x, weight, bias, "none", [], "")
+        return _ops._linear_pointwise(x, weight, bias, then, [], "none")
     return _ops._linear_pointwise.binary(x, residual, weight, bias, "add")
 
 
-def convolution_weight(weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
-    """`[O, I, kh, kw]`, packed."""
-    return _ops._reorder_convolution_weight(weight.detach(), list(padding), list(stride), [1, 1], 1)
+def convolution_weight(weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...], groups: int = 1) -> Tensor:
+    """`[O, I / groups, kh, kw]`, packed."""
+    return _ops._reorder_convolution_weight(weight.detach(), list(padding), list(stride), [1, 1], groups)
 
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
-    """`F.conv2d(x, weight, bias, stride, padding)`."""
-    return _ops._convolution_pointwise(x, weight, bias, list(padding), list(stride), [1, 1], 1, "none", [], "")
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    groups: int = 1,
+    then: Activation = "none",
+) -> Tensor:
+    """`F.conv2d(x, weight, bias, stride, padding, groups=groups)`, then an activation."""
+    return _ops._convolution_pointwise(x, weight, bias, list(padding), list(stride), [1, 1], groups, then, [], "none")
 
 
 def _check(dtype: torch.dtype) -> None:
@@ -59,10 +73,16 @@ def _check(dtype: torch.dtype) -> None:
     maps = torch.randn(1, 8, 6, 6).to(dtype).contiguous(memory_format=torch.channels_last)
     kernel = torch.randn(8, 8, 3, 3).to(dtype)
     packed_kernel = convolution_weight(kernel, (2, 2), (1, 1))
+    thin = torch.randn(8, 1, 3, 3).to(dtype)
+    packed_thin = convolution_weight(thin, (1, 1), (1, 1), 8)
     pairs = [
-        (linear(x, linear_weight(weight), bias, None), F.linear(x, weight, bias)),
+        (linear(x, linear_weight(weight), bias, then="gelu"), F.gelu(F.linear(x, weight, bias))),
         (linear(x, linear_weight(weight), None, x), F.linear(x, weight) + x),
-        (convolution(maps, packed_kernel, bias, (2, 2), (1, 1)), F.conv2d(maps, kernel, bias, 2, 1)),
+        (
+            convolution(maps, packed_kernel, bias, (2, 2), (1, 1), then="relu"),
+            F.conv2d(maps, kernel, bias, 2, 1).relu(),
+        ),
+        (convolution(maps, packed_thin, bias, (1, 1), (1, 1), 8), F.conv2d(maps, thin, bias, 1, 1, groups=8)),
     ]
     for got, expected in pairs:
         if not torch.allclose(got.float(), expected.float(), rtol=0.05, atol=0.1):

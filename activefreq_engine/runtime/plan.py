@@ -20,6 +20,7 @@ from activefreq_engine.models.mit import MiTStage
 from activefreq_engine.models.refiner import Refiner, SeparableBlock, roi_align
 from activefreq_engine.runtime import cpu, layers, packed, rewrites
 from activefreq_engine.runtime.frequency import frequency_block
+from activefreq_engine.runtime.resample import SumEnlarged, crop
 from activefreq_engine.runtime.spectral import Form
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -67,23 +68,23 @@ class Click(nn.Module):
         stages: list[nn.Module],
         freqs: list[nn.Module],
         projects: list[nn.Module],
+        total: SumEnlarged,
         head: layers.Linear,
     ) -> None:
         super().__init__()
         self.embed = embed
         self.stages, self.freqs, self.projects = nn.ModuleList(stages), nn.ModuleList(freqs), nn.ModuleList(projects)
-        self.head = head
+        self.total, self.head = total, head
 
     def forward(self, c1: Tensor, p1: Tensor, clicks: Tensor) -> Answer:
         x = self.embed(clicks.permute(0, 2, 3, 1).to(c1.dtype)).add_(c1.permute(0, 2, 3, 1))
-        fused = p1
-        for i, (stage, freq, project) in enumerate(zip(self.stages, self.freqs, self.projects, strict=True)):
+        parts = []
+        for stage, freq, project in zip(self.stages, self.freqs, self.projects, strict=True):
             x = stage(x)
-            part = upsample(project(freq(x)).permute(0, 3, 1, 2), p1.shape[2:])
-            fused = fused + part if i == 0 else fused.add_(part)  # in place: the largest maps of a click
-        embedding = fused.relu_()
-        logits = self.head(embedding.permute(0, 2, 3, 1).to(self.head.weight.dtype)).permute(0, 3, 1, 2)
-        return Answer(upsample(logits, clicks.shape[2:]), embedding)
+            parts.append(project(freq(x)))
+        fused = self.total(p1.permute(0, 2, 3, 1), parts).relu_()
+        logits = self.head(fused).permute(0, 3, 1, 2).to(clicks.dtype)
+        return Answer(upsample(logits, clicks.shape[2:]), fused.permute(0, 3, 1, 2))
 
 
 class Separable(layers.Layer):
@@ -91,11 +92,12 @@ class Separable(layers.Layer):
 
     def __init__(self, block: SeparableBlock) -> None:
         super().__init__()
-        self.depthwise = layers.Conv(rewrites.fold_batch_norm(block.depthwise, block.norm1), block.depthwise)
+        depthwise = rewrites.fold_batch_norm(block.depthwise, block.norm1)
+        self.depthwise = layers.Conv(depthwise, block.depthwise, then="relu")
         self.pointwise = layers.Linear(rewrites.fold_batch_norm(block.pointwise, block.norm2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pointwise(self.depthwise(x).relu_(), x).relu_()
+        return self.pointwise(self.depthwise(x), x).relu_()
 
 
 class Refine(nn.Module):
@@ -107,7 +109,7 @@ class Refine(nn.Module):
 
     def __init__(self, refiner: Refiner) -> None:
         super().__init__()
-        self.stem = layers.Conv(rewrites.fold_batch_norm(refiner.stem, refiner.stem_norm), refiner.stem)
+        self.stem = layers.Conv(rewrites.fold_batch_norm(refiner.stem, refiner.stem_norm), refiner.stem, then="relu")
         local: Any = refiner.local
         merge: Any = refiner.merge
         self.local = nn.Sequential(*(Separable(b) for b in local))
@@ -115,22 +117,20 @@ class Refine(nn.Module):
         self.merge = nn.Sequential(*(Separable(b) for b in merge))
         detail, boundary = rewrites.affine(refiner.detail), rewrites.affine(refiner.boundary)
         both = rewrites.Affine(torch.cat([detail.weight, boundary.weight]), torch.cat([detail.bias, boundary.bias]))
-        self.heads = layers.Conv(both, refiner.detail)
+        self.heads = layers.NarrowConv(both)
 
     def forward(self, embedding: Tensor, logits: Tensor, boxes: Tensor, image: Tensor, disks: Tensor) -> Tensor:
         size = image.shape[2:]
         scale = embedding.shape[3] / logits.shape[3]
         coarse = roi_align(logits, boxes, (size[0], size[1]))
         x = torch.cat([image, coarse.sigmoid(), disks], dim=1).permute(0, 2, 3, 1).to(embedding.dtype)
-        context = self.context(embedding.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        context = self.context(embedding.permute(0, 2, 3, 1))
         # in the precision of the logits: half precision has no room for the coordinates of a box
-        context = roi_align(context.to(logits.dtype), boxes, (size[0] // 2, size[1] // 2), scale)
-        x = self.local(self.stem(x).relu_()).add_(layers.channels_last(context).to(embedding.dtype))
-        # contiguous: two channels, last in memory, would take four times as long
-        maps = upsample(self.heads(self.merge(x).to(logits.dtype)).permute(0, 3, 1, 2).contiguous(), size)
+        context = crop(context.to(logits.dtype), boxes * scale, (size[0] // 2, size[1] // 2))
+        x = self.merge(self.local(self.stem(x)).add_(context))
+        maps = upsample(self.heads(x.to(logits.dtype)), size)
         detail, boundary = maps.split(1, dim=1)
-        gate = boundary.sigmoid()
-        return gate * detail + (1 - gate) * coarse
+        return torch.lerp(coarse, detail, boundary.sigmoid_())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -198,7 +198,7 @@ class Folded:
         mlps: Any = decoder.mlp_layers
         fused = rewrites.fuse_slices(decoder.fuse, decoder.norm, list(mlps))
         self._projects = [self._place(layers.Linear(f)) for f in fused]
-        self._head = layers.Linear(rewrites.affine(decoder.head)).to(self.device)
+        self._head = self._place(layers.Linear(rewrites.affine(decoder.head)))
         self.refine = None if model.refiner is None else self._refine(model.refiner)
 
     def plan(self, height: int, width: int, batch: int = 1, form: Form = "auto") -> Plan:
@@ -209,16 +209,16 @@ class Folded:
         for name, side in (("height", height), ("width", width)):
             if side <= 0 or side % 32:
                 raise InvalidArgumentError(f"{name} is {side}; expected a positive multiple of 32")
-        freqs = [self._freq(i, height, width, form) for i in range(len(self._stages))]
+        sizes = [(height // stride, width // stride) for stride in self._strides]
+        freqs = [self._freq(layer, *size, form) for layer, size in zip(self._freq_layers, sizes, strict=True)]
         prepare = Prepare(self._stages[0], freqs[0], self._projects[0])
-        click = Click(self._embed, self._stages[1:], freqs[1:], self._projects[1:], self._head)
+        total = SumEnlarged(sizes[0], sizes[1:], self._dtype, self.device)
+        click = Click(self._embed, self._stages[1:], freqs[1:], self._projects[1:], total, self._head)
         return Plan(height, width, batch, self.precision, prepare.eval(), click.eval(), self.refine)
 
-    def _freq(self, index: int, height: int, width: int, form: Form) -> nn.Module:
-        stride = self._strides[index]
-        size = height // stride, width // stride
-        shared = self._freq_layers[index]
-        return nn.Sequential(*(frequency_block(*block, *size, form, self._dtype, self.device) for block in shared))
+    def _freq(self, shared: Any, height: int, width: int, form: Form) -> nn.Module:
+        """A Freq layer at one size of its maps."""
+        return nn.Sequential(*(frequency_block(*b, height, width, form, self._dtype, self.device) for b in shared))
 
     def _shared(self, layer: Any) -> list[tuple[layers.Norm, FreqModule, nn.Module]]:
         """Of each Freq block what all network shapes share: the first norm, the filters, and norm and FFN."""
@@ -243,6 +243,8 @@ class Folded:
                 part.to(self._dtype)
             if self._pack and isinstance(part, (layers.Linear, layers.Conv)):
                 part.pack()
+            if isinstance(part, layers.Layer):
+                part.settle()
         return module
 
 

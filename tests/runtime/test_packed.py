@@ -15,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("seed")
 
 needs_packing = pytest.mark.skipif(not packed.available(torch.float32), reason="this torch has no packed layers")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
 TYPES = sorted(TOLERANCE, key=str)
 
 
@@ -29,6 +30,9 @@ def test_linear(dtype):
             expected = F.linear(x.double(), weight.double(), None if b is None else b.double())
             expected = expected if r is None else expected + r.double()
             assert relative(packed.linear(x, packed.linear_weight(weight), b, r), expected) <= TOLERANCE[dtype]
+        for then in ACTIVATIONS:
+            expected = ACTIVATIONS[then](F.linear(x.double(), weight.double(), None if b is None else b.double()))
+            assert relative(packed.linear(x, packed.linear_weight(weight), b, then=then), expected) <= TOLERANCE[dtype]
 
 
 @needs_packing
@@ -40,6 +44,18 @@ def test_convolution(dtype):
     got = packed.convolution(x, packed.convolution_weight(weight, (2, 2), (1, 1)), bias, (2, 2), (1, 1))
     assert relative(got, F.conv2d(x.double(), weight.double(), bias.double(), 2, 1)) <= TOLERANCE[dtype]
     assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+@needs_packing
+@torch.inference_mode()
+@pytest.mark.parametrize("then", ["none", "relu", "gelu"])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_depthwise_convolution(dtype, then):
+    x = torch.randn(2, 9, 13, 24).to(dtype).permute(0, 3, 1, 2)
+    weight, bias = torch.randn(24, 1, 3, 3).to(dtype), torch.randn(24).to(dtype)
+    got = packed.convolution(x, packed.convolution_weight(weight, (1, 1), (1, 1), 24), bias, (1, 1), (1, 1), 24, then)
+    expected = ACTIVATIONS[then](F.conv2d(x.double(), weight.double(), bias.double(), 1, 1, groups=24))
+    assert relative(got, expected) <= TOLERANCE[dtype]
 
 
 def outputs(folded, image, clicks):

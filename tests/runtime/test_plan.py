@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from activefreq_engine import InvalidArgumentError
-from activefreq_engine.runtime.layers import channels_last
 from activefreq_engine.runtime.plan import compile_plan
 
 from .modules import random_model, relative
@@ -86,10 +85,3 @@ def test_arguments():
         compile_plan(model, 40, 64)
     with pytest.raises(InvalidArgumentError, match="precision"):
         compile_plan(model, 64, 64, precision="fp8")
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-def test_channels_last(batch):
-    x = torch.randn(batch, 5, 7, 4)
-    assert torch.equal(channels_last(x), x.permute(0, 2, 3, 1))
-    assert channels_last(x).is_contiguous()
