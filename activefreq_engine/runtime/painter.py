@@ -1,14 +1,16 @@
 """Small probability maps enlarged to image pixels, tile by tile.
 
 A tile whose values all lie on one side of the threshold is filled without being enlarged: interpolation stays between
-its corners.  What a mask costs is then its outline and not its area.  Every pixel is computed by the same arithmetic
-whatever else is painted, so `threshold` and `paint` agree bit by bit.
+its corners.  What a mask costs is then its outline and not its area.  A map on a small box is enlarged as a whole,
+which is quicker there.  Every pixel of a map is computed by the same arithmetic whatever else is painted, so
+`threshold` and `paint` agree bit by bit.
 """
 
 from __future__ import annotations
 
 from itertools import groupby
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +18,7 @@ from activefreq_engine.types import Box
 
 _TILE = 128  # pixels along a tile's side, at least; fewer take longer to begin than to fill
 _CELLS = 16  # values along a tile's side, at least
+_SMALL = 1 << 19  # pixels of a box: enlarged as a whole in 0.1 to 0.3 ms
 _MARGIN = 1e-6  # above what rounding adds to an interpolated probability
 _ABOVE, _BELOW, _BOTH, _HIDDEN = range(4)  # where the values of a tile lie; hidden: it does not matter
 
@@ -67,12 +70,22 @@ class Painter:
 
     def __init__(self, box: Box, values: NDArray[np.float32]) -> None:
         self._box, self._values = box, values
-        self._y, self._x = _Axis(box[3] - box[1], values.shape[0]), _Axis(box[2] - box[0], values.shape[1])
+        height, width = box[3] - box[1], box[2] - box[0]
+        self._whole: NDArray[np.float32] | None = None
+        if height * width <= _SMALL:
+            self._whole = cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR)
+            np.minimum(self._whole, 1, out=self._whole)  # rounding may have left that range
+        else:
+            self._y, self._x = _Axis(height, values.shape[0]), _Axis(width, values.shape[1])
 
     def paint(self, strip: NDArray[np.float32], y0: int, y1: int) -> None:
         """Write the pixels of image rows y0 to y1 into float32 `[y1 - y0, W]`."""
         left, top = self._box[0], self._box[1]
         first, last = max(y0 - top, 0), min(y1, self._box[3]) - top
+        if self._whole is not None:
+            if first < last:
+                strip[first + top - y0 : last + top - y0, left : self._box[2]] = self._whole[first:last]
+            return
         for i in range(len(self._y)):
             rows, across = self._y.pixels(i), self._y.reach(i)
             rows = slice(max(rows.start, first), min(rows.stop, last))
@@ -95,6 +108,9 @@ class Painter:
             hidden (Box, optional): will be painted over: tiles that lie in it are left as they are.
         """
         out = mask[self._box[1] : self._box[3], self._box[0] : self._box[2]]
+        if self._whole is not None:
+            np.greater(self._whole, threshold, out=out)
+            return
         sides = np.full((len(self._y), len(self._x)), _BOTH)
         sides[self._extremes(np.minimum) > threshold + _MARGIN] = _ABOVE
         sides[self._extremes(np.maximum) <= threshold - _MARGIN] = _BELOW

@@ -7,6 +7,7 @@ import pytest
 from activefreq_engine.runtime.painter import Painter
 
 CASES = [((24, 32), (150, 400)), ((64, 96), (64, 96)), ((96, 64), (700, 65)), ((1, 7), (5, 90)), ((9, 1), (300, 1))]
+CASES += [((33, 50), (901, 800))]  # larger than what is enlarged as a whole
 
 
 @pytest.fixture
@@ -85,8 +86,8 @@ def test_a_map_is_painted_over_another(rng):
 
 @pytest.mark.parametrize("hidden", [(60, 40, 500, 400), (0, 0, 600, 600), (-5, 100, 300, 900), (0, 0, 1, 1)])
 def test_what_will_be_painted_over_may_be_left_out(rng, hidden):
-    painter = Painter((20, 30, 620, 530), smooth(rng, (48, 64)))
-    whole, part = (np.zeros((560, 640), bool) for _ in range(2))
+    painter = Painter((20, 30, 920, 730), smooth(rng, (48, 64)))
+    whole, part = (np.zeros((760, 940), bool) for _ in range(2))
     painter.threshold(whole, 0.5, blank=True)
     painter.threshold(part, 0.5, blank=True, hidden=hidden)
     outside = np.ones(whole.shape, bool)
