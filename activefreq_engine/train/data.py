@@ -25,6 +25,8 @@ from .teacher import Teacher
 
 MASK_FOLDERS = ("masks", "labels", "instances")  # binary, label values, label values
 DISTRACTED = 0.35  # share of samples that something is added to, see `distract`
+FADED = 0.25  # share of samples whose object loses contrast, see `fade`
+FAINTEST = 12.0  # distance in RGB, 0..255, between object and surroundings that is left
 MIN_AREA = 64  # pixels of the packed image that an object must have
 Pixels = NDArray[Any]  # uint8; OpenCV's annotations promise no dtype
 
@@ -264,7 +266,29 @@ def random_crop(image: Pixels, mask: Pixels, size: int, rng: np.random.Generator
     )
     target = (label > 127).astype(np.int8)
     target[inside == 0] = -1
+    if rng.random() < FADED:
+        out = fade(out, target, rng)
     return Crop(photometric(out, rng), target, affine)
+
+
+def fade(image: Pixels, label: NDArray[Any], rng: np.random.Generator) -> Pixels:
+    """Draw the object's colours towards those around it, without changing what lies around it much.
+
+    Faint objects are those that need most clicks, and data sets hold few of them.
+    """
+    size = image.shape[0]
+    inside = (label == 1).astype(np.float32)
+    around = cv2.dilate(inside, np.ones((2 * (size // 12) + 1,) * 2, np.uint8)) - inside
+    around[label < 0] = 0
+    if around.sum() < 1 or inside.sum() < 1:
+        return image
+    colour = (image * around[..., None]).sum((0, 1)) / around.sum()
+    contrast = float(np.linalg.norm((image * inside[..., None]).sum((0, 1)) / inside.sum() - colour))
+    share = min(rng.uniform(0.3, 0.8), 1 - FAINTEST / max(contrast, 1.0))
+    if share <= 0:
+        return image
+    weight = share * cv2.GaussianBlur(inside, (0, 0), rng.uniform(0.005, 0.03) * size)
+    return (image + weight[..., None] * (colour - image) + 0.5).astype(np.uint8)
 
 
 def distract(image: Pixels, label: NDArray[Any], other: Crop, rng: np.random.Generator) -> Pixels:

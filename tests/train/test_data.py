@@ -11,11 +11,13 @@ import torch
 from activefreq_engine.errors import DatasetError
 from activefreq_engine.train import data as data_module
 from activefreq_engine.train.data import (
+    FAINTEST,
     MIN_AREA,
     Crop,
     PackedDataset,
     StepSampler,
     distract,
+    fade,
     hairs,
     pack,
     photometric,
@@ -223,7 +225,8 @@ def test_ranks_take_disjoint_consecutive_samples(world: int) -> None:
 
 # --- geometry ---------------------------------------------------------------------------------------------------------
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("activefreq_engine.train.data.photometric", lambda image, rng: image)
+    monkeypatch.setattr(data_module, "photometric", lambda image, rng: image)
+    monkeypatch.setattr(data_module, "FADED", 0.0)
 
 
 def test_image_and_label_stay_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,3 +370,36 @@ def test_distraction_changes_images_but_no_label(packed: Path, monkeypatch: pyte
     busy = [PackedDataset(packed, 5)[i, 64] for i in range(8)]
     assert all(torch.equal(a[1], b[1]) for a, b in zip(plain, busy, strict=True))
     assert sum(not torch.equal(a[0], b[0]) for a, b in zip(plain, busy, strict=True)) >= 3
+
+
+def ellipse_on_noise(contrast: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """An ellipse so much brighter than the noise around it (distance in RGB), and its label."""
+    mask = np.zeros((96, 96), np.uint8)
+    cv2.ellipse(mask, (50, 44), (20, 14), 25, 0, 360, 1, -1)
+    image = rng.normal(100, 4, (96, 96, 3)) + contrast / np.sqrt(3) * mask[..., None]
+    return np.clip(image + 0.5, 0, 255).astype(np.uint8), mask.astype(np.int8)
+
+
+def distance(image: np.ndarray, label: np.ndarray) -> float:
+    inner = cv2.erode((label == 1).astype(np.uint8), np.ones((9, 9), np.uint8)) == 1
+    return float(np.linalg.norm(image[inner].mean(0) - image[label == 0].mean(0)))
+
+
+def test_a_faded_object_keeps_some_contrast_and_its_place() -> None:
+    rng = np.random.default_rng(11)
+    for _ in range(40):
+        image, label = ellipse_on_noise(rng.uniform(60, 200), rng)
+        before = image.copy()
+        out = fade(image, label, rng)
+        np.testing.assert_array_equal(image, before)
+        assert FAINTEST - 4 < distance(out, label) < 0.85 * distance(image, label)
+        far = cv2.dilate((label == 1).astype(np.uint8), np.ones((31, 31), np.uint8)) == 0
+        np.testing.assert_allclose(out[far].astype(int), image[far].astype(int), atol=1)
+
+
+def test_what_is_faint_or_alone_is_not_faded() -> None:
+    rng = np.random.default_rng(12)
+    image, label = ellipse_on_noise(FAINTEST / 2, rng)
+    np.testing.assert_array_equal(fade(image, label, rng), image)
+    for everywhere in (0, 1, -1):
+        np.testing.assert_array_equal(fade(image, np.full_like(label, everywhere), rng), image)
