@@ -9,6 +9,7 @@ which is quicker there.  Every pixel of a map is computed by the same arithmetic
 from __future__ import annotations
 
 from itertools import groupby
+from typing import Any
 
 import cv2
 import numpy as np
@@ -73,8 +74,8 @@ class Painter:
         height, width = box[3] - box[1], box[2] - box[0]
         self._whole: NDArray[np.float32] | None = None
         if height * width <= _SMALL:
-            self._whole = cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR)
-            np.minimum(self._whole, 1, out=self._whole)  # rounding may have left that range
+            whole: Any = cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR)
+            self._whole = np.minimum(whole, 1, out=whole)  # rounding may have left that range
         else:
             self._y, self._x = _Axis(height, values.shape[0]), _Axis(width, values.shape[1])
 
