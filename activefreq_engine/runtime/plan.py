@@ -26,6 +26,7 @@ from activefreq_engine.runtime.spectral import Form
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 """bf16 and fp16 have float32 islands: statistics of norms, softmax, spectra, boxes and logits.  "auto" is fp16 on CUDA,
 bf16 on CPUs that multiply it natively, fp32 on others."""
+_Shared = list[tuple[layers.Norm, FreqModule, nn.Module]]
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -216,11 +217,11 @@ class Folded:
         click = Click(self._embed, self._stages[1:], freqs[1:], self._projects[1:], total, self._head)
         return Plan(height, width, batch, self.precision, prepare.eval(), click.eval(), self.refine)
 
-    def _freq(self, shared: Any, height: int, width: int, form: Form) -> nn.Module:
+    def _freq(self, shared: _Shared, height: int, width: int, form: Form) -> nn.Module:
         """A Freq layer at one size of its maps."""
         return nn.Sequential(*(frequency_block(*b, height, width, form, self._dtype, self.device) for b in shared))
 
-    def _shared(self, layer: Any) -> list[tuple[layers.Norm, FreqModule, nn.Module]]:
+    def _shared(self, layer: Any) -> _Shared:
         """Of each Freq block what all network shapes share: the first norm, the filters, and norm and FFN."""
         return [
             (self._place(layers.Norm(b.norm1)), copy.deepcopy(b.freq), self._place(layers.PointwiseFFN(b)))
