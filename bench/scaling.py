@@ -52,9 +52,15 @@ def engine(device: str, size: int = SIZE, plan: bool = True) -> Engine:
     return made
 
 
+def best(device: str) -> floor.Peak:
+    """The machine at its best, in the precision that the plan multiplies in."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[engine(device).precision]
+    return floor.peak(torch.device(device), dtype)
+
+
 def input_size(device: str, effort: float) -> Iterator[Row]:
     """The next click against the long side of the network input, beside the plain modules and the floor."""
-    peak, model = floor.peak(torch.device(device)), create_model()
+    peak, model = best(device), create_model()
     on = scene(1200, 1200, radius=180)
     for size in tqdm(SIZES, desc="input size", unit="size"):
         before = memory.resident()
@@ -155,7 +161,7 @@ def objects(device: str, effort: float) -> Iterator[Row]:
 def sessions(device: str, effort: float) -> Iterator[Row]:
     """Throughput and latency of sessions that share an engine: a thread each, and one batched call for all."""
     on, shared = scene(1200, 1200, radius=180), engine(device)
-    peak = floor.peak(torch.device(device))
+    peak = best(device)
     most = peak.gmac_per_s / floor.click_gmac(create_model(), SIZE, SIZE)
     clicks(opened(shared, on), on, 2 * SETTLED)
     before = memory.resident()
