@@ -342,6 +342,9 @@ def test_a_long_history_is_packed_and_undone_bit_by_bit(engine, rng, monkeypatch
         seen.append((s.mask.copy(), s.probs))
 
     def unpacked():
+        for thread in threading.enumerate():
+            if thread.name == "activefreq-pack":
+                thread.join()
         scene = s._scene.history
         steps = (*scene.done, *scene.undone)
         return sum(any(not isinstance(x.data, bytes) for x in step.canvas.layers) for step in steps)
