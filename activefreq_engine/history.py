@@ -13,7 +13,7 @@ from activefreq_engine.runtime.cache import FeatureCache
 from activefreq_engine.runtime.canvas import Canvas, PackedMask
 from activefreq_engine.types import Box, Click
 
-AT_HAND = 16  # newest steps of an object that are not packed: 0.43 MB each at 384 pixels
+AT_HAND = 16  # newest steps of an object that are not packed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
