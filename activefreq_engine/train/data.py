@@ -299,9 +299,9 @@ def distract(image: Pixels, label: NDArray[Any], other: Crop, rng: np.random.Gen
     size = image.shape[0]
     drawn = rng.random()
     gap = 2 * int(rng.uniform(0.02, 0.06) * size) + 1
-    taken = cv2.dilate((label == 1).astype(np.uint8), np.ones((gap, gap), np.uint8))
+    taken: NDArray[Any] = cv2.dilate((label == 1).astype(np.uint8), np.ones((gap, gap), np.uint8))
     for _ in range(6):
-        shape = np.zeros((size, size), np.uint8)
+        shape: NDArray[Any] = np.zeros((size, size), np.uint8)
         if drawn < 0.5:
             scale = rng.uniform(0.3, 0.9)
             shift = rng.uniform(-0.2, 1.2, 2) * size - scale * size / 2
