@@ -75,10 +75,10 @@ def export_onnx(
     import torch
     from tqdm import tqdm
 
-    from activefreq_engine.runtime.engine import _model
+    from activefreq_engine.runtime.engine import resolve_model
     from activefreq_engine.runtime.plan import Folded
 
-    name, module = _model(model)
+    name, module = resolve_model(model)
     module = copy.deepcopy(module).float().cpu().eval()
     with torch.inference_mode():
         plan = Folded(module, precision="fp32").plan(height, width or height, form="matmul")

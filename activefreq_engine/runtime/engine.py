@@ -119,7 +119,7 @@ class Engine:
             raise InvalidArgumentError(f"precision is {precision!r}; allowed are {', '.join(PRECISIONS)}")
         self.precision = "fp32"
         self.device = resolve_device(device)
-        self.name, module = _model(model)
+        self.name, module = resolve_model(model)
         self._model: Any = module.to(self.device).eval()
         self._contexts: Contexts | None = None
         if plan and isinstance(module, FreqFormer):
@@ -335,7 +335,12 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def _model(model: Any) -> tuple[str, Any]:
+def resolve_model(model: Any) -> tuple[str, Any]:
+    """The name and the module of what users give as `model`: a shipped model's name, a checkpoint's path, or a module.
+
+    Raises:
+        ModelLoadError: none of these, or weights that cannot be loaded.
+    """
     if isinstance(model, (str, os.PathLike)):
         name = str(model)
         if name in list_models():
