@@ -161,7 +161,7 @@ def fast_engine(monkeypatch):
     monkeypatch.setattr(scaling, "FIXED_RADIUS", 30)
     monkeypatch.setattr(scaling, "OBJECTS", (1, 2, 4))
     monkeypatch.setattr(scaling, "SESSIONS", (1, 3))
-    monkeypatch.setattr(floor, "peak", lambda device: floor.Peak(100, 10))
+    monkeypatch.setattr(floor, "peak", lambda device, dtype: floor.Peak(100, 10))
 
 
 @pytest.mark.usefixtures("fast_engine")
