@@ -63,7 +63,8 @@ class Session:
         threshold (float): a pixel is in the mask when its probability is above it. Default: 0.49, as in RITM and
             its successors.
         zoom (bool): look at the region around the object instead of the whole image once there is a mask.
-        refine (bool): redraw, at the image's own resolution, the part that the last click changed.
+        refine (bool): redraw, at the image's own resolution, the part that the last click changed, wherever the
+            network saw less than two thirds of that resolution.
         acselect (AcSelect, optional): how `suggest` ranks regions. Default: ``AcSelect(threshold=threshold)``.
 
     Raises:

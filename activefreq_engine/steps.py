@@ -94,6 +94,8 @@ def _focus(engine: Engine, turn: _Turn, answer: StepAnswer) -> tuple[Box, Refine
     if side is None or not turn.scene.settings.refine:
         return None
     h, w = answer.probs.shape
+    if zoom.sharp(turn.box, h, w):
+        return None
     u, v = zoom.to_network(int(turn.click.x) + 0.5, int(turn.click.y) + 0.5, turn.box, h, w)
     # a negative click may lie outside the region
     at = min(max(int(u), 0), w - 1), min(max(int(v), 0), h - 1)

@@ -21,6 +21,7 @@ LATE = 5  # until this click: what is still wrong by then is detail
 KEEP_IOU = 0.5  # a new region with less overlap replaces the old one (RITM)
 FOCUS_PART = 1 / 3  # a change smaller than this part of the object is looked at in its surroundings (FocalClick)
 FOCUS_REACH = 0.2  # these surroundings: click +- this part of the object's longer side (FocalClick)
+SHARP = 1.5  # image pixels to a network pixel up to which the refiner has nothing to add (docs/experiments.md, 5 and 8)
 MIN_FOCUS = 16.0  # smallest side of a focus box, network pixels
 SLOTS = 24  # clicks of each sign that the network sees, the newest ones
 
@@ -125,6 +126,11 @@ def next_roi(
         return current
     gain = max(height, width) / max(wanted[2] - wanted[0], wanted[3] - wanted[1])
     return wanted if gain >= MIN_GAIN or len(clicks) >= LATE else None
+
+
+def sharp(box: Box, height: int, width: int) -> bool:
+    """Whether a network input of this size shows a region in such detail that the refiner has nothing to add."""
+    return max(box[2] - box[0], box[3] - box[1]) <= SHARP * max(width, height)
 
 
 def focus_box(

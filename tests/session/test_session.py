@@ -268,18 +268,26 @@ def test_sharp_border_on_a_large_image():
 
 def test_refiner_sees_the_focus_box(rng):
     model = BrightModel(refine_size=64)
-    image = np.zeros((128, 256), np.uint8)
-    image[40:60, 100:160] = 255
-    s = fresh(Engine(model), image, [Click(130, 50, True)])
-    # the object's box times 1.4, in network pixels, which are image pixels here
+    image = np.zeros((256, 512), np.uint8)
+    image[80:120, 200:320] = 255
+    s = fresh(Engine(model), image, [Click(260, 100, True)])
+    # the object's box times 1.4, in network pixels, of which each is two image pixels wide
     assert np.allclose(model.seen["boxes"][0], [88, 36, 172, 64], atol=1.01)
     assert model.seen["image_crop"].shape == (1, 3, 64, 64)
     ys, xs = np.nonzero(model.seen["disks"][0, 0].numpy())
-    assert abs(xs.mean() + 0.5 - (130.5 - 88) * 64 / 84) < 0.6
-    assert abs(ys.mean() + 0.5 - (50.5 - 36) * 64 / 28) < 0.6
+    assert abs(xs.mean() + 0.5 - (130.25 - 88) * 64 / 84) < 0.6
+    assert abs(ys.mean() + 0.5 - (50.25 - 36) * 64 / 28) < 0.6
     assert iou(s.mask, image > 0) > 0.95
-    off = fresh(Engine(BrightModel(refine_size=64)), image, [Click(130, 50, True)], refine=False)
+    off = fresh(Engine(BrightModel(refine_size=64)), image, [Click(260, 100, True)], refine=False)
     assert counts(off)["refine"] == 0
+
+
+@pytest.mark.parametrize(("height", "width", "refined"), [(128, 384, 0), (384, 200, 0), (130, 390, 1), (402, 200, 1)])
+def test_the_refiner_runs_where_the_network_saw_less_than_two_thirds(height, width, refined):
+    image = np.zeros((height, width), np.uint8)
+    image[40:100, 50:150] = 255
+    s = fresh(Engine(BrightModel(refine_size=64)), image, [Click(100, 70, True)])
+    assert counts(s)["refine"] == refined
 
 
 # --- history ---
