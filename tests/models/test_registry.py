@@ -13,8 +13,8 @@ TINY = {"embed_dim": 8, "refiner_width": 4, "refine_size": 32}
 
 
 def test_names() -> None:
-    names = ["freqformer_b0", "freqformer_b1", "freqformer_b2", "freqformer_b3", "freqformer_tinyvit"]
-    assert list_models() == names
+    sizes = ["freqformer_b0", "freqformer_b0_general", "freqformer_b1", "freqformer_b2", "freqformer_b3"]
+    assert list_models() == [*sizes, "freqformer_tinyvit"]
     assert set(list_models(pretrained=True)) <= set(list_models())
 
 
