@@ -89,7 +89,10 @@ def flat_in_clicks(sequences: int) -> list[Target]:
 
 
 def flat_in_megapixels(sequences: int) -> list[Target]:
-    """The next click on an object of 200 pixels in images of 0.3, 12 and 100 megapixels, in turn."""
+    """The next click on an object of 200 pixels in images of 0.3, 12 and 100 megapixels, in turn.
+
+    The first ten clicks do not count: in a large image it takes several until the region fits so small an object.
+    """
     shared = engine("cpu")
     scenes = {mp: scene(*shape_of(mp), FIXED_RADIUS) for mp in (0.3, 12, 100)}
     sessions = {mp: opened(shared, s) for mp, s in scenes.items()}
@@ -97,7 +100,7 @@ def flat_in_megapixels(sequences: int) -> list[Target]:
     for seed in tqdm(range(sequences), desc="megapixels", unit="object"):
         for mp, session in sessions.items():
             session.reset()
-            times[mp] += clicks(session, scenes[mp], 20, seed)[SETTLED:]
+            times[mp] += clicks(session, scenes[mp], 30, seed)[10:]
     small, *large = (statistics.median(t) for t in times.values())
     return [
         Target(f"next click in {mp} megapixels over that in 0.3", t / small, most=1.15)
