@@ -262,20 +262,20 @@ def format_info(facts: dict[str, Any]) -> str:
         return "on " if ok else "off"
 
     lines = ["versions"]
-    lines += [f"  {name:<18} {version or 'not installed'}" for name, version in facts["versions"].items()]
+    lines += [f"  {name:<21} {version or 'not installed'}" for name, version in facts["versions"].items()]
     lines += ["", "devices"]
-    lines += [f"  {d['name']:<18} {state(d['ok'])}  {d['detail']}" for d in facts["devices"]]
+    lines += [f"  {d['name']:<21} {state(d['ok'])}  {d['detail']}" for d in facts["devices"]]
     lines += ["", "models"]
     for m in facts["models"]:
         file = m["weights"]
         detail = f"{file['bytes'] / 1e6:.1f} MB, sha256 {file['sha256'][:12]}" if file else "no weights shipped"
-        lines.append(f"  {m['name']:<18} {detail}")
+        lines.append(f"  {m['name']:<21} {detail}")
     lines += ["", "backends"]
     for b in facts["backends"]:
         detail = "on " + ", ".join(b["devices"]) if b["ok"] else b["reason"]
-        lines.append(f"  {b['op']:<18} {state(b['ok'])}  {b['backend']:<10} {detail}")
+        lines.append(f"  {b['op']:<21} {state(b['ok'])}  {b['backend']:<10} {detail}")
     lines += ["", "environment"]
-    lines += [f"  {name:<18} {value or 'not set'}" for name, value in facts["environment"].items()]
+    lines += [f"  {name:<21} {value or 'not set'}" for name, value in facts["environment"].items()]
     return "\n".join(lines)
 
 
