@@ -22,6 +22,7 @@ from torch import nn
 from activefreq_engine import Engine
 from activefreq_engine.eval import Report, evaluate, load_dataset, metrics, read_json, write_json
 from activefreq_engine.models import FreqFormer, create_model, freqnet, load_checkpoint, save_checkpoint
+from activefreq_engine.runtime.engine import resolve_device
 from activefreq_engine.train.loop import TrainConfig, train
 from bench import rows
 from bench.machine import Machine
@@ -144,7 +145,7 @@ def main(
                 write_json(report, folder / "report.json")
             reports[name] = read_json(folder / "report.json")
         typer.echo(f"{name}: {reports[name].metrics()['miou']}, NoC@90 {reports[name].metrics()['noc90']:.2f}")
-    rows.write(csv, table(reports, parameters, steps), Machine("cpu").describe(), replace="arm")
+    rows.write(csv, table(reports, parameters, steps), Machine(str(resolve_device(device))).describe(), replace="arm")
 
 
 if __name__ == "__main__":
