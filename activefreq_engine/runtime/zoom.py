@@ -21,7 +21,7 @@ LATE = 5  # until this click: what is still wrong by then is detail
 KEEP_IOU = 0.5  # a new region with less overlap replaces the old one (RITM)
 FOCUS_PART = 1 / 3  # a change smaller than this part of the object is looked at in its surroundings (FocalClick)
 FOCUS_REACH = 0.2  # these surroundings: click +- this part of the object's longer side (FocalClick)
-SHARP = 1.5  # image pixels to a network pixel up to which the refiner has nothing to add (docs/experiments.md, 5 and 8)
+SHARP = 1.5  # image pixels to a network pixel up to which the refiner has nothing to add (docs/experiments.md, 5 and 9)
 MIN_FOCUS = 16.0  # smallest side of a focus box, network pixels
 SLOTS = 24  # clicks of each sign that the network sees, the newest ones
 
