@@ -45,7 +45,7 @@ def advance(
     if watch:
         watch.lap("look")
     answers = engine.run([t.request for t in turns], watch)
-    layers = [[Layer.of(t.box, a.probs)] for t, a in zip(turns, answers, strict=True)]
+    layers = [[Layer.of(t.box, a.levels)] for t, a in zip(turns, answers, strict=True)]
     focus = [_focus(engine, t, a) for t, a in zip(turns, answers, strict=True)]
     if watch:
         watch.lap("focus")
@@ -93,7 +93,7 @@ def _focus(engine: Engine, turn: _Turn, answer: StepAnswer) -> tuple[Box, Refine
     side = engine.refine_size
     if side is None or not turn.scene.settings.refine:
         return None
-    h, w = answer.probs.shape
+    h, w = answer.levels.shape
     if zoom.sharp(turn.box, h, w):
         return None
     u, v = zoom.to_network(int(turn.click.x) + 0.5, int(turn.click.y) + 0.5, turn.box, h, w)

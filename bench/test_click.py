@@ -19,6 +19,7 @@ from activefreq_engine import Engine, Session, acselect
 from activefreq_engine.images import image_digest
 from activefreq_engine.runtime import zoom
 from activefreq_engine.runtime.engine import SIZES, RefineRequest, StepRequest
+from activefreq_engine.runtime.levels import probabilities
 from bench import scene
 from bench.test_region_stats import naive
 from bench.verify import measure, probabilities_agree, sessions_agree
@@ -137,7 +138,7 @@ def test_refiner(benchmark: Any, device: torch.device, implementation: str) -> N
 
     def check() -> float:
         expected = plain.refine([coarse_and_request(plain)])[0]
-        return probabilities_agree(ours.refine([request])[0], expected)
+        return probabilities_agree(*(probabilities(p) for p in (ours.refine([request])[0], expected)))
 
     measure(
         benchmark, group="refiner", implementation=implementation, run=lambda: ours.refine([request]), check=check,

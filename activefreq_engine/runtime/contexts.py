@@ -2,7 +2,8 @@
 
 A context is one piece of work on one network shape and batch size: what depends on the image (`PrepareContext`), a
 click (`ClickContext`), a focus box (`RefineContext`).  Its `run` is a plain function of its buffers, the same on every
-device; a `Runner` decides whether it is called or replayed.  `Contexts` keeps them for an engine.
+device, from the copy to the device to the copy back; a `Runner` decides whether it is called or replayed.  `Contexts`
+keeps them for an engine.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from activefreq_engine.kernels.click_maps import click_maps
 from activefreq_engine.models.freqformer import IMAGE_MEAN, IMAGE_STD, FreqFormerConfig
+from activefreq_engine.runtime import levels
 from activefreq_engine.runtime.plan import Answer, Plan, Prepared
 from activefreq_engine.runtime.planned import Planned
 from activefreq_engine.runtime.zoom import SLOTS
@@ -32,7 +34,7 @@ SHAPES_KEPT = 32
 """Network shapes whose contexts stay in memory: an engine of 512 pixels has 31."""
 
 Work = Callable[[], tuple[Tensor, ...]]
-"""From buffers to results, both on the device."""
+"""From buffers to results.  What is returned is on the device."""
 
 
 class Runner(Protocol):
@@ -51,7 +53,7 @@ class Runner(Protocol):
 
 
 class Parcel:
-    """Arrays that go to the device together, in one copy from memory that does not move.
+    """Arrays that go to the device together, or come from it, in one copy from or to memory that does not move.
 
     Args:
         device (torch.device): where to.
@@ -68,9 +70,9 @@ class Parcel:
         self._host = _host((ends[-1],), torch.uint8, device)
         self._device = torch.zeros(ends[-1], dtype=torch.uint8, device=device)
         self.arrays: dict[str, NDArray[Any]] = {}
-        """Where to write."""
+        """On the host."""
         self.tensors: dict[str, Tensor] = {}
-        """Where it is on the device after `send`."""
+        """On the device."""
         for start, (name, (shape, dtype)) in zip(ends, parts.items(), strict=False):
             part = slice(start, start + prod(shape) * dtype.itemsize)
             self.arrays[name] = self._host[part].view(dtype).view(shape).numpy()
@@ -82,8 +84,12 @@ class Parcel:
             self.arrays[name][k] = row
 
     def send(self) -> None:
-        """Start the copy.  The arrays must not be written to before it is done."""
+        """Start the copy to the device.  The arrays must not be written to before it is done."""
         self._device.copy_(self._host, non_blocking=True)
+
+    def fetch(self) -> None:
+        """Start the copy to the host.  The arrays must not be read before it is done."""
+        self._host.copy_(self._device, non_blocking=True)
 
 
 class Context(ABC):
@@ -95,7 +101,7 @@ class Context(ABC):
 
     @abstractmethod
     def run(self) -> tuple[Tensor, ...]:
-        """The work: reads the buffers, returns the results, and touches nothing on the host."""
+        """The work: a fixed sequence of operations on buffers.  What Python does here is not done again in a replay."""
 
     def replay(self) -> Any:
         """Results of `run` for what the buffers hold now; to be copied before anything else is replayed."""
@@ -125,25 +131,41 @@ class PrepareContext(Context):
         self._parcel = Parcel(runner.device, crops=((batch, plan.height, plan.width, 3), torch.uint8))
 
     def run(self) -> Prepared:
+        self._parcel.send()
         return self._plan.prepare(self._image(self._parcel.tensors["crops"]))
 
     def __call__(self, crops: Sequence[NDArray[np.uint8]]) -> list[Prepared]:
         """`Prepared` of each crop, in memory of its own."""
         self._parcel.write("crops", crops)
-        self._parcel.send()
         out = self.replay()
         return [Prepared(out.c1[k : k + 1].clone(), out.p1[k : k + 1].clone()) for k in range(len(crops))]
 
 
-class Clicked(NamedTuple):
-    """What `ClickContext.run` returns."""
+class Found(NamedTuple):
+    """What a context has found for one item."""
 
-    probs: Tensor
-    """`[B, h, w]` float32."""
-    logits: Tensor
-    """`[B, 1, h, w]` float32."""
-    embedding: Tensor
-    """`[B, E, h/4, w/4]`."""
+    levels: NDArray[np.uint16]
+    """`[h, w]`: probabilities as `levels.Levels`."""
+    total: float
+    """Their sum; NaN if one of them is."""
+
+
+class _Answer:
+    """Probabilities on their way to the host."""
+
+    def __init__(self, batch: int, height: int, width: int, device: torch.device) -> None:
+        shape = (batch, height, width)
+        self._parcel = Parcel(device, levels=(shape, torch.uint16), total=((batch,), torch.float32))
+
+    def fetch(self, logits: Tensor) -> None:
+        """Start the copy of what logits `[B, 1, h, w]` mean."""
+        levels.write(logits, levels.Levels(**self._parcel.tensors))
+        self._parcel.fetch()
+
+    def read(self, items: int) -> list[Found]:
+        """Copies of the first items, once they have arrived."""
+        arrays = self._parcel.arrays
+        return [Found(arrays["levels"][k].copy(), float(arrays["total"][k])) for k in range(items)]
 
 
 class ClickContext(Context):
@@ -158,35 +180,35 @@ class ClickContext(Context):
             points=((batch, 2 * SLOTS, 2), torch.float32),
         )
         self._features = Prepared(_rows(like.c1, batch), _rows(like.p1, batch))
-        self._probs = _host((batch, plan.height, plan.width), torch.float32, runner.device)
+        self._answer = _Answer(batch, plan.height, plan.width, runner.device)
 
-    def run(self) -> Clicked:
+    def run(self) -> Answer:
+        self._parcel.send()
         previous, points = self._parcel.tensors["previous"], self._parcel.tensors["points"]
         disks = click_maps(points, self._plan.height, self._plan.width, radius=self._radius)
         answer: Answer = self._plan.click(*self._features, torch.cat([previous[:, None], disks], dim=1))
-        return Clicked(answer.logits[:, 0].sigmoid(), answer.logits, answer.embedding)
+        self._answer.fetch(answer.logits)
+        return answer
 
     def __call__(
         self,
         features: Sequence[Prepared],
         previous: Sequence[NDArray[np.float32]],
         points: Sequence[NDArray[np.float32]],
-    ) -> list[tuple[NDArray[np.float32], Coarse | None]]:
+    ) -> list[tuple[Found, Coarse | None]]:
         """Probabilities `[h, w]` of each click, and what the refiner, if there is one, needs.  Waits for the device."""
         self._parcel.write("previous", previous)
         self._parcel.write("points", points)
-        self._parcel.send()
         for k, item in enumerate(features):
             for buffer, tensor in zip(self._features, item, strict=True):
                 buffer[k : k + 1].copy_(tensor)
         out = self.replay()
-        self._probs.copy_(out.probs, non_blocking=True)
         coarse: list[Coarse | None] = [None] * len(features)
         if self._plan.refine is not None:
             for k in range(len(features)):
                 coarse[k] = self._shelf.take(out.logits[k : k + 1], out.embedding[k : k + 1])
         self._runner.wait()
-        return [(self._probs[k].numpy().copy(), c) for k, c in enumerate(coarse)]
+        return list(zip(self._answer.read(len(features)), coarse, strict=True))
 
 
 class RefineContext(Context):
@@ -203,15 +225,16 @@ class RefineContext(Context):
             crops=((batch, side, side, 3), torch.uint8),
         )
         self._logits, self._embedding = _rows(like.logits, batch), _rows(like.embedding, batch)
-        self._probs = _host((batch, side, side), torch.float32, runner.device)
+        self._answer = _Answer(batch, side, side, runner.device)
 
-    def run(self) -> tuple[Tensor]:
+    def run(self) -> tuple[()]:
         assert self._plan.refine is not None
+        self._parcel.send()
         parts = self._parcel.tensors
         disks = click_maps(parts["points"], self._side, self._side, radius=self._radius)
         image = self._image(parts["crops"])
-        logits = self._plan.refine(self._embedding, self._logits, parts["boxes"], image, disks)
-        return (logits[:, 0].sigmoid(),)
+        self._answer.fetch(self._plan.refine(self._embedding, self._logits, parts["boxes"], image, disks))
+        return ()
 
     def __call__(
         self,
@@ -219,19 +242,17 @@ class RefineContext(Context):
         boxes: Sequence[tuple[float, float, float, float]],
         crops: Sequence[NDArray[np.uint8]],
         points: Sequence[NDArray[np.float32]],
-    ) -> list[NDArray[np.float32]]:
+    ) -> list[Found]:
         """Probabilities `[S, S]` on each box.  Waits for the device."""
         self._parcel.write("boxes", [np.array(b, np.float32) for b in boxes])
         self._parcel.write("points", points)
         self._parcel.write("crops", crops)
-        self._parcel.send()
         for k, item in enumerate(coarse):
             self._logits[k : k + 1].copy_(item.logits)
             self._embedding[k : k + 1].copy_(item.embedding)
-        (probs,) = self.replay()
-        self._probs.copy_(probs, non_blocking=True)
+        self.replay()
         self._runner.wait()
-        return [self._probs[k].numpy().copy() for k in range(len(coarse))]
+        return self._answer.read(len(coarse))
 
 
 class Coarse:
@@ -306,7 +327,7 @@ class Contexts:
         self._buckets: OrderedDict[tuple[int, int], _Bucket] = OrderedDict()
 
     def prepare(self, crops: Sequence[NDArray[np.uint8]]) -> list[Prepared]:
-        """What depends on the image alone, for uint8 RGB crops `[h, w, 3]` of one shape.  Does not wait."""
+        """What depends on the image alone, for uint8 RGB crops `[h, w, 3]` of one shape.  May not be done yet."""
         features: list[Prepared] = []
         folded = self._model.folded()
         if folded is not self._folded:  # the weights have changed
@@ -314,8 +335,7 @@ class Contexts:
             self._buckets.clear()
         with self._runner.active():
             for part in _parts(len(crops)):
-                if part.start:
-                    self._runner.wait()  # the buffers of the part before are on their way
+                self._runner.wait()  # the buffers of the part before may be on their way
                 batch = _batch(part)
                 features += self._bucket(crops[0].shape[:2]).prepare(batch)(crops[part])
         return features
@@ -325,15 +345,15 @@ class Contexts:
         features: Sequence[Prepared],
         previous: Sequence[NDArray[np.float32]],
         points: Sequence[NDArray[np.float32]],
-    ) -> list[tuple[NDArray[np.float32], Coarse | None]]:
-        """Of clicks on one network shape: probabilities float32 `[h, w]`, and what the refiner, if any, needs.
+    ) -> list[tuple[Found, Coarse | None]]:
+        """Of clicks on one network shape: probabilities `[h, w]`, and what the refiner, if any, needs.
 
         Args:
             features: what `prepare` returned.
             previous: float32 `[h, w]`, probabilities before the click.
             points: float32 `[2 * SLOTS, 2]`, click slots as `click_maps` takes them.
         """
-        answers: list[tuple[NDArray[np.float32], Coarse | None]] = []
+        answers: list[tuple[Found, Coarse | None]] = []
         with self._runner.active():
             for part in _parts(len(features)):
                 context = self._bucket(previous[0].shape).click(_batch(part), features[0])
@@ -346,15 +366,20 @@ class Contexts:
         boxes: Sequence[tuple[float, float, float, float]],
         crops: Sequence[NDArray[np.uint8]],
         points: Sequence[NDArray[np.float32]],
-    ) -> list[NDArray[np.float32]]:
-        """Probabilities float32 `[S, S]` on focus boxes; arguments as in `RefineRequest`, of one network shape."""
-        probs: list[NDArray[np.float32]] = []
+    ) -> list[Found]:
+        """Probabilities `[S, S]` on focus boxes; arguments as in `RefineRequest`, of one network shape."""
+        found: list[Found] = []
         with self._runner.active():
             for part in _parts(len(coarse)):
                 h, w = coarse[0].logits.shape[2:]
                 context = self._bucket((h, w)).refine(_batch(part), coarse[0])
-                probs += context(coarse[part], boxes[part], crops[part], points[part])
-        return probs
+                found += context(coarse[part], boxes[part], crops[part], points[part])
+        return found
+
+    def wait(self) -> None:
+        """Return when everything that was started is done."""
+        with self._runner.active():
+            self._runner.wait()
 
     def _bucket(self, shape: tuple[int, ...]) -> _Bucket:
         height, width = shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor
 
 from activefreq_engine.runtime.contexts import Work
+
+_one_capture = threading.Lock()
+"""A capture begins by waiting for the device, which CUDA forbids while any of its streams is captured."""
 
 WARM_UPS = 3  # runs before a capture: they compile kernels, load modules and make cuFFT plans, which a capture forbids
 
@@ -18,6 +22,9 @@ class Graphs:
 
     All graphs share one memory pool, since they are replayed one after another: the memory of one graph's results may
     be another one's scratch.
+
+    While a graph is captured, at the first use of a network shape, no other thread may wait for the whole device or
+    draw random numbers on it: CUDA and torch forbid that.  `Engine.warmup` lets a program choose the time.
 
     Args:
         device (torch.device): a CUDA device.
@@ -36,14 +43,14 @@ class Graphs:
             yield
 
     def capture(self, work: Work) -> Work:
-        torch.cuda.synchronize(self.device)  # what the work reads may come from another stream
-        for _ in range(WARM_UPS):
-            work()
-        self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        # "thread_local": other threads may use the device meanwhile
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            results = work()
+        with _one_capture:
+            for _ in range(WARM_UPS):
+                work()
+            self._stream.synchronize()
+            # "thread_local": other threads may use the device meanwhile
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                results = work()
 
         def replay() -> tuple[Tensor, ...]:
             graph.replay()

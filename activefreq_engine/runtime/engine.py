@@ -6,11 +6,12 @@ An engine holds one model on one device.  Any number of sessions may share it; a
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,8 @@ from numpy.typing import NDArray
 from activefreq_engine.errors import ActiveFreqError, BackendUnavailableError, InvalidArgumentError, ModelLoadError
 from activefreq_engine.kernels.click_maps import click_maps
 from activefreq_engine.models import FreqFormer, create_model, list_models, load_checkpoint, normalise
-from activefreq_engine.runtime import cpu
-from activefreq_engine.runtime.contexts import Contexts
+from activefreq_engine.runtime import cpu, levels
+from activefreq_engine.runtime.contexts import Contexts, Found
 from activefreq_engine.runtime.cuda import Graphs
 from activefreq_engine.runtime.plan import PRECISIONS
 from activefreq_engine.runtime.planned import Planned
@@ -55,12 +56,17 @@ class StepRequest:
 class StepAnswer:
     """The coarse answer.  `features` and `coarse` are handles: keep them, pass them back, do not look inside."""
 
-    probs: NDArray[np.float32]
-    """float32 `[h, w]`."""
+    levels: NDArray[np.uint16]
+    """uint16 `[h, w]`: probability times 65535."""
     features: Any
     """What depends on the image alone; saves that part of the work on the next click."""
     coarse: Any
     """What `RefineRequest` needs."""
+
+    @property
+    def probs(self) -> NDArray[np.float32]:
+        """float32 `[h, w]`."""
+        return levels.probabilities(self.levels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,25 +187,25 @@ class Engine:
             for members in groups.values():
                 group = [requests[i] for i in members]
                 features = self._features(group, watch)
-                for i, item, (probs, coarse) in zip(members, features, self._click(group, features), strict=True):
-                    answers[i] = StepAnswer(probs, item, coarse)
+                for i, item, (found, coarse) in zip(members, features, self._click(group, features), strict=True):
+                    answers[i] = StepAnswer(found, item, coarse)
                 self._lap(watch, "click")
         return [a for a in answers if a is not None]
 
-    def refine(self, requests: Sequence[RefineRequest], watch: Stopwatch | None = None) -> list[NDArray[np.float32]]:
-        """Redraw focus boxes: float32 `[S, S]` probabilities on each box, in request order.
+    def refine(self, requests: Sequence[RefineRequest], watch: Stopwatch | None = None) -> list[NDArray[np.uint16]]:
+        """Redraw focus boxes: uint16 `[S, S]`, probability times 65535, on each box, in request order.
 
         `watch` is told the time of "refine".
         """
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, r in enumerate(requests):
             groups[tuple(r.coarse.logits.shape)].append(i)
-        out: list[NDArray[np.float32]] = [np.empty((0, 0), np.float32)] * len(requests)
+        out: list[NDArray[np.uint16]] = [np.empty((0, 0), np.uint16)] * len(requests)
         with self._lock, torch.inference_mode(), self._threads():
             for members in groups.values():
                 group = [requests[i] for i in members]
-                for i, probs in zip(members, self._refine(group), strict=True):
-                    out[i] = probs
+                for i, found in zip(members, self._refine(group), strict=True):
+                    out[i] = found
                 self._lap(watch, "refine")
         return out
 
@@ -237,8 +243,10 @@ class Engine:
 
     def _lap(self, watch: Stopwatch | None, stage: str) -> None:
         if watch is not None:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
+            if self._contexts is not None:
+                self._contexts.wait()
+            elif self.device.type == "cuda":
+                torch.cuda.current_stream(self.device).synchronize()
             watch.lap(stage)
 
     def _prepare(self, crops: list[NDArray[np.uint8]]) -> list[Any]:
@@ -248,27 +256,25 @@ class Engine:
         batch = self._model.encode_image(self._image(crops))
         return [_take(batch, k) for k in range(len(crops))]
 
-    def _click(self, group: list[StepRequest], features: list[Any]) -> list[tuple[NDArray[np.float32], Any]]:
+    def _click(self, group: list[StepRequest], features: list[Any]) -> list[tuple[NDArray[np.uint16], Any]]:
         """Probabilities and coarse answer of each request, all of one network shape."""
         if self._contexts is not None:
             answers = self._contexts.click(features, [r.previous for r in group], [r.points for r in group])
-            self._check([probs for probs, _ in answers])
-            return list(answers)
+            probs = self._checked([found for found, _ in answers])
+            return [(p, coarse) for p, (_, coarse) in zip(probs, answers, strict=True)]
         coarse = self._model.decode_clicks(_stack(features), self._click_input(group))
-        return [(probs, _take(coarse, k)) for k, probs in enumerate(self._to_numpy(coarse.logits))]
+        return [(probs, _take(coarse, k)) for k, probs in enumerate(self._to_host(coarse.logits))]
 
-    def _refine(self, group: list[RefineRequest]) -> list[NDArray[np.float32]]:
+    def _refine(self, group: list[RefineRequest]) -> list[NDArray[np.uint16]]:
         """Probabilities on each focus box, all of one network shape."""
         coarse, boxes, crops = [r.coarse for r in group], [r.box for r in group], [r.crop for r in group]
         points = [r.points for r in group]
         if self._contexts is not None:
-            probs = self._contexts.refine(coarse, boxes, crops, points)
-            self._check(probs)
-            return probs
+            return self._checked(self._contexts.refine(coarse, boxes, crops, points))
         side = self._model.config.refine_size
         placed = torch.tensor(boxes, dtype=torch.float32, device=self.device)
         disks = self._disks(points, side, side)
-        return list(self._to_numpy(self._model.refine(_stack(coarse), placed, self._image(crops), disks)))
+        return self._to_host(self._model.refine(_stack(coarse), placed, self._image(crops), disks))
 
     def _image(self, crops: list[NDArray[np.uint8]]) -> torch.Tensor:
         return normalise(torch.from_numpy(np.stack(crops)).to(self.device).permute(0, 3, 1, 2))
@@ -287,15 +293,15 @@ class Engine:
             return cpu.click_maps(slots, height, width, radius)
         return click_maps(slots, height, width, radius=radius)
 
-    def _to_numpy(self, logits: torch.Tensor) -> NDArray[np.float32]:
-        """`[B, 1, h, w]` logits -> `[B, h, w]` probabilities on the host."""
-        probs = logits[:, 0].float().sigmoid().cpu().numpy()
-        self._check(probs)
-        return probs
+    def _to_host(self, logits: torch.Tensor) -> list[NDArray[np.uint16]]:
+        """`[B, 1, h, w]` logits -> probabilities `[h, w]` of each item."""
+        probs, totals = levels.from_logits(logits)
+        return self._checked([Found(p, t) for p, t in zip(probs.numpy(), totals.tolist(), strict=True)])
 
-    def _check(self, probs: Iterable[NDArray[np.float32]]) -> None:
-        if not all(np.isfinite(p).all() for p in probs):
+    def _checked(self, found: list[Found]) -> list[NDArray[np.uint16]]:
+        if any(math.isnan(f.total) for f in found):
             raise ActiveFreqError(f"model {self.name!r} returned NaN; its weights are damaged or its precision too low")
+        return [f.levels for f in found]
 
 
 def _stack(items: list[Any]) -> Any:
@@ -311,14 +317,15 @@ def _take(batch: Any, index: int) -> Any:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device for a name, "auto" being CUDA where there is one.
+    """The device for a name, "auto" being CUDA where there is one.  A CUDA device comes with its number: which one
+    "cuda" means depends on the thread.
 
     Raises:
         InvalidArgumentError: no such name.
         BackendUnavailableError: the device is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
@@ -330,6 +337,7 @@ def resolve_device(name: str) -> torch.device:
                 f"device {name!r} is not available: torch {torch.__version__} sees {count} CUDA devices. "
                 "Use device='auto' or 'cpu', or install a CUDA build of torch"
             )
+        return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     elif device.type != "cpu":
         raise BackendUnavailableError(f"device {name!r} is not supported; supported are 'cpu' and 'cuda'")
     return device

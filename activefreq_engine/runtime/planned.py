@@ -66,6 +66,8 @@ class Planned:
         self._folded = Folded(self._model, self._device, self._asked, pack=True)
         self.precision = self._folded.precision
         self._plans: OrderedDict[tuple[int, int], Plan] = OrderedDict()
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()  # plans are made and run on another stream
 
 
 def _stamp(tensors: list[Tensor]) -> int:

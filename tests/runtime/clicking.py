@@ -30,7 +30,8 @@ def buffers(engine: Engine) -> Iterator[Any]:
     assert engine._contexts is not None
     for bucket in engine._contexts._buckets.values():
         for context in bucket._made.values():
-            for value in vars(context).values():
+            answer = vars(context).get("_answer")
+            for value in (*vars(context).values(), *(vars(answer).values() if answer else ())):
                 if isinstance(value, Parcel):
                     yield from value.arrays.values()
                     yield from value.tensors.values()
@@ -44,7 +45,7 @@ def buffers(engine: Engine) -> Iterator[Any]:
 def poison(engine: Engine) -> None:
     count = 0
     for buffer in buffers(engine):
-        buffer[...] = 77 if buffer.dtype in (np.uint8, torch.uint8) else float("nan")
+        buffer[...] = float("nan") if buffer.dtype in (np.float32, torch.float32, torch.float16) else 77
         count += 1
     assert count
     if torch.cuda.is_available():

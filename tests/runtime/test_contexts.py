@@ -12,6 +12,7 @@ from activefreq_engine.models import FreqFormer
 from activefreq_engine.runtime import contexts
 from activefreq_engine.runtime.contexts import BATCHES, Contexts, Parcel
 from activefreq_engine.runtime.engine import RefineRequest, StepRequest
+from activefreq_engine.runtime.levels import probabilities
 
 from .clicking import box, play, poison, request, slots
 from .modules import random_model
@@ -20,7 +21,7 @@ from .runners import Eager, FakeGraphs
 pytestmark = pytest.mark.usefixtures("seed")
 
 SHAPES = [(64, 96), (32, 64)]
-TOLERANCE = 1e-5  # of probabilities: other batch sizes sum in another order
+TOLERANCE = 2.6e-5  # of probabilities: other batch sizes sum in another order; their steps are of 1.5e-5
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_equal_to_the_engine_without_contexts(make, model, rng):
         ]
         poison(ours)
         for x, y in zip(*refined, strict=True):
-            assert np.abs(x - y).max() <= TOLERANCE
+            assert np.abs(probabilities(x) - probabilities(y)).max() <= TOLERANCE
         known = [(a.features, b.features) for a, b in zip(got, expected, strict=True)][:3]
 
 
@@ -82,7 +83,7 @@ def test_a_coarse_answer_outlives_other_clicks(model, rng):
     for a, b in zip(reversed(kept), reversed(expected), strict=True):
         focus = (box(rng, 64, 96), rng.integers(0, 256, (64, 64, 3), np.uint8), slots(rng, 64, 64))
         x, y = ours.refine([RefineRequest(a.coarse, *focus)]), plain.refine([RefineRequest(b.coarse, *focus)])
-        assert np.abs(x[0] - y[0]).max() <= TOLERANCE
+        assert np.abs(probabilities(x[0]) - probabilities(y[0])).max() <= TOLERANCE
 
 
 def test_memory_of_coarse_answers_is_used_again(model, rng):
@@ -100,11 +101,11 @@ def test_one_capture_for_each_shape_and_batch_size(model, rng):
     runner = FakeGraphs()
     engine = engine_on(model, runner)
     engine.warmup(64, 96)
-    assert (runner.captures, runner.replays, runner.waits) == (3, 3, 2)  # prepare, which does not wait; click; refine
+    assert (runner.captures, runner.replays, runner.waits) == (3, 3, 3)  # each of prepare, click, refine
     answer = engine.run([request(rng, 64, 96)])[0]
     for _ in range(4):
         answer = engine.run([request(rng, 64, 96, answer.features)])[0]
-    assert (runner.captures, runner.replays, runner.waits) == (3, 9, 7)
+    assert (runner.captures, runner.replays, runner.waits) == (3, 9, 9)
     engine.run([request(rng, 32, 64)])
     assert runner.captures == 5
     features = [answer.features] * (BATCHES[-1] + 3)
@@ -112,7 +113,7 @@ def test_one_capture_for_each_shape_and_batch_size(model, rng):
         before = runner.captures
         engine.run([request(rng, 64, 96, f) for f in features[:n]])
         assert runner.captures - before == captures, n
-    assert runner.waits == 7 + 1 + 5 + 2
+    assert runner.waits == 9 + 2 + 5 + 2
 
 
 def test_few_shapes_are_kept(model, rng, monkeypatch):
@@ -190,6 +191,17 @@ def test_eight_threads_do_not_mix_masks(model, rng):
             assert np.abs(a - b).max() <= 1e-3  # a focus box may round to another pixel
 
 
+def test_the_imitation_finds_out_what_a_graph_cannot_do():
+    runner, x = FakeGraphs(), torch.ones(3)
+    with runner.active():
+        with pytest.raises(AssertionError, match="waits for the device"):
+            runner.capture(lambda: (x * x.sum().item(),))
+        numbers = iter((1.0, 2.0, 3.0))  # Python runs in the warm-up and in the capture, not in the replay
+        replay = runner.capture(lambda: (x + next(numbers),))
+        x.fill_(5)
+        assert replay()[0].tolist() == [7, 7, 7]
+
+
 def test_parcel_keeps_its_parts_apart(rng):
     parts = {"a": ((3, 5), torch.uint8), "b": ((2, 7), torch.float32), "c": ((1,), torch.float64)}
     parcel = Parcel(torch.device("cpu"), **parts)
@@ -205,3 +217,7 @@ def test_parcel_keeps_its_parts_apart(rng):
     for name, value in values.items():
         assert np.array_equal(parcel.tensors[name].numpy(), value)
         assert parcel.tensors[name].data_ptr() % Parcel.ALIGNMENT == 0
+        parcel.tensors[name].fill_(3)
+        assert np.array_equal(parcel.arrays[name], value)
+    parcel.fetch()
+    assert all((a == 3).all() for a in parcel.arrays.values())

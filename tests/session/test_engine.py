@@ -18,7 +18,7 @@ from activefreq_engine import (
     create_model,
 )
 from activefreq_engine.models import save_checkpoint
-from activefreq_engine.runtime.engine import StepRequest
+from activefreq_engine.runtime.engine import StepRequest, resolve_device
 
 from .fakes import SquareModel, random_image
 
@@ -98,6 +98,14 @@ def test_arguments():
     for bad in ("freqformer_b9", "/no/such/file.safetensors", 7):
         with pytest.raises(ModelLoadError):
             Engine(bad)
+
+
+def test_a_cuda_device_has_a_number(monkeypatch):
+    """Each thread has a current device of its own, and "cuda" would mean that one."""
+    for name, value in (("is_available", True), ("device_count", 4), ("current_device", 2)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    for name, number in (("auto", 2), ("cuda", 2), ("cuda:0", 0)):
+        assert resolve_device(name) == torch.device("cuda", number)
 
 
 def test_checkpoint_is_loaded_once_until_it_changes(tmp_path):

@@ -16,6 +16,7 @@ from activefreq_engine.runtime.contexts import Contexts
 from activefreq_engine.runtime.cuda import Graphs
 from activefreq_engine.runtime.engine import RefineRequest, StepAnswer, StepRequest
 from activefreq_engine.runtime.frequency import OneLaunch
+from activefreq_engine.runtime.levels import probabilities
 
 from ..clicking import box, play, poison, request, slots
 from ..measures import disagreement
@@ -53,7 +54,7 @@ def test_replay_equals_eager(model, device, rng, precision):
         boxes = [focus(rng, a, 64) for a in got]
         theirs = [RefineRequest(b.coarse, r.box, r.crop, r.points) for b, r in zip(expected, boxes, strict=True)]
         for x, y in zip(captured.refine(boxes), eager.refine(theirs), strict=True):
-            assert np.abs(x - y).max() <= TOLERANCE[precision]
+            assert np.abs(probabilities(x) - probabilities(y)).max() <= TOLERANCE[precision]
         poison(captured)
 
 
@@ -138,15 +139,17 @@ def test_eight_threads_do_not_mix_masks(model, device, rng):
     expected = [play(alone, *job) for job in jobs]
     shared, found, start = Engine(model, str(device), size=256), [None] * len(jobs), threading.Barrier(len(jobs))
     done = threading.Event()
+    # here, since random numbers must not be drawn on a device while one of its streams is captured
+    a = torch.randn(512, 512, device=device)
 
     def work(i: int) -> None:
         start.wait()
         found[i] = play(shared, *jobs[i])
 
     def other() -> None:
-        a = torch.randn(512, 512, device=device)
+        b = a
         while not done.is_set():
-            a = (a @ a).tanh()
+            b = (b @ a).tanh()
             torch.cuda.current_stream(device).synchronize()
 
     background = threading.Thread(target=other)

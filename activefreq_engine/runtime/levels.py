@@ -1,0 +1,41 @@
+"""Probabilities in 16 bits, as levels: 0 for 0, `ONE` for 1.  What leaves the device, and what a history keeps."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+ONE = 65535
+
+
+class Levels(NamedTuple):
+    """Of a batch."""
+
+    levels: Tensor
+    """uint16 `[B, h, w]`; meaningless where `total` is NaN."""
+    total: Tensor
+    """float32 `[B]`: the sum of each item's probabilities, NaN if one of them is."""
+
+
+def write(logits: Tensor, out: Levels) -> None:
+    """What logits `[B, 1, h, w]` mean."""
+    probs = logits[:, 0].float().sigmoid()
+    torch.sum(probs, (1, 2), out=out.total)
+    out.levels.copy_(probs.mul_(ONE).round_())
+
+
+def from_logits(logits: Tensor) -> Levels:
+    """The same in new memory, on the host.  Waits for the device."""
+    b, _, h, w = logits.shape
+    out = Levels(logits.new_empty((b, h, w), dtype=torch.uint16), logits.new_empty(b, dtype=torch.float32))
+    write(logits, out)
+    return Levels(*(t.cpu() for t in out))
+
+
+def probabilities(levels: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """float32 of the same shape."""
+    return levels.astype(np.float32) / np.float32(ONE)
