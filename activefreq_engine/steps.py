@@ -118,10 +118,11 @@ def _outcome(turn: _Turn, layers: tuple[Layer, ...]) -> tuple[Step, NDArray[np.b
     last = turn.scene.history.step.canvas
     before = turn.scene.mask(last)
     canvas = Canvas(last.height, last.width, last.threshold, layers, turn.clicks)
-    mask = canvas.mask()
+    mask, reach = canvas.mask(), canvas.reach()
+    before_box = turn.scene.history.step.mask_box
     if last.fixed is not None:
-        mask = merge_click(before, mask, turn.click, turn.box)
+        mask, reach = merge_click(before, mask, turn.click, turn.box), zoom.union(before_box, reach)
         canvas = Canvas(last.height, last.width, last.threshold, layers, turn.clicks, PackedMask.of(mask))
-    mask_box = zoom.bbox_within(mask, canvas.extent)
-    changed = changed_bbox(before, mask, zoom.union(turn.scene.history.step.mask_box, mask_box))
+    mask_box = zoom.bbox_from_sides(lambda box: mask[box[1] : box[3], box[0] : box[2]], reach)
+    changed = changed_bbox(before, mask, zoom.union(before_box, mask_box))
     return Step(turn.click, canvas, turn.roi, mask_box), mask, changed

@@ -7,7 +7,6 @@ always paints the same pixels, so undo needs no network and restores the mask bi
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import cv2
 import numpy as np
@@ -16,11 +15,10 @@ from numpy.typing import NDArray
 
 from activefreq_engine.kernels.region_stats import binary_entropy
 from activefreq_engine.runtime.painter import Painter
-from activefreq_engine.runtime.zoom import mask_bbox, resize, union
+from activefreq_engine.runtime.zoom import bbox_from_sides, mask_bbox, resize, to_pixels, union
 from activefreq_engine.types import Box, Click
 
 _STRIP_VALUES = 4_000_000  # floats painted at once: bounds the temporary memory to a few times 16 MB
-_COMPARED = 1 << 18  # pixels compared at once: they stay in the cache of a core
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,10 +33,9 @@ class Layer:
     """`values`, or the same deflated."""
 
     @classmethod
-    def of(cls, box: Box, probs: NDArray[Any]) -> "Layer":
-        """Store the probabilities `[h, w]` of a region: float32, or as `values` an array that nobody writes to later."""
-        values = probs if probs.dtype == np.uint16 else np.rint(probs * 65535.0).astype(np.uint16)
-        return cls(box, (probs.shape[0], probs.shape[1]), values)
+    def of(cls, box: Box, probs: NDArray[np.float32]) -> "Layer":
+        """Store float32 `[h, w]` probabilities of a region."""
+        return cls(box, (probs.shape[0], probs.shape[1]), np.rint(probs * 65535.0).astype(np.uint16))
 
     @property
     def values(self) -> NDArray[np.uint16]:
@@ -137,6 +134,24 @@ class Canvas:
             out[int(c.y), int(c.x)] = c.positive
         return out
 
+    def reach(self) -> Box | None:
+        """A box outside of which the mask is empty, larger than the mask's by two pixels of a layer at most; None when
+        the mask is empty.  Not for a canvas with `fixed`."""
+        box: Box | None = None
+        for layer in self.layers:
+            found = mask_bbox(layer.values > max(0, int(65535 * self.threshold) - 1))
+            if found is None:
+                continue
+            x0, y0, x1, y1 = layer.box
+            sx, sy = (x1 - x0) / layer.shape[1], (y1 - y0) / layer.shape[0]
+            # interpolation carries a value half a pixel of the layer beyond its own
+            wide = (found[0] - 1) * sx, (found[1] - 1) * sy, (found[2] + 1) * sx, (found[3] + 1) * sy
+            box = union(box, to_pixels((x0 + wide[0], y0 + wide[1], x0 + wide[2], y0 + wide[3]), layer.box))
+        for c in self.clicks:
+            if c.positive:
+                box = union(box, (int(c.x), int(c.y), int(c.x) + 1, int(c.y) + 1))
+        return box
+
     def uncertainty(self) -> NDArray[np.float32]:
         """float32 `[H, W]`: entropy of each pixel's probability in bits, 0..1."""
         out = np.zeros((self.height, self.width), np.float32)
@@ -210,18 +225,13 @@ def _interpolate(values: NDArray[np.float32], at: NDArray[np.float64]) -> NDArra
 
 
 def changed_bbox(before: NDArray[np.bool_], after: NDArray[np.bool_], within: Box | None) -> Box | None:
-    """Smallest box around the pixels of `within` that differ between two masks, or None.  In strips, to save memory."""
-    box: Box | None = None
-    if within is None:
-        return None
-    x0, top, x1, bottom = within
-    rows = max(1, _COMPARED // (x1 - x0))
-    for y0 in range(top, bottom, rows):
-        y1 = min(y0 + rows, bottom)
-        part = mask_bbox(before[y0:y1, x0:x1] ^ after[y0:y1, x0:x1])
-        if part is not None:
-            box = union(box, (part[0] + x0, part[1] + y0, part[2] + x0, part[3] + y0))
-    return box
+    """Smallest box around the pixels of `within` that differ between two masks, or None."""
+
+    def differs(box: Box) -> NDArray[np.bool_]:
+        x0, y0, x1, y1 = box
+        return before[y0:y1, x0:x1] ^ after[y0:y1, x0:x1]
+
+    return bbox_from_sides(differs, within)
 
 
 def merge_click(before: NDArray[np.bool_], after: NDArray[np.bool_], click: Click, within: Box) -> NDArray[np.bool_]:

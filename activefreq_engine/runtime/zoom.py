@@ -4,7 +4,7 @@ Geometry: pixel i of any grid covers [i, i + 1) and its centre is i + 0.5.  Boxe
 and a box maps linearly onto the whole network grid.  cv2.resize follows the same rule, so nothing shifts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -23,6 +23,7 @@ FOCUS_PART = 1 / 3  # a change smaller than this part of the object is looked at
 FOCUS_REACH = 0.2  # these surroundings: click +- this part of the object's longer side (FocalClick)
 SHARP = 1.5  # image pixels to a network pixel up to which the refiner has nothing to add (docs/experiments.md, 5 and 9)
 MIN_FOCUS = 16.0  # smallest side of a focus box, network pixels
+_READ = 1 << 16  # pixels of a mask read at once
 SLOTS = 24  # clicks of each sign that the network sees, the newest ones
 
 
@@ -231,13 +232,38 @@ def union(a: Box | None, b: Box | None) -> Box | None:
     return min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
 
 
-def bbox_within(mask: NDArray[np.bool_], within: Box | None) -> Box | None:
-    """`mask_bbox` of a mask that is empty outside of a box."""
+def bbox_from_sides(part: Callable[[Box], NDArray[np.bool_]], within: Box | None) -> Box | None:
+    """Smallest box around the true pixels of a mask, which is read from its sides inwards and no further.
+
+    Args:
+        part: the content of a box of the mask.
+        within (Box, optional): the mask is empty outside of it.
+
+    Returns:
+        The box, or None when nothing is true.
+    """
     if within is None:
         return None
     x0, y0, x1, y1 = within
-    box = mask_bbox(mask[y0:y1, x0:x1])
-    return None if box is None else (box[0] + x0, box[1] + y0, box[2] + x0, box[3] + y0)
+
+    def search(strips: Iterator[Box]) -> Box | None:
+        for strip in strips:
+            found = mask_bbox(part(strip))
+            if found is not None:
+                left, top = strip[:2]
+                return found[0] + left, found[1] + top, found[2] + left, found[3] + top
+        return None
+
+    rows = max(1, _READ // (x1 - x0))
+    box = search((x0, y, x1, min(y + rows, y1)) for y in range(y0, y1, rows))
+    if box is None:
+        return None
+    box = union(box, search((x0, max(y - rows, box[3]), x1, y) for y in range(y1, box[3], -rows))) or box
+    top, bottom = box[1], box[3]
+    columns = max(1, _READ // (bottom - top))
+    left = search((x, top, min(x + columns, box[0]), bottom) for x in range(x0, box[0], columns))
+    right = search((max(x - columns, box[2]), top, x, bottom) for x in range(x1, box[2], -columns))
+    return union(union(left, box), right)
 
 
 def mask_bbox(mask: NDArray[np.bool_]) -> Box | None:

@@ -8,6 +8,7 @@ from activefreq_engine import Click
 from activefreq_engine.history import History, Scene, Settings, Step
 from activefreq_engine.runtime import zoom
 from activefreq_engine.runtime.canvas import Canvas, Layer, PackedMask, changed_bbox, merge_click
+from activefreq_engine.runtime.zoom import mask_bbox
 
 from .fakes import random_image
 
@@ -211,7 +212,7 @@ def test_packed_mask_round_trip(rng):
 
 
 def test_changed_bbox(rng, monkeypatch):
-    monkeypatch.setattr("activefreq_engine.runtime.canvas._STRIP_VALUES", 40)
+    monkeypatch.setattr(zoom, "_READ", 40)
     before = random_image(rng, 30, 45, 1) > 128
     after = before.copy()
     assert changed_bbox(before, after, (0, 0, 45, 30)) is None
@@ -220,6 +221,49 @@ def test_changed_bbox(rng, monkeypatch):
     assert changed_bbox(before, after, (0, 0, 45, 30)) == (13, 7, 41, 22)
     assert changed_bbox(before, after, (20, 0, 45, 30)) == (40, 7, 41, 8)
     assert changed_bbox(before, after, None) is None
+
+
+@pytest.mark.parametrize("read", [1, 7, 60, 1000])
+def test_a_box_found_from_the_sides_is_the_mask_s(rng, monkeypatch, read):
+    monkeypatch.setattr(zoom, "_READ", read)
+    for _ in range(60):
+        mask = np.zeros((23, 31), bool)
+        for _ in range(rng.integers(0, 5)):
+            mask[rng.integers(0, 23), rng.integers(0, 31)] = True
+        assert zoom.bbox_from_sides(lambda b, m=mask: m[b[1] : b[3], b[0] : b[2]], (0, 0, 31, 23)) == mask_bbox(mask)
+
+
+def test_the_inside_of_an_object_is_not_read_for_its_box():
+    mask = np.zeros((2100, 2900), bool)
+    mask[60:2040, 70:2850] = True
+    read = 0
+
+    def part(box):
+        nonlocal read
+        read += (box[2] - box[0]) * (box[3] - box[1])
+        return mask[box[1] : box[3], box[0] : box[2]]
+
+    assert zoom.bbox_from_sides(part, (0, 0, 2900, 2100)) == (70, 60, 2850, 2040)
+    assert read < mask.size / 8
+
+
+def test_a_mask_lies_within_the_reach_of_its_canvas(rng):
+    """And the reach is wider by two pixels of the layer at most, here 2 * 12.8 and 2 * 5 pixels of the image."""
+    for _ in range(20):
+        coarse, fine = np.zeros((20, 25), np.float32), np.zeros((40, 30), np.float32)
+        coarse[tuple(rng.integers(0, (20, 25)))] = rng.uniform(0.45, 1)
+        fine[tuple(rng.integers(0, (40, 30)))] = rng.uniform(0.45, 1)
+        layers = (Layer.of((11, 7, 331, 207), coarse), Layer.of((100, 20, 250, 90), fine))
+        clicks = (Click(rng.uniform(0, 410), 3, True), Click(2, 250, False))
+        canvas = Canvas(300, 410, 0.49, layers, clicks)
+        box, reach = mask_bbox(canvas.mask()), canvas.reach()
+        assert zoom.union(box, reach) == reach
+        for layer in layers:
+            own = Canvas(300, 410, 0.49, (layer,))
+            box, reach = mask_bbox(own.mask()), own.reach()
+            if box is not None:
+                assert max(abs(a - b) for a, b in zip(box, reach, strict=True)) <= 26
+    assert Canvas(300, 410, 0.49).reach() is None
 
 
 def test_merge_changes_one_component():
