@@ -43,13 +43,18 @@ class Layer:
         if not isinstance(self.data, bytes):
             return self.data
         high, low = np.frombuffer(zlib.decompress(self.data), np.uint8).reshape(2, *self.shape).astype(np.uint16)
-        return high * np.uint16(256) + low
+        folded = high * np.uint16(256) + low
+        slopes = (folded >> 1) ^ (~(folded & 1) + np.uint16(1))
+        return slopes.cumsum(0, np.uint16).cumsum(1, np.uint16)
 
     def packed(self) -> "Layer":
-        """The same in a third of the memory or less.  Takes 2 to 3 ms, and to read it 1 ms each time."""
+        """The same in a quarter of the memory or less.  Takes 2 ms, and to read it 1.5 ms each time."""
         if isinstance(self.data, bytes):
             return self
-        planes = np.stack([self.data >> 8, self.data & 255]).astype(np.uint8)  # apart, they deflate better and faster
+        # neighbours are alike: what a value has more than its left one, and that more than in the row above, is small
+        slopes = np.diff(np.diff(self.data, axis=1, prepend=np.uint16(0)), axis=0, prepend=np.uint16(0))
+        folded = (slopes << 1) ^ -(slopes >> 15)  # 0, -1, 1, -2 ... become 0, 1, 2, 3 ...
+        planes = np.stack([folded >> 8, folded & 255]).astype(np.uint8)  # apart, they deflate better and faster
         return Layer(self.box, self.shape, zlib.compress(planes.tobytes(), level=1))
 
     def shrunk(self, height: int, width: int) -> NDArray[np.float32]:

@@ -211,6 +211,23 @@ def test_packed_mask_round_trip(rng):
     assert len(PackedMask.of(np.zeros((2000, 3000), bool)).data) < 5000
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (7, 1), (33, 20)])
+def test_packed_layer_round_trip(rng, shape):
+    layer = Layer((3, 4, 50, 60), shape, rng.integers(0, 65536, shape).astype(np.uint16))
+    packed = layer.packed()
+    assert np.array_equal(packed.values, layer.values)
+    assert packed.values.dtype == np.uint16
+    assert packed.packed() is packed
+
+
+def test_a_packed_layer_is_small(rng):
+    """A smooth rim, with noise in the lowest bits as the network leaves it."""
+    y, x = np.mgrid[:384, :352]
+    probs = 1 / (1 + np.exp((np.hypot(y - 180, x - 170) - 120) / 4 + rng.normal(0, 0.02, (384, 352))))
+    layer = Layer.of((0, 0, 704, 768), probs.astype(np.float32))
+    assert len(layer.packed().data) < 0.26 * layer.values.nbytes
+
+
 def test_changed_bbox(rng, monkeypatch):
     monkeypatch.setattr(zoom, "_READ", 40)
     before = random_image(rng, 30, 45, 1) > 128
