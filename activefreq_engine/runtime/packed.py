@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from typing import Literal
 
 import torch
@@ -17,13 +18,25 @@ from torch import Tensor
 Activation = Literal["none", "relu", "gelu"]
 """Taken in the same pass over the result.  "gelu" is the exact one."""
 
+KERNELS_KEPT = 256
+"""oneDNN compiles some 60 kernels, 24 MB of them, for each network shape and number of threads: four of these."""
+
+_LIMITS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")  # oneDNN's own store, and that of torch's binding
+
 _log = logging.getLogger(__name__)
 _ops = torch.ops.mkldnn
 
 
 @functools.cache
 def available(dtype: torch.dtype) -> bool:
-    """Whether packed layers of this type work here; if not, the reason is logged once."""
+    """Whether packed layers of this type work here; if not, the reason is logged once.
+
+    Also bounds the memory of compiled kernels: a region of a new shape would add 24 MB, and a core that another program
+    takes or gives back 22, up to 1,024 kernels in either store.  To compile them again takes 10 to 25 ms.  The limits
+    hold unless the environment names others or oneDNN was used before: they are read once.
+    """
+    for name in _LIMITS:
+        os.environ.setdefault(name, str(KERNELS_KEPT))
     if dtype not in (torch.float32, torch.bfloat16):
         return False
     try:

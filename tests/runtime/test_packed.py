@@ -1,6 +1,10 @@
 """Packed weights compute what torch's own layers compute, and are done without where they cannot be had."""
 
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,3 +97,41 @@ def test_without_the_operators_weights_stay_as_they_are(monkeypatch, caplog):
 def test_float64_is_not_packed():
     assert not packed.available(torch.float64)
     Folded(random_model(refine_size=64), precision="fp32", pack=True)
+
+
+SHAPES = """
+import ctypes, gc
+from pathlib import Path
+from activefreq_engine import Engine
+
+def resident():
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmRSS:"))
+    return int(line.split()[1]) / 1e3
+
+engine = Engine(device="cpu", precision="fp32", size=256)
+engine.warmup()
+before = resident()
+for height in range(96, 449, 32):
+    engine.warmup(height, 256)
+print(resident() - before)
+"""
+
+
+@needs_packing
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and malloc_trim")
+def test_compiled_kernels_stay_within_a_bound():
+    """Twelve network shapes take less memory than they do when every kernel is kept, as is torch's habit."""
+    environment = {k: v for k, v in os.environ.items() if k not in packed._LIMITS} | {"OMP_NUM_THREADS": "1"}
+    grown = []
+    for limits in ({}, dict.fromkeys(packed._LIMITS, "1024")):
+        command = [sys.executable, "-c", SHAPES]
+        root = Path(__file__).parents[2]
+        done = subprocess.run(
+            command, cwd=root, env=environment | limits, capture_output=True, text=True, check=True, timeout=120
+        )
+        grown.append(float(done.stdout))
+    print(f"{grown[0]:.0f} MB, {grown[1]:.0f} where every kernel is kept")
+    assert grown[0] < 0.6 * grown[1]
