@@ -39,6 +39,7 @@ class TrainConfig:
     warmup: int = 200  # steps
     clip: float = 1.0  # largest gradient norm
     ema: float = 0.999
+    frozen_norms: float = 0.7  # from this progress on BatchNorm normalises with its running statistics, see `steps`
     # share of steps with so many simulated clicks before the one that is learnt from
     iterations: tuple[tuple[int, float], ...] = ((0, 0.3), (1, 0.3), (2, 0.2), (3, 0.1), (5, 0.06), (8, 0.04))
     source_weights: tuple[float, ...] | None = None  # share of each data folder; default: by number of images
@@ -68,6 +69,9 @@ class TrainConfig:
             _check(getattr(self, name) >= least, f"{name} is {getattr(self, name)}; it must be at least {least}")
         for name in ("lr", "clip"):
             _check(0 < getattr(self, name) < math.inf, f"{name} is {getattr(self, name)}; it must be finite, above 0")
+        _check(
+            0 <= self.frozen_norms <= 1, f"frozen_norms is {self.frozen_norms}; it must be a progress, 0 to 1 (never)"
+        )
         _check(0 <= self.ema < 1, f"ema is {self.ema}; it must be at least 0 and below 1")
         _check(
             len(self.sizes) > 0
@@ -169,6 +173,10 @@ class Schedule(SizeOf):
     def teacher_weight(self, step: int) -> float:
         """Falls linearly to 0: at the end masks alone count."""
         return self.config.teacher_weight * max(0.0, 1 - self.progress(step))
+
+    def frozen(self, step: int) -> bool:
+        """Whether BatchNorm's statistics are frozen."""
+        return self.progress(step) >= self.config.frozen_norms
 
     def lr(self, step: int) -> float:
         """Linear warm-up, then a cosine to one hundredth."""

@@ -179,6 +179,8 @@ class _Run:
                 group["lr"] = lr
             image = normalise(image.to(device, non_blocking=True))
             label = label.to(device, non_blocking=True)
+            if isinstance(self.step_module, CoarseStep):
+                self.step_module.frozen = agreed(schedule.frozen(step)) > 0 if shared else schedule.frozen(step)
             with torch.autocast(device.type, dtype=autocast_type, enabled=autocast_type is not None):
                 told = (features[0].to(device, non_blocking=True), schedule.teacher_weight(step)) if features else ()
                 loss = self.module(image, label, iterations, rng, *told)

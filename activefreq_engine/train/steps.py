@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..models import FreqFormer
 from ..models.freqformer import Coarse
@@ -16,17 +17,27 @@ from .losses import coarse_loss, feature_loss, refiner_loss
 from .simulate import Clicker, simulate
 
 
+def norms(model: nn.Module) -> list[_BatchNorm]:
+    """All BatchNorm layers."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm)]
+
+
 class CoarseStep(nn.Module):
     """Clicks in, loss out, for the network without its refiner.
 
     With a teacher (`teacher_channels` above 0) a linear layer on stages 3 and 4, which is no part of the model, also
     learns to tell the teacher's features of the crop, whatever the clicks and the colours.
+
+    All samples of a batch have the same number of clicks, and the maps' means and variances depend on it.  BatchNorm
+    with the statistics of each batch would learn masks that its running ones, a mean over all numbers of clicks, then
+    shift: first masks came out too small.  So the end of a run has `frozen` set, and they are used as later.
     """
 
     def __init__(self, model: FreqFormer, clicker: Clicker = "ritm", teacher_channels: int = 0) -> None:
         super().__init__()
         self.model = model
         self.clicker = clicker
+        self.frozen = False
         channels = model.encoder.spec.channels
         self.teacher_head = nn.Conv2d(channels[2] + channels[3], teacher_channels, 1) if teacher_channels else None
         if model.refiner is not None:
@@ -55,6 +66,8 @@ class CoarseStep(nn.Module):
         clicks = simulate(self.model, image, labels, iterations, rng, self.clicker)
         torch.clear_autocast_cache()  # casts made without gradient must not serve the pass that is learnt from
         self.model.train()
+        for norm in norms(self.model):
+            norm.train(not self.frozen)
         features = self.model.encode_image(image)
         maps = self.model.encode_clicks(features, clicks)
         loss = coarse_loss(self.model.decode_maps(features, maps).logits, labels.float())

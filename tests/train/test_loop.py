@@ -19,8 +19,10 @@ from activefreq_engine.models import FreqFormer, create_model, load_checkpoint, 
 from activefreq_engine.train import loop
 from activefreq_engine.train.config import Schedule, TrainConfig
 from activefreq_engine.train.loop import parameter_groups, pick_device, train
+from activefreq_engine.train.losses import coarse_loss
 from activefreq_engine.train.record import Record, read_log
-from activefreq_engine.train.steps import CoarseStep, RefinerStep, focus_boxes
+from activefreq_engine.train.simulate import simulate
+from activefreq_engine.train.steps import CoarseStep, RefinerStep, focus_boxes, norms
 
 from .tiny_run import OVERRIDES, tiny
 
@@ -44,7 +46,9 @@ def same(a: Path, b: Path) -> bool:
 # --- learning ---------------------------------------------------------------------------------------------------------
 def test_it_learns(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Record, "EVERY", 15)
-    path = train(tiny(pairs, steps=60, sizes=((0.0, 32),), ema=0.9, lr=1e-2), tmp_path, device="cpu")
+    # so short a run has no time to get used to frozen statistics
+    config = tiny(pairs, steps=60, sizes=((0.0, 32),), ema=0.9, lr=1e-2, frozen_norms=1.0)
+    path = train(config, tmp_path, device="cpu")
     rows = read_log(tmp_path / "log.csv")
     assert [int(r["step"]) for r in rows] == [15, 30, 45, 60]
     losses = [float(r["loss"]) for r in rows]
@@ -70,6 +74,46 @@ def test_clicks_played_without_gradient_do_not_stop_the_gradient(autocast: bool)
     without = [n for n, p in step.model.named_parameters() if p.grad is None and not n.startswith("refiner.")]
     assert without == []
     assert all(p.grad is None for n, p in step.model.named_parameters() if n.startswith("refiner."))
+
+
+@pytest.mark.parametrize("encoder", ["mit_tiny", "tinyvit_5m"])
+def test_frozen_norms_learn_what_will_run(encoder: str) -> None:
+    """The loss is that of the network as it runs after training, and the running statistics stay."""
+    model = create_model("freqformer_b0", **{**OVERRIDES, "encoder": encoder, "drop_path": 0.0})
+    step = CoarseStep(model)
+    image = torch.randn(2, 3, 32, 64)
+    labels = torch.zeros(2, 1, 32, 64, dtype=torch.int8)
+    labels[:, :, 8:24, 20:40] = 1
+    for norm in norms(model):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2.0)
+    before = {k: v.clone() for k, v in model.named_buffers() if "running" in k and not k.startswith("refiner.")}
+    seed = int(np.random.default_rng().integers(1000))
+
+    def loss(frozen: bool) -> torch.Tensor:
+        step.frozen = frozen
+        return step(image, labels, 0, np.random.default_rng(seed)).detach()
+
+    frozen = loss(True)
+    assert before
+    assert all(torch.equal(v, before[k]) for k, v in model.named_buffers() if k in before)
+    clicks = simulate(model.eval(), image, labels, 0, np.random.default_rng(seed))
+    torch.testing.assert_close(frozen, coarse_loss(model(image, clicks), labels.float()), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(frozen, loss(False), rtol=1e-3)
+    assert not any(torch.equal(v, before[k]) for k, v in model.named_buffers() if k in before)
+
+
+def test_a_run_ends_with_frozen_norms(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    forward = CoarseStep.forward
+
+    def noted(self, *given):
+        seen.append(self.frozen)
+        return forward(self, *given)
+
+    monkeypatch.setattr(CoarseStep, "forward", noted)
+    train(tiny(pairs, steps=4, frozen_norms=0.5), tmp_path, device="cpu")
+    assert seen == [False, False, True, True]
 
 
 def test_the_refiner_stage_trains_the_refiner_alone(pairs: Path, tmp_path: Path) -> None:
@@ -242,6 +286,7 @@ def test_schedule_in_steps() -> None:
     assert rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
     assert rates[50] == pytest.approx(0.505)
     assert 0.01 <= rates[99] < 0.012
+    assert [schedule.frozen(s) for s in (0, 69, 70, 99)] == [False, False, True, True]
 
 
 def test_schedule_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,6 +327,8 @@ def test_schedule_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"seed": -1}, "seed is -1"),
         ({"lr": float("nan")}, "lr is nan"),
         ({"ema": 1.0}, "ema is 1"),
+        ({"frozen_norms": 1.1}, "frozen_norms is 1.1"),
+        ({"frozen_norms": float("nan")}, "frozen_norms is nan"),
         ({"iterations": ((0, 0.0),)}, "shares zero"),
         ({"source_weights": (1.0, 1.0)}, "1 data folders"),
     ],
