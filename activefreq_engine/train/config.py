@@ -39,7 +39,7 @@ class TrainConfig:
     warmup: int = 200  # steps
     clip: float = 1.0  # largest gradient norm
     ema: float = 0.999
-    frozen_norms: float = 0.7  # from this progress on BatchNorm normalises with its running statistics, see `steps`
+    frozen_norms: float = 0.7  # from this progress on BatchNorm's statistics stay; see `steps.keep_norms`
     # share of steps with so many simulated clicks before the one that is learnt from
     iterations: tuple[tuple[int, float], ...] = ((0, 0.3), (1, 0.3), (2, 0.2), (3, 0.1), (5, 0.06), (8, 0.04))
     source_weights: tuple[float, ...] | None = None  # share of each data folder; default: by number of images

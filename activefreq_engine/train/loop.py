@@ -179,8 +179,7 @@ class _Run:
                 group["lr"] = lr
             image = normalise(image.to(device, non_blocking=True))
             label = label.to(device, non_blocking=True)
-            if isinstance(self.step_module, CoarseStep):
-                self.step_module.frozen = agreed(schedule.frozen(step)) > 0 if shared else schedule.frozen(step)
+            self.step_module.frozen = agreed(schedule.frozen(step)) > 0 if shared else schedule.frozen(step)
             with torch.autocast(device.type, dtype=autocast_type, enabled=autocast_type is not None):
                 told = (features[0].to(device, non_blocking=True), schedule.teacher_weight(step)) if features else ()
                 loss = self.module(image, label, iterations, rng, *told)
@@ -218,12 +217,13 @@ class _Run:
         self.model.decoder.compose_fuse = True
         if config.stage == "refiner" and self.model.refiner is None:
             raise InvalidArgumentError(f"{config.init} has no refiner to train; its refiner_width is 0")
-        self.module: nn.Module = (
-            CoarseStep(self.model, config.clicker, self.teacher.channels if self.teacher else 0).to(device)
-            if config.stage == "coarse"
-            else RefinerStep(self.model, config.clicker)
-        )
-        self.step_module = self.module  # without the wrapper of several processes
+        self.step_module: CoarseStep | RefinerStep  # without the wrapper of several processes
+        if config.stage == "coarse":
+            channels = self.teacher.channels if self.teacher else 0
+            self.step_module = CoarseStep(self.model, config.clicker, channels).to(device)
+        else:
+            self.step_module = RefinerStep(self.model, config.clicker)
+        self.module: nn.Module = self.step_module
         self.ema = Ema(self.model, config.ema)
         self.optimizer = torch.optim.AdamW(parameter_groups(self.module, config.weight_decay), lr=config.lr)
         self.scaler = torch.amp.GradScaler() if precision(device) == torch.float16 else None

@@ -22,22 +22,29 @@ def norms(model: nn.Module) -> list[_BatchNorm]:
     return [m for m in model.modules() if isinstance(m, _BatchNorm)]
 
 
+def keep_norms(model: nn.Module, frozen: bool) -> None:
+    """Let the norms of a model in training use their running statistics, or those of each batch.
+
+    All samples of a batch have the same number of clicks, and the maps' means and variances depend on it.  BatchNorm
+    with the statistics of each batch would learn masks that its running ones, a mean over all numbers of clicks, then
+    shift: first masks came out too small (docs/experiments.md, 13).  So at the end of a run they are frozen.
+    """
+    for norm in norms(model):
+        norm.train(not frozen)
+
+
 class CoarseStep(nn.Module):
     """Clicks in, loss out, for the network without its refiner.
 
     With a teacher (`teacher_channels` above 0) a linear layer on stages 3 and 4, which is no part of the model, also
     learns to tell the teacher's features of the crop, whatever the clicks and the colours.
-
-    All samples of a batch have the same number of clicks, and the maps' means and variances depend on it.  BatchNorm
-    with the statistics of each batch would learn masks that its running ones, a mean over all numbers of clicks, then
-    shift: first masks came out too small.  So the end of a run has `frozen` set, and they are used as later.
     """
 
     def __init__(self, model: FreqFormer, clicker: Clicker = "ritm", teacher_channels: int = 0) -> None:
         super().__init__()
         self.model = model
         self.clicker = clicker
-        self.frozen = False
+        self.frozen = False  # BatchNorm's statistics, see `keep_norms`
         channels = model.encoder.spec.channels
         self.teacher_head = nn.Conv2d(channels[2] + channels[3], teacher_channels, 1) if teacher_channels else None
         if model.refiner is not None:
@@ -66,8 +73,7 @@ class CoarseStep(nn.Module):
         clicks = simulate(self.model, image, labels, iterations, rng, self.clicker)
         torch.clear_autocast_cache()  # casts made without gradient must not serve the pass that is learnt from
         self.model.train()
-        for norm in norms(self.model):
-            norm.train(not self.frozen)
+        keep_norms(self.model, self.frozen)
         features = self.model.encode_image(image)
         maps = self.model.encode_clicks(features, clicks)
         loss = coarse_loss(self.model.decode_maps(features, maps).logits, labels.float())
@@ -86,6 +92,7 @@ class RefinerStep(nn.Module):
             raise ValueError("this model has no refiner to train (config.refiner_width is 0)")
         self.model = model
         self.clicker = clicker
+        self.frozen = False  # BatchNorm's statistics, see `keep_norms`
         model.requires_grad_(False)
         model.refiner.requires_grad_(True)
 
@@ -110,6 +117,7 @@ class RefinerStep(nn.Module):
         # the disks of the coarse input, as they lie in the box
         disks = (roi_align(clicks[:, 1:], boxes, side) > 0.5).float()
         model.refiner.train()
+        keep_norms(model.refiner, self.frozen)
         refined: Refined = model.refine_maps(coarse, boxes, crop, disks)
         return refiner_loss(refined, target)
 

@@ -103,6 +103,23 @@ def test_frozen_norms_learn_what_will_run(encoder: str) -> None:
     assert not any(torch.equal(v, before[k]) for k, v in model.named_buffers() if k in before)
 
 
+def test_the_refiner_learns_with_frozen_norms_too() -> None:
+    model = create_model("freqformer_b0", **OVERRIDES)
+    assert model.refiner is not None
+    step = RefinerStep(model)
+    labels = torch.zeros(2, 1, 64, 96, dtype=torch.int8)
+    labels[:, :, 8:40, 20:60] = 1
+
+    def changed(frozen: bool) -> bool:
+        before = {k: v.clone() for k, v in model.named_buffers() if "running" in k}
+        step.frozen = frozen
+        step(torch.randn(2, 3, 64, 96), labels, 0, np.random.default_rng())
+        return not all(torch.equal(v, before[k]) for k, v in model.named_buffers() if k in before)
+
+    assert not changed(frozen=True)
+    assert changed(frozen=False)
+
+
 def test_a_run_ends_with_frozen_norms(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     forward = CoarseStep.forward
