@@ -9,6 +9,9 @@ from time import perf_counter
 import numpy as np
 
 from activefreq_engine import Click, Engine, Session
+from activefreq_engine.history import Step
+from activefreq_engine.runtime import zoom
+from activefreq_engine.runtime.canvas import Canvas, Layer
 from bench.scene import Scene
 
 
@@ -62,3 +65,29 @@ def next_clicks(sessions: Sequence[Session], scene: Scene, count: int, seed: int
     for session in sessions:
         session.reset()
     return [clicks(session, scene, count, seed)[SETTLED:] for session in sessions]
+
+
+def profiled(session: Session, scene: Scene, count: int, seed: int = 0) -> list[tuple[float, set[str]]]:
+    """As `clicks`, and the stages that each click went through, see `ClickResult.timings`."""
+    result = []
+    for c in islice(scene.clicks(seed), count):
+        start = perf_counter()
+        timings = session.click(c.x, c.y, c.positive, profile=True).timings
+        result.append((1e3 * (perf_counter() - start), set(timings or ())))
+    return result
+
+
+def close_in(session: Session, scene: Scene) -> None:
+    """Put a blank object where good clicks would bring it: its mask is the scene's, the region fits it.
+
+    How many clicks the network takes for that, in a large image, then plays no part.
+    """
+    inside = session._opened()
+    side = round(zoom.EXPANSION * 2 * scene.radius)
+    left, top = scene.x - side // 2, scene.y - side // 2
+    region = left, top, left + side, top + side
+    row, column = (np.mgrid[:256, :256] + 0.5) * (side / 256) - side / 2
+    disk = (np.hypot(row, column) < scene.radius).astype(np.float32)
+    centre = Click(scene.x, scene.y, True)
+    canvas = Canvas(*session.shape, session.threshold, (Layer.of(region, disk),), (centre,))
+    inside.history.push(Step(centre, canvas, region, canvas.reach()))

@@ -1,6 +1,6 @@
 """The speeds and sizes that must be reached on two CPU cores; prints each figure, its target and whether it is met.
 
-    python -m bench.targets                  # two minutes; writes bench/results/targets_cpu.csv
+    python -m bench.targets                  # three minutes; writes bench/results/targets_cpu.csv
 
 Every ratio is of medians of one run.  The exit status is 1 when a target is missed.
 """
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from activefreq_engine import Engine
 from bench import rows
-from bench.clicking import SETTLED, clicks, next_clicks, opened
+from bench.clicking import SETTLED, clicks, close_in, next_clicks, opened, profiled
 from bench.ladder import CPU, picture
 from bench.machine import Machine
 from bench.scaling import FIXED_RADIUS, engine, memory_growth, shape_of
@@ -92,20 +92,55 @@ def flat_in_megapixels(sequences: int) -> list[Target]:
     """The next click on an object of 200 pixels in images of 0.3, 12 and 100 megapixels, in turn.
 
     The first ten clicks do not count: in a large image it takes several until the region fits so small an object.
+    Where it still does not, the refiner runs, which in 0.3 megapixels it never does: the same stages are compared by
+    `flat_in_megapixels_by_stages`.
     """
     shared = engine("cpu")
     scenes = {mp: scene(*shape_of(mp), FIXED_RADIUS) for mp in (0.3, 12, 100)}
     sessions = {mp: opened(shared, s) for mp, s in scenes.items()}
-    times: dict[float, list[float]] = {mp: [] for mp in scenes}
+    runs: dict[float, list[tuple[float, set[str]]]] = {mp: [] for mp in scenes}
     for seed in tqdm(range(sequences), desc="megapixels", unit="object"):
         for mp, session in sessions.items():
             session.reset()
-            times[mp] += clicks(session, scenes[mp], 30, seed)[10:]
-    small, *large = (statistics.median(t) for t in times.values())
+            runs[mp] += profiled(session, scenes[mp], 30, seed)[10:]
+    small, *large = (statistics.median(t for t, _ in own) for own in runs.values())
+    refined = {mp: f"{sum('refine' in stages for _, stages in own)} of {len(own)}" for mp, own in runs.items()}
     return [
-        Target(f"next click in {mp} megapixels over that in 0.3", t / small, most=1.15)
+        Target(
+            f"next click in {mp} megapixels over that in 0.3",
+            t / small,
+            most=1.15,
+            note=f" (the refiner ran in {refined[mp]} clicks; in 0.3 megapixels in {refined[0.3]})",
+        )
         for mp, t in zip((12, 100), large, strict=True)
     ]
+
+
+def flat_in_megapixels_by_stages(sequences: int) -> list[Target]:
+    """The same with the same region in all images, so that each click has the same stages.
+
+    Without the refiner: an object of 200 pixels, which the network sees enlarged.  With it: one of 600 pixels, where a
+    network pixel covers more than `zoom.SHARP` of the image's.
+    """
+    shared = engine("cpu")
+    targets = []
+    for radius, sizes, refiner in ((FIXED_RADIUS, (0.3, 12, 100), False), (300, (2, 12, 100), True)):
+        scenes = {mp: scene(*shape_of(mp), radius) for mp in sizes}
+        sessions = {mp: opened(shared, s) for mp, s in scenes.items()}
+        runs: dict[float, list[tuple[float, set[str]]]] = {mp: [] for mp in sizes}
+        for seed in tqdm(range(sequences), desc=f"megapixels, object of {2 * radius} pixels", unit="object"):
+            for mp, session in sessions.items():
+                session.reset()
+                close_in(session, scenes[mp])
+                runs[mp] += profiled(session, scenes[mp], 20, seed)[SETTLED:]
+        kinds = {frozenset(stages) for own in runs.values() for _, stages in own}
+        alike = len(kinds) == 1 and all(("refine" in k) == refiner for k in kinds)
+        small, *large = (statistics.median(t for t, _ in own) for own in runs.values())
+        for mp, t in zip(sizes[1:], large, strict=True):
+            name = f"the same region {'with' if refiner else 'without'} the refiner: {mp} megapixels over {sizes[0]}"
+            note = f" ({t:.1f} and {small:.1f} ms)" if alike else f" (not compared: the stages differ, {kinds})"
+            targets.append(Target(name, t / small if alike else math.nan, most=1.15, note=note))
+    return targets
 
 
 def beside_a_busy_process(sequences: int) -> list[Target]:
@@ -145,7 +180,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=rows.RESULTS, help="folder of the CSV file")
     arguments = parser.parse_args()
     n = arguments.sequences
-    targets = [*growth(), *faster(n), *flat_in_clicks(n), *flat_in_megapixels(n), *beside_a_busy_process(n)]
+    targets = [
+        *growth(),
+        *faster(n),
+        *flat_in_clicks(n),
+        *flat_in_megapixels(n),
+        *flat_in_megapixels_by_stages(n),
+        *beside_a_busy_process(n),
+    ]
     measured = [{**asdict(t), "met": t.met} for t in targets]
     rows.write(arguments.out / "targets_cpu.csv", measured, Machine("cpu").describe(), replace="name")
     print(*targets, sep="\n")

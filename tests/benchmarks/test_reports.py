@@ -9,8 +9,8 @@ import torch
 
 from activefreq_engine import Engine, Session
 from activefreq_engine.models import FreqFormer, FreqFormerConfig
-from bench import floor, ladder, memory, plots, rows, scaling
-from bench.clicking import SETTLED, Times, next_clicks, opened
+from bench import floor, ladder, memory, plots, rows, scaling, targets
+from bench.clicking import SETTLED, Times, close_in, next_clicks, opened
 from bench.scene import scene
 from bench.targets import Target
 from tests.session.fakes import SquareModel
@@ -98,6 +98,35 @@ def test_targets_are_met_or_missed():
     assert str(missed).split() == ["MISSED", "speed:", "2.49,", "required", ">=", "2.5"]
     assert Target("growth", 50, most=50).met
     assert not Target("growth", math.nan, most=50).met
+
+
+def test_an_object_closed_in_on_has_the_scene_s_mask_and_a_region_of_its_own():
+    on = scene(900, 1100, radius=90)
+    session = opened(Engine(SquareModel(), "cpu", size=256), on)
+    close_in(session, on)
+    rows_, columns = np.nonzero(session.mask)
+    assert abs(columns.mean() - on.x) < 2
+    assert abs(rows_.mean() - on.y) < 2
+    assert len(rows_) == pytest.approx(np.pi * 90**2, rel=0.02)
+    session.click(on.x + 20, on.y)
+    assert session._scene.history.step.roi == (on.x - 126, on.y - 126, on.x + 126, on.y + 126)
+
+
+def test_clicks_of_other_stages_are_not_compared(monkeypatch):
+    monkeypatch.setattr(targets, "engine", lambda device: Engine(SquareModel(refine_size=64), device, size=256))
+    monkeypatch.setattr(targets, "shape_of", lambda megapixels: (1203, 1300))
+    stages = {False: {"look", "click", "focus", "paint"}, True: {"look", "click", "focus", "refine", "paint"}}
+
+    def profiled(session, on, count, seed):
+        return [(5.0, stages[on.radius == 300])] * count
+
+    monkeypatch.setattr(targets, "profiled", profiled)
+    assert [t.figure for t in targets.flat_in_megapixels_by_stages(1)] == [1] * 4
+    stages[True] = stages[False]
+    same, _, wrong, _ = targets.flat_in_megapixels_by_stages(1)
+    assert same.met
+    assert not wrong.met
+    assert "not compared" in str(wrong)
 
 
 def test_the_floor_counts_multiply_adds_of_a_click():
