@@ -7,6 +7,7 @@ always paints the same pixels, so undo needs no network and restores the mask bi
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -33,9 +34,10 @@ class Layer:
     """`values`, or the same deflated."""
 
     @classmethod
-    def of(cls, box: Box, probs: NDArray[np.float32]) -> "Layer":
-        """Store float32 `[h, w]` probabilities of a region."""
-        return cls(box, (probs.shape[0], probs.shape[1]), np.rint(probs * 65535.0).astype(np.uint16))
+    def of(cls, box: Box, probs: NDArray[Any]) -> "Layer":
+        """Store the probabilities `[h, w]` of a region: float32, or as `values` an array that nobody writes to later."""
+        values = probs if probs.dtype == np.uint16 else np.rint(probs * 65535.0).astype(np.uint16)
+        return cls(box, (probs.shape[0], probs.shape[1]), values)
 
     @property
     def values(self) -> NDArray[np.uint16]:
