@@ -35,7 +35,7 @@ class Layer:
 
     @classmethod
     def of(cls, box: Box, probs: NDArray[Any]) -> "Layer":
-        """Store the probabilities `[h, w]` of a region: float32, or as `values` an array that nobody writes to later."""
+        """Store the probabilities `[h, w]` of a region: float32, or uint16 `values`, nobody writes to later."""
         values = probs if probs.dtype == np.uint16 else np.rint(probs * 65535.0).astype(np.uint16)
         return cls(box, (probs.shape[0], probs.shape[1]), values)
 
