@@ -115,7 +115,8 @@ class Sam(nn.Module):
 
     def _places(self) -> Tensor:
         """The embedding cells' positions, encoded: `[1, 256, 64, 64]`."""
-        centres = (torch.arange(SIDE // 16) + 0.5) / (SIDE // 16)
+        device = self.prompt_encoder.shared_embedding.positional_embedding.device
+        centres = (torch.arange(SIDE // 16, device=device) + 0.5) / (SIDE // 16)
         y, x = torch.meshgrid(centres, centres, indexing="ij")
         places = self.prompt_encoder.shared_embedding(torch.stack([x, y], dim=-1)[None])
         return places.permute(0, 3, 1, 2)
@@ -212,10 +213,12 @@ class SamPredictor:
     Args:
         sam (Sam): the model; it may be shared.
         embeddings (path, optional): folder that keeps image embeddings, so that an image is encoded once in all runs.
+        device (str): where the model is. Default: "cpu".
     """
 
-    def __init__(self, sam: Sam, embeddings: Path | None = None) -> None:
+    def __init__(self, sam: Sam, embeddings: Path | None = None, device: str = "cpu") -> None:
         self.sam = sam
+        self.device = torch.device(device)
         self.embeddings = embeddings
         self.decode_ms = 0.0
         """Time of the last click's prompt encoder and mask decoder alone, ms."""
@@ -239,13 +242,15 @@ class SamPredictor:
             name = hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest()[:24]
             file = self.embeddings / f"{name}.npy"
             if file.exists():
-                self._embedding = torch.from_numpy(np.load(file))
+                self._embedding = torch.from_numpy(np.load(file)).to(self.device)
                 return
-        self._embedding = self.sam.encoder(network_input(image))
+        self._embedding = self.sam.encoder(network_input(image).to(self.device))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # its time is not the first click's
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             partial = file.with_suffix(".partial.npy")
-            np.save(partial, self._embedding.numpy())
+            np.save(partial, self._embedding.cpu().numpy())
             partial.replace(file)
 
     @torch.inference_mode()
@@ -255,22 +260,23 @@ class SamPredictor:
         self._points.append((x * self._scaled[1] / width, y * self._scaled[0] / height))
         self._labels.append(int(positive))
         started = time.perf_counter()
-        points = torch.tensor(self._points, dtype=torch.float32)
-        logits, quality = self.sam.decode(self._embedding, points, torch.tensor(self._labels), self._previous)
-        self.decode_ms = (time.perf_counter() - started) * 1e3
+        points = torch.tensor(self._points, dtype=torch.float32, device=self.device)
+        labels = torch.tensor(self._labels, device=self.device)
+        logits, quality = self.sam.decode(self._embedding, points, labels, self._previous)
         best = int(quality.argmax())
+        self.decode_ms = (time.perf_counter() - started) * 1e3
         self._previous = logits[None, best : best + 1]
         square = F.interpolate(self._previous, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
         inside = square[..., : self._scaled[0], : self._scaled[1]]
         self._logits = F.interpolate(inside, size=self._shape, mode="bilinear", align_corners=False)[0, 0]
-        return SamStep((self._logits > 0).numpy())
+        return SamStep((self._logits > 0).cpu().numpy())
 
     @property
     def probs(self) -> NDArray[np.float32]:
         """float `[H, W]`: the probabilities behind the last mask.  SAM calls a pixel object above 0.5."""
         if self._logits is None:
             raise RuntimeError("there are no probabilities before the first click")
-        return self._logits.sigmoid().numpy()
+        return self._logits.sigmoid().cpu().numpy()
 
 
 def scaled_size(height: int, width: int) -> tuple[int, int]:

@@ -63,21 +63,25 @@ def accuracy(data: Dataset, method: str, out: Path, work: Path, checkpoint: Path
     return report
 
 
-def latency(data: Dataset, out: Path, checkpoint: Path, model: str, skip: Sequence[str]) -> None:
+def latency(data: Dataset, out: Path, checkpoint: Path, model: str, skip: Sequence[str], device: str) -> None:
     """Time all methods and write `out/latency.csv`; methods that are skipped keep the times they have there."""
+
+    def sam(model: mobile_sam.Sam) -> mobile_sam.SamPredictor:
+        return mobile_sam.SamPredictor(model.to(device), device=device)
+
     makers: dict[str, Callable[[], Any]] = {
-        "activefreq": lambda: Session(model),
-        "activefreq@384": lambda: Session(model, size=384),
-        "mobile_sam": lambda: mobile_sam.SamPredictor(mobile_sam.mobile_sam(checkpoint)),
-        "sam_vit_b": lambda: mobile_sam.SamPredictor(mobile_sam.sam_vit_b()),
+        "activefreq": lambda: Session(model, device=device),
+        "activefreq@384": lambda: Session(model, device=device, size=384),
+        "mobile_sam": lambda: sam(mobile_sam.mobile_sam(checkpoint)),
+        "sam_vit_b": lambda: sam(mobile_sam.sam_vit_b()),
         "grabcut": GrabCutPredictor,
     }
     for name in skip:
         if name not in makers:
             raise SystemExit(f"--skip {name}: there are {', '.join(makers)}")
     methods = {name: make() for name, make in makers.items() if name not in skip}
-    found = peers_latency.measure(data, methods, Session(engine=Engine(model)))
-    rows.write(out / TIMES, found, Machine("cpu").describe(), replace="method")
+    found = peers_latency.measure(data, methods, Session(engine=Engine(model, device=device)))
+    rows.write(out / TIMES, found, Machine(device).describe(), replace="method")
     print("\n".join(peers_report.ratios(rows.read(out / TIMES))))
 
 
@@ -113,6 +117,7 @@ def main() -> None:
         sub.add_argument("--model", default="freqformer_b0", help="model name or checkpoint file of ours")
     parsers["accuracy"].add_argument("--method", choices=ACCURACY, required=True)
     parsers["accuracy"].add_argument("--work", type=Path, default=WORK, help="folder for parts and embeddings")
+    parsers["latency"].add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="GrabCut: always the CPU")
     parsers["latency"].add_argument(
         "--skip", action="append", default=[], help="leave this method out; may be repeated"
     )
@@ -130,7 +135,7 @@ def main() -> None:
         if options.command == "accuracy":
             accuracy(data, options.method, options.out, options.work, options.mobile_sam, options.model)
         else:
-            latency(data, options.out, options.mobile_sam, options.model, options.skip)
+            latency(data, options.out, options.mobile_sam, options.model, options.skip, options.device)
     except mobile_sam.Missing as problem:
         raise SystemExit(str(problem)) from None
 
