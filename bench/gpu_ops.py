@@ -1,8 +1,22 @@
-"""The ops that the GPU check measures, each beside its competitors."""
+"""The ops of the kernels, each compared with its definition and, only where it agrees, timed beside its competitors.
 
+    python -m bench.gpu_ops                 # on the GPU; writes bench/results/cuda/ops.csv
+    python -m bench.gpu_ops --dry-run       # on the CPU, tiny: interpreter, and the CUDA sources under g++
+
+The exit status is 1 when an op is wrong.
+"""
+
+import argparse
+import contextlib
 import functools
 import importlib
+import os
+import sys
+import time
+import traceback
 from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +30,10 @@ from activefreq_engine.kernels.region_stats import cupy_impl as regions
 from activefreq_engine.kernels.region_stats import fixed, region_stats
 from tqdm import tqdm
 
-from bench.machine import Run
+from bench import rows
+from bench.machine import Machine, Run
 from bench.measurements import Check
+from tests import cuda_on_host
 
 FREQ_TOLERANCE = 2e-3
 """Relative L2 error against float64 with fp16 operands, as in kernels/freq_module/README.md."""
@@ -166,9 +182,9 @@ def check_mask_output(check: Check) -> str:
 def freq_cases(dry: bool) -> Iterator[tuple[str, int, int, bool]]:
     """(name, channels, map side, whether torch.compile and the residual take part): the default size first."""
     if dry:
-        yield "tiny", 8, 7, True
+        yield "tiny", 8, 3, True
         return
-    for side in (256, 448, 512, 384):
+    for side in (384, 256, 512, 448):
         for model, widths in CHANNELS.items():
             for level, channels in enumerate(widths):
                 yield f"{model}@{side} level {level + 1}", channels, side // 4 >> level, side == 256
@@ -194,7 +210,7 @@ def check_freq_module(check: Check) -> str:
         weight, bias = torch.randn(quarter, 1, 3, 3, device=device), torch.randn(quarter, device=device)
         backends = ("triton", "reference")
         plans = {b: FreqModulePlan(*filters, weight, bias, size=(side, side), backend=b) for b in backends}
-        for batch in (1, 2 if check.dry else 8):
+        for batch in (1,) if check.dry else (1, 8):
             x = torch.randn(batch, channels, side, side, device=device)
             wide = [t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (*filters, weight, bias)]
             expected = reference.freq_module(x.double(), *wide)
@@ -224,3 +240,44 @@ def check_freq_module(check: Check) -> str:
                 sums = functools.partial(right, expected=expected + residual)
                 check.compare("freq_module_residual", case, batch, runs, sums, moved=1.5 * moved, flops=flops)
     return f"{len(cases)} maps"
+
+
+def interpret() -> None:
+    """Begin again with Triton's interpreter, which must be chosen before Triton is imported, and it is by now."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, "TRITON_INTERPRET": "1"})
+
+
+OPS = (check_regions, check_distance, check_click_maps, check_mask_output, check_freq_module)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dry-run", action="store_true", help="on the CPU, tiny; times mean nothing")
+    parser.add_argument("--out", type=Path, default=rows.RESULTS / "cuda", help="folder of ops.csv")
+    parser.add_argument("--seconds", type=float, default=600, help="no measurement begins later")
+    arguments = parser.parse_args()
+    dry = arguments.dry_run
+    if dry:
+        interpret()
+    machine = Machine("cpu" if dry else "cuda")
+    failures = []
+    with cuda_on_host.installed() if dry else contextlib.nullcontext():
+        check = Check(machine, dry, time.monotonic() + arguments.seconds, machine.limits())
+        for op in OPS:
+            try:
+                print(f"{op.__name__}: {op(check)}", flush=True)
+            except Exception:
+                failures.append(f"{op.__name__}: {traceback.format_exc()}")
+            found = [asdict(row) for row in check.rows]
+            rows.write(arguments.out / "ops.csv", found, machine.describe(), replace="op")
+    for row in check.rows:
+        what = f"{row.op:20s} {row.case:32s} B{row.batch} {row.implementation:20s} {'graph' if row.graph else 'eager'}"
+        print(what, row.note or f"{row.median_us:9.1f} us  floor {row.floor_us:7.1f} us  {row.gb_per_s:7.0f} GB/s")
+    failures += check.failures()
+    print(*failures, sep="\n")
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,6 @@
-"""What a run has measured: rows of times, none without a right output, and steps that passed or failed."""
+"""What has been measured: rows of times, none without a right output."""
 
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,16 +31,6 @@ class Row:
 
 
 @dataclass
-class Step:
-    """What was done, how it ended ("passed", "failed" or "skipped"), and what there is to say."""
-
-    name: str
-    status: str
-    seconds: float = 0.0
-    detail: str = ""
-
-
-@dataclass
 class Check:
     """One run."""
 
@@ -49,31 +38,11 @@ class Check:
     dry: bool
     deadline: float
     """Of `time.monotonic`; what has not begun by then is skipped."""
+    limits: Limits
     rows: list[Row] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
-    limits: Limits | None = None
 
     def late(self) -> bool:
         return time.monotonic() > self.deadline
-
-    def at_most(self, seconds: float) -> float:
-        """`seconds`, or what is left of them."""
-        return max(1.0, min(seconds, self.deadline - time.monotonic()))
-
-    def step(self, name: str, run: Callable[[], str]) -> None:
-        """Run one step; what it raises fails the step and is recorded, and the next one begins."""
-        start = time.monotonic()
-        if self.late():
-            self.steps.append(Step(name, "skipped", 0.0, "no time was left; raise --minutes"))
-            return
-        try:
-            self.steps.append(Step(name, "passed", 0.0, run()))
-        except Skipped as reason:
-            self.steps.append(Step(name, "skipped", 0.0, str(reason)))
-        except Exception:
-            self.steps.append(Step(name, "failed", 0.0, traceback.format_exc()))
-        self.steps[-1].seconds = round(time.monotonic() - start, 1)
-        print(f"{self.steps[-1].status:8s} {name} ({self.steps[-1].seconds} s)", flush=True)
 
     def compare(
         self,
@@ -92,7 +61,6 @@ class Check:
 
         `check` takes an output, raises AssertionError where it is wrong and returns its error.
         """
-        assert self.limits is not None
         floor = self.limits.floor_us(moved, flops, nodes)
         for name, run in runs.items():
             for graph in (False, True):
@@ -127,13 +95,8 @@ class Check:
                 )
 
     def failures(self) -> list[str]:
-        failed = [f"{s.name}: {s.detail.strip().splitlines()[-1]}" for s in self.steps if s.status == "failed"]
         ours = [r for r in self.rows if r.implementation in OURS and r.note.startswith("failed")]
-        return failed + [f"{r.op} {r.case} {r.implementation}: {r.note}" for r in ours]
-
-
-class Skipped(Exception):  # noqa: N818
-    """A step cannot run here; the message says why."""
+        return [f"{r.op} {r.case} {r.implementation}: {r.note}" for r in ours]
 
 
 def poison(out: Any) -> None:
