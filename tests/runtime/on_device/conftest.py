@@ -10,6 +10,12 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(name if name.startswith("cuda") else "cuda")
 
 
+@pytest.fixture(autouse=True)
+def float32_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch lets cuDNN round the operands of float32 convolutions to TF32: three digits."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     """Fresh inputs each run; the seed is in the failure report."""
