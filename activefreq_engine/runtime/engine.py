@@ -212,6 +212,10 @@ class Engine:
     def warmup(self, height: int | None = None, width: int | None = None) -> None:
         """Run one empty click, so that one-time costs are paid before the first real one.
 
+        On CUDA each network shape has such costs: its graphs are captured, and where Triton's cache on the disk lacks
+        its kernels they are compiled, which takes seconds for each.  A region of the image has the shape that
+        `zoom.network_shape` gives it.
+
         Args:
             height, width (int, optional): network grid, multiples of 32. Default: square of `size`.
         """
