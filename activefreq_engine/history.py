@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +15,8 @@ from activefreq_engine.runtime.canvas import Canvas, PackedMask
 from activefreq_engine.types import Box, Click
 
 AT_HAND = 16  # newest steps of an object that are not packed
+PAUSE = 0.1  # seconds without a click after which older ones are: packing takes a sixth of a click's processor time
+BACKLOG = 32  # steps that wait for a pause; beyond, one is packed beside each click, so that memory stays bounded
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +44,10 @@ class History:
     done: list[Step] = field(default_factory=list)
     undone: list[Step] = field(default_factory=list)
     """The next step to redo is the last."""
+    waiting: deque[Step] = field(default_factory=deque)
+    """Steps to be packed, oldest first."""
+    pause: threading.Timer | None = None
+    """Runs out when it is time to pack them."""
 
     @property
     def step(self) -> Step:
@@ -91,12 +98,29 @@ class History:
         """Back to the blank start, with nothing to undo or redo."""
         self.done.clear()
         self.undone.clear()
+        self.waiting.clear()
 
     def _add(self, step: Step) -> None:
         self.done.append(step)
+        if self.pause is not None:
+            self.pause.cancel()
         if len(self.done) > AT_HAND:
-            # a tenth of a click's time, so the click does not wait for it
-            threading.Thread(target=self.done[-AT_HAND - 1].pack, name="activefreq-pack").start()
+            self.waiting.append(self.done[-AT_HAND - 1])
+        if self.waiting:
+            late = len(self.waiting) > BACKLOG
+            self.pause = threading.Timer(0 if late else PAUSE, self._pack, (BACKLOG if late else 0,))
+            self.pause.name = "activefreq-pack"
+            self.pause.daemon = True  # a program that ends does not wait for it
+            self.pause.start()
+
+    def _pack(self, keep: int) -> None:
+        """Pack the waiting steps but so many.  A thread of its own, so no click waits for it."""
+        while len(self.waiting) > keep:
+            try:
+                step = self.waiting.popleft()
+            except IndexError:  # another thread took the last one, or `clear` did
+                return
+            step.pack()
 
 
 @dataclass(frozen=True, slots=True)

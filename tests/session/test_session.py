@@ -342,8 +342,12 @@ def test_history_is_small(engine):
     assert size < 10 * 2 * (256 * 256 + 64 * 64)
 
 
-def test_a_long_history_is_packed_and_undone_bit_by_bit(engine, rng, monkeypatch):
+@pytest.mark.parametrize("left", [0, 3], ids=["in a pause", "while clicks go on"])
+def test_a_long_history_is_packed_and_undone_bit_by_bit(engine, rng, monkeypatch, left):
     monkeypatch.setattr(history, "AT_HAND", 5)
+    if left:
+        monkeypatch.setattr(history, "PAUSE", 1000)
+        monkeypatch.setattr(history, "BACKLOG", left)
     s, seen = fresh(engine, rng.integers(0, 256, (90, 130), np.uint8), []), []
     for _ in range(12):
         s.click(rng.integers(130), rng.integers(90), bool(rng.integers(2)))
@@ -357,7 +361,7 @@ def test_a_long_history_is_packed_and_undone_bit_by_bit(engine, rng, monkeypatch
         steps = (*scene.done, *scene.undone)
         return sum(any(not isinstance(x.data, bytes) for x in step.canvas.layers) for step in steps)
 
-    assert unpacked() == 5
+    assert unpacked() == 5 + left
     for mask, probs in reversed(seen):
         assert np.array_equal(s.mask, mask)
         assert np.array_equal(s.probs, probs)
@@ -366,7 +370,9 @@ def test_a_long_history_is_packed_and_undone_bit_by_bit(engine, rng, monkeypatch
         s.redo()
         assert np.array_equal(s.mask, mask)
         assert np.array_equal(s.probs, probs)
-    assert unpacked() == 5
+    assert 5 <= unpacked() <= 5 + left
+    s.reset()
+    assert not s._scene.history.waiting
 
 
 # --- masks from elsewhere ---
