@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from activefreq_engine.kernels.region_stats import binary_entropy
+from activefreq_engine.runtime.levels import ONE, probabilities
 from activefreq_engine.runtime.painter import Painter
 from activefreq_engine.runtime.zoom import bbox_from_sides, mask_bbox, resize, to_pixels, union
 from activefreq_engine.types import Box, Click
@@ -35,8 +36,8 @@ class Layer:
 
     @classmethod
     def of(cls, box: Box, probs: NDArray[Any]) -> "Layer":
-        """Store the probabilities `[h, w]` of a region: float32, or uint16 `values`, nobody writes to later."""
-        values = probs if probs.dtype == np.uint16 else np.rint(probs * 65535.0).astype(np.uint16)
+        """Store the probabilities `[h, w]` of a region, float32, or its `values`, which nobody may write to later."""
+        values = probs if probs.dtype == np.uint16 else np.rint(probs * float(ONE)).astype(np.uint16)
         return cls(box, (probs.shape[0], probs.shape[1]), values)
 
     @property
@@ -61,8 +62,7 @@ class Layer:
 
     def shrunk(self, height: int, width: int) -> NDArray[np.float32]:
         """float32 probabilities, averaged down so that neither side is longer than asked for."""
-        values = self.values.astype(np.float32) / np.float32(65535)
-        return resize(values, min(height, self.shape[0]), min(width, self.shape[1]))
+        return resize(probabilities(self.values), min(height, self.shape[0]), min(width, self.shape[1]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,7 +146,7 @@ class Canvas:
         the mask is empty.  Not for a canvas with `fixed`."""
         box: Box | None = None
         for layer in self.layers:
-            found = mask_bbox(layer.values > max(0, int(65535 * self.threshold) - 1))
+            found = mask_bbox(layer.values > max(0, int(ONE * self.threshold) - 1))
             if found is None:
                 continue
             x0, y0, x1, y1 = layer.box
