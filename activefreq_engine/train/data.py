@@ -25,6 +25,8 @@ from .teacher import Teacher
 
 MASK_FOLDERS = ("masks", "labels", "instances")  # binary, label values, label values
 DISTRACTED = 0.35  # share of samples that something is added to, see `distract`
+DISTANT = 0.25  # share of samples that are shown small in a larger picture, see `surround`
+LEAST_SHOWN = 48  # pixels of the object that `surround` leaves, about the engine's smallest click target at 256 px
 FADED = 0.25  # share of samples whose object loses contrast, see `fade`
 FAINTEST = 12.0  # distance in RGB, 0..255, between object and surroundings that is left
 MIN_AREA = 64  # pixels of the packed image that an object must have
@@ -168,14 +170,13 @@ class PackedDataset(Dataset):
         picked = self.pick(index)
         rng = np.random.default_rng((self.seed, index, 1))
         crop = self._crop(picked, size, rng)
-        seen = crop.image
+        seen, label = crop.image, crop.label
         # a teacher has not seen what is added, so its features would be wrong there
         if self.teacher is None and rng.random() < DISTRACTED:
-            seen = distract(seen, crop.label, self._crop(self._alike(picked, rng), size, rng), rng)
-        sample = (
-            torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1))),
-            torch.from_numpy(crop.label[None]),
-        )
+            seen = distract(seen, label, self._crop(self._alike(picked, rng), size, rng), rng)
+        if self.teacher is None and rng.random() < DISTANT:
+            seen, label = surround(seen, label, self._crop(self._alike(picked, rng), size, rng).image, rng)
+        sample = (torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1))), torch.from_numpy(label[None]))
         if self.teacher is None:
             return sample
         entry = self.entries[picked]
@@ -319,6 +320,61 @@ def distract(image: Pixels, label: NDArray[Any], other: Crop, rng: np.random.Gen
             alpha *= rng.uniform(0.5, 1.0) if drawn >= 0.5 else 1.0
             return (image + alpha[..., None] * (content.astype(np.float32) - image) + 0.5).astype(np.uint8)
     return image
+
+
+def surround(
+    image: Pixels, label: NDArray[Any], other: Pixels, rng: np.random.Generator
+) -> tuple[Pixels, NDArray[Any]]:
+    """Show the crop 1.3 to 8 times smaller, somewhere in a picture of the same size: image and label.
+
+    Around it lies a field of its border's colour, its own mirror images (only the clicked object is the object), or
+    `other`, in its own colours or those of the crop's border.  An object that reaches the crop's border is left alone:
+    its mirror image would touch it, and elsewhere it would end in a straight line.
+
+    In a photograph of many megapixels the object fills a small part of what the first click sees, and a first mask that
+    is too large costs more clicks than one that is too small (docs/experiments.md, 16).
+    """
+    size = image.shape[0]
+    border = np.ones((size, size), bool)
+    border[2:-2, 2:-2] = False
+    most = math.sqrt((label == 1).sum() / LEAST_SHOWN)
+    if (label[border] == 1).any() or most <= 1.3:
+        return image, label
+    side = round(size / math.exp(rng.uniform(math.log(1.3), math.log(min(8.0, most)))))
+    small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+    small_label = cv2.resize(label, (side, side), interpolation=cv2.INTER_NEAREST_EXACT)
+    left, top = (int(v) for v in rng.integers(0, size - side + 1, 2))
+    place = (slice(top, top + side), slice(left, left + side))
+    out_label = np.zeros_like(label)
+    out_label[place] = small_label
+    drawn = rng.random()
+    if drawn < 0.25:
+        around = ((top, size - side - top), (left, size - side - left), (0, 0))
+        return np.pad(small, around, mode="reflect"), out_label
+    colour = np.median(image[border & (label == 0)] if (border & (label == 0)).any() else image[border], axis=0)
+    if drawn < 0.6:
+        cells = int(rng.integers(2, 33))
+        grid = rng.normal(0, 1, (cells, cells, 1)) + 0.3 * rng.normal(0, 1, (cells, cells, 3))
+        shade = cv2.resize(grid.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
+        grain = rng.normal(0, rng.uniform(0.5, 6), (size, size, 1))
+        backdrop: NDArray[Any] = colour + rng.uniform(1, 15) * shade + grain
+    else:
+        backdrop = other.astype(np.float32)
+        if drawn < 0.8:
+            backdrop = backdrop + (colour - np.median(other.reshape(-1, 3), axis=0))
+    # a seam as wide as may be, but never across the object
+    alpha: NDArray[Any] = np.zeros((size, size), np.float32)
+    soft = rng.uniform(0.3, 0.08 * side) if rng.random() < 0.7 else 0.3
+    edge = int(2 * soft)
+    alpha[top + edge : top + side - edge, left + edge : left + side - edge] = 1
+    kept: NDArray[Any] = cv2.dilate((out_label == 1).astype(np.float32), np.ones((5, 5), np.uint8))
+    alpha = np.maximum(cv2.GaussianBlur(alpha, (0, 0), soft), kept)
+    beyond = np.ones((size, size), bool)
+    beyond[place] = False
+    alpha[beyond] = 0
+    pasted = np.zeros(image.shape, np.float32)
+    pasted[place] = small
+    return np.clip(backdrop + alpha[..., None] * (pasted - backdrop) + 0.5, 0, 255).astype(np.uint8), out_label
 
 
 def keep_inside(centre: float, margin: float, length: int) -> float:

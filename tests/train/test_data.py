@@ -12,6 +12,7 @@ from activefreq_engine.errors import DatasetError
 from activefreq_engine.train import data as data_module
 from activefreq_engine.train.data import (
     FAINTEST,
+    LEAST_SHOWN,
     MIN_AREA,
     Crop,
     PackedDataset,
@@ -22,6 +23,7 @@ from activefreq_engine.train.data import (
     pack,
     photometric,
     random_crop,
+    surround,
 )
 
 from .conftest import disk, write_pairs
@@ -364,12 +366,68 @@ def test_an_object_that_fills_the_crop_is_left_alone() -> None:
 
 
 def test_distraction_changes_images_but_no_label(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_module, "DISTANT", 0.0)
     monkeypatch.setattr(data_module, "DISTRACTED", 0.0)
     plain = [PackedDataset(packed, 5)[i, 64] for i in range(8)]
     monkeypatch.setattr(data_module, "DISTRACTED", 1.0)
     busy = [PackedDataset(packed, 5)[i, 64] for i in range(8)]
     assert all(torch.equal(a[1], b[1]) for a, b in zip(plain, busy, strict=True))
     assert sum(not torch.equal(a[0], b[0]) for a, b in zip(plain, busy, strict=True)) >= 3
+
+
+def test_a_surrounded_object_keeps_its_look_and_only_its_label() -> None:
+    rng = np.random.default_rng(12)
+    smaller = []
+    for trial in range(80):
+        size = (96, 128)[trial % 2]
+        mask = np.zeros((size, size), np.uint8)
+        cv2.ellipse(mask, (size // 2, size // 2), (size // 3, size // 4), 30.0 * trial, 0, 360, 1, -1)
+        label = mask.astype(np.int8)
+        label[:2] = -1
+        image = np.where(mask[..., None] == 1, np.uint8(200), np.uint8(90)).repeat(3, axis=2)
+        other = rng.integers(0, 256, (size, size, 3), np.uint8)
+        kept = image.copy(), label.copy(), other.copy()
+        out, out_label = surround(image, label, other, rng)
+        for array, before in zip((image, label, other), kept, strict=True):
+            np.testing.assert_array_equal(array, before)
+        assert out.shape == image.shape
+        assert out.dtype == np.uint8
+        assert out_label.shape == label.shape
+        assert out_label.dtype == np.int8
+        area = int((out_label == 1).sum())
+        assert LEAST_SHOWN * 0.7 < area < 0.65 * mask.sum()
+        smaller.append(mask.sum() / area)
+        found, _ = cv2.connectedComponents((out_label == 1).astype(np.uint8))
+        assert found == 2  # the background and one object, though its mirror images may be in sight
+        inner = cv2.erode((out_label == 1).astype(np.uint8), np.ones((3, 3), np.uint8)) == 1
+        np.testing.assert_allclose(out[inner].astype(int), 200, atol=1)
+        around = (cv2.dilate((out_label == 1).astype(np.uint8), np.ones((7, 7), np.uint8)) == 1) & (out_label != 1)
+        assert abs(float(out[around].mean()) - 200) > 10  # the object still stands out from what is around it
+    assert min(smaller) < 2
+    assert max(smaller) > 20
+
+
+def test_what_reaches_the_border_or_is_small_already_is_not_surrounded() -> None:
+    rng = np.random.default_rng(13)
+    image, other = rng.integers(0, 256, (2, 64, 64, 3), np.uint8)
+    wide, tiny = np.zeros((2, 64, 64), np.int8)
+    wide[10:40, :30] = 1
+    tiny[30:37, 30:37] = 1
+    for label in (wide, tiny, np.zeros((64, 64), np.int8)):
+        for _ in range(5):
+            out, out_label = surround(image, label, other, rng)
+            assert out is image
+            assert out_label is label
+
+
+def test_some_samples_show_their_object_small(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_module, "DISTANT", 0.0)
+    plain = [PackedDataset(packed, 5)[i, 64] for i in range(16)]
+    monkeypatch.setattr(data_module, "DISTANT", 1.0)
+    distant = [PackedDataset(packed, 5)[i, 64] for i in range(16)]
+    areas = [(int((a[1] == 1).sum()), int((b[1] == 1).sum())) for a, b in zip(plain, distant, strict=True)]
+    assert all(b == a or b < 0.75 * a for a, b in areas)
+    assert sum(b < a for a, b in areas) >= 3
 
 
 def ellipse_on_noise(contrast: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
