@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import threading
+import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +20,14 @@ from activefreq_engine.types import Box, Click
 
 AT_HAND = 16  # newest steps of an object that are not packed
 PAUSE = 0.1  # seconds without a click after which older ones are: packing takes a sixth of a click's processor time
-BACKLOG = 32  # steps that wait for a pause; beyond, one is packed beside each click, so that memory stays bounded
+BACKLOG = 32  # steps that wait for a pause; those beyond are packed beside clicks, so that memory stays bounded
+
+
+@functools.cache
+def _packer(process: int) -> ThreadPoolExecutor:
+    """The one thread of a process that packs.  Kept, since to start one takes up to milliseconds of a click; a process
+    that was forked has none of its parent's threads, so it is asked for by its number."""
+    return ThreadPoolExecutor(1, "activefreq-pack")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,8 +57,12 @@ class History:
     """The next step to redo is the last."""
     waiting: deque[Step] = field(default_factory=deque)
     """Steps to be packed, oldest first."""
-    pause: threading.Timer | None = None
-    """Runs out when it is time to pack them."""
+    newest: float = 0.0
+    """When the last step was added, `time.monotonic` seconds."""
+    packing: bool = False
+    """Whether `_pack` runs, or is about to."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while `packing` changes."""
 
     @property
     def step(self) -> Step:
@@ -102,25 +117,32 @@ class History:
 
     def _add(self, step: Step) -> None:
         self.done.append(step)
-        if self.pause is not None:
-            self.pause.cancel()
+        self.newest = time.monotonic()
         if len(self.done) > AT_HAND:
             self.waiting.append(self.done[-AT_HAND - 1])
-        if self.waiting:
-            late = len(self.waiting) > BACKLOG
-            self.pause = threading.Timer(0 if late else PAUSE, self._pack, (BACKLOG if late else 0,))
-            self.pause.name = "activefreq-pack"
-            self.pause.daemon = True  # a program that ends does not wait for it
-            self.pause.start()
+        if not self.waiting:
+            return
+        with self.lock:
+            start, self.packing = not self.packing, True
+        if start:
+            _packer(os.getpid()).submit(self._pack)
 
-    def _pack(self, keep: int) -> None:
-        """Pack the waiting steps but so many.  A thread of its own, so no click waits for it."""
-        while len(self.waiting) > keep:
+    def _pack(self) -> None:
+        """Pack the waiting steps, all of them in a pause and only those beyond the backlog before it; then look again,
+        after other objects had their turn.  No click waits for it."""
+        rest = self.newest + PAUSE - time.monotonic()
+        while len(self.waiting) > (BACKLOG if rest > 0 else 0):
             try:
                 step = self.waiting.popleft()
-            except IndexError:  # another thread took the last one, or `clear` did
-                return
+            except IndexError:  # `clear` took the last one
+                break
             step.pack()
+        if rest > 0:
+            time.sleep(min(rest, 0.1))
+        with self.lock:
+            self.packing = bool(self.waiting)
+        if self.packing:
+            _packer(os.getpid()).submit(self._pack)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -354,10 +355,10 @@ def test_a_long_history_is_packed_and_undone_bit_by_bit(engine, rng, monkeypatch
         seen.append((s.mask.copy(), s.probs))
 
     def unpacked():
-        for thread in threading.enumerate():
-            if thread.name == "activefreq-pack":
-                thread.join()
         scene = s._scene.history
+        until = time.monotonic() + 20
+        while scene.packing and (len(scene.waiting) > left or not left) and time.monotonic() < until:
+            time.sleep(0.01)
         steps = (*scene.done, *scene.undone)
         return sum(any(not isinstance(x.data, bytes) for x in step.canvas.layers) for step in steps)
 
@@ -373,6 +374,21 @@ def test_a_long_history_is_packed_and_undone_bit_by_bit(engine, rng, monkeypatch
     assert 5 <= unpacked() <= 5 + left
     s.reset()
     assert not s._scene.history.waiting
+
+
+def test_one_thread_packs_for_all_sessions(engine, monkeypatch):
+    monkeypatch.setattr(history, "AT_HAND", 2)
+    names = {t.name for t in threading.enumerate()}
+    sessions = [fresh(engine, np.zeros((60, 80), np.uint8), [Click(k + 5, 20, True) for k in range(6)]) for _ in "abc"]
+    until = time.monotonic() + 20
+    histories = [s._scene.history for s in sessions]
+    while any(h.packing for h in histories) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not any(h.waiting or h.packing for h in histories)
+    packed = [[all(isinstance(x.data, bytes) for x in step.canvas.layers) for step in h.done] for h in histories]
+    assert packed == [[True] * 4 + [False] * 2] * 3
+    assert len([t for t in threading.enumerate() if t.name.startswith("activefreq-pack")]) == 1
+    assert len({t.name for t in threading.enumerate()} - names) <= 1
 
 
 # --- masks from elsewhere ---
