@@ -351,7 +351,8 @@ def surround(
     if drawn < 0.25:
         around = ((top, size - side - top), (left, size - side - left), (0, 0))
         return np.pad(small, around, mode="reflect"), out_label
-    colour = np.median(image[border & (label == 0)] if (border & (label == 0)).any() else image[border], axis=0)
+    outside = border & (label == 0)
+    colour = np.median(image[outside if outside.any() else border], axis=0)
     if drawn < 0.6:
         cells = int(rng.integers(2, 33))
         grid = rng.normal(0, 1, (cells, cells, 1)) + 0.3 * rng.normal(0, 1, (cells, cells, 3))
