@@ -63,9 +63,13 @@ def click(session: Session, i: int) -> float:
     return (time.thread_time() - start) * 1e3
 
 
-def test_click_time_is_flat_in_megapixels(model):
-    """0.3 against 12 megapixels, turn by turn; without the refiner, which runs for wide regions only, so not in 0.3."""
-    sessions = [Session(engine=Engine(model, size=384), refine=False) for _ in range(2)]
+MISSED = pytest.mark.xfail(reason="the refiner, which never runs in 0.3 megapixels, makes it 1.24 times in 12")
+
+
+@pytest.mark.parametrize("refine", [False, pytest.param(True, marks=MISSED)])
+def test_click_time_is_flat_in_megapixels(model, refine):
+    """0.3 against 12 megapixels, turn by turn; the object grows with the image."""
+    sessions = [Session(engine=Engine(model, size=384), refine=refine) for _ in range(2)]
     for s, megapixels in zip(sessions, (0.3, 12), strict=True):
         s.set_image(scene(megapixels))
     times: list[list[float]] = [[], []]
