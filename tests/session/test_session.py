@@ -355,14 +355,18 @@ def test_a_long_history_is_packed_and_undone_bit_by_bit(engine, rng, monkeypatch
         seen.append((s.mask.copy(), s.probs))
 
     def unpacked():
+        """Steps not packed, once there are no more of them than there may be."""
         scene = s._scene.history
         until = time.monotonic() + 20
-        while scene.packing and (len(scene.waiting) > left or not left) and time.monotonic() < until:
+        while True:
+            steps = (*scene.done, *scene.undone)
+            count = sum(any(not isinstance(x.data, bytes) for x in step.canvas.layers) for step in steps)
+            if count <= 5 + left or time.monotonic() > until:
+                return count
             time.sleep(0.01)
-        steps = (*scene.done, *scene.undone)
-        return sum(any(not isinstance(x.data, bytes) for x in step.canvas.layers) for step in steps)
 
     assert unpacked() == 5 + left
+    assert len(s._scene.history.waiting) == left
     for mask, probs in reversed(seen):
         assert np.array_equal(s.mask, mask)
         assert np.array_equal(s.probs, probs)
