@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 
 import torch
@@ -44,6 +45,8 @@ class Planned:
         """As `FreqFormer.refine`."""
         if self._folded.refine is None:
             raise ValueError("this model has no refiner (config.refiner_width is 0)")
+        if self._device.type == "cpu" and len(boxes) == 1:
+            coarse, boxes = near(coarse, boxes)
         return self._folded.refine(coarse.embedding, coarse.logits, boxes, image_crop, disks)
 
     def plan(self, height: int, width: int) -> Plan:
@@ -68,6 +71,27 @@ class Planned:
         self._plans: OrderedDict[tuple[int, int], Plan] = OrderedDict()
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()  # plans are made and run on another stream
+
+
+def near(coarse: Answer, boxes: Tensor) -> tuple[Answer, Tensor]:
+    """The part of a coarse answer that RoIAlign reads for a box, and the box in it; one image.
+
+    The refiner's first product then covers that part alone.  The box is read on the host, so not for CUDA.
+
+    Args:
+        coarse (Answer): embedding `[1, E, h, w]` and logits `[1, 1, H, W]`, H and W multiples of h and w.
+        boxes (Tensor): float32 `[1, 4]`, (x0, y0, x1, y1) in pixels of the logits.
+    """
+    step = coarse.logits.shape[3] // coarse.embedding.shape[3]
+    height, width = coarse.embedding.shape[2:]
+    x0, y0, x1, y1 = boxes[0].tolist()
+    left, top = max(0, math.floor(x0 / step) - 1), max(0, math.floor(y0 / step) - 1)
+    right, bottom = min(width, math.ceil(x1 / step) + 1), min(height, math.ceil(y1 / step) + 1)
+    part = Answer(
+        coarse.logits[:, :, top * step : bottom * step, left * step : right * step],
+        coarse.embedding[:, :, top:bottom, left:right],
+    )
+    return part, boxes - boxes.new_tensor([left, top, left, top]) * step
 
 
 def _stamp(tensors: list[Tensor]) -> int:

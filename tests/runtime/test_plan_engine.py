@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from activefreq_engine import Engine, Session
+from activefreq_engine.models.refiner import roi_align
 from activefreq_engine.runtime import planned
 from activefreq_engine.runtime.engine import RefineRequest, StepRequest
 from activefreq_engine.runtime.levels import probabilities
@@ -41,6 +42,26 @@ def test_engine_with_plans_equals_engine_without():
     ]
     for a, b in zip(*refined, strict=True):
         assert np.abs(probabilities(a) - probabilities(b)).max() <= 1e-4
+
+
+def test_a_box_is_refined_from_the_part_of_the_answer_around_it():
+    rng = np.random.default_rng()
+    full = Answer(torch.randn(1, 1, 64, 96, dtype=torch.float64), torch.randn(1, 5, 16, 24, dtype=torch.float64))
+    smaller = 0
+    for _ in range(50):
+        x, y = np.sort(rng.uniform(-3, 99, 2)), np.sort(rng.uniform(-3, 67, 2))
+        boxes = torch.tensor([[x[0], y[0], x[1], y[1]]])
+        part, placed = planned.near(full, boxes)
+        smaller += part.embedding.numel() < full.embedding.numel()
+        for whole, piece, scale in ((full.logits, part.logits, 1.0), (full.embedding, part.embedding, 0.25)):
+            for samples in (7, 32):
+                torch.testing.assert_close(
+                    roi_align(piece, placed, samples, scale),
+                    roi_align(whole, boxes, samples, scale),
+                    rtol=0,
+                    atol=1e-10,
+                )
+    assert smaller > 25
 
 
 def test_changed_weights_are_seen_with_the_next_image():
