@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -74,14 +75,21 @@ def boundary_band(labels: Tensor, down: int = 8) -> Tensor:
     return F.max_pool2d(band, 5, stride=1, padding=2)
 
 
-def refiner_loss(refined: Refined, labels: Tensor) -> Tensor:
-    """The refiner's losses (FocalClick, arXiv 2204.02574).
+def refiner_loss(refined: Refined, labels: Tensor, coarse: Tensor) -> Tensor:
+    """The refiner's losses, after FocalClick (arXiv 2204.02574).
 
-    Focal and Dice loss of the blend, focal loss of the detail branch weighted to the boundary band, binary
-    cross-entropy of the gate.
+    Focal and Dice loss of the blend, focal loss of the detail branch weighted to where the gate should open, binary
+    cross-entropy of the gate.  It should open on fine parts of the boundary (`boundary_band`), as in FocalClick, and
+    where the coarse mask is wrong.
+
+    Args:
+        refined (Refined): the refiner's maps on the boxes.
+        labels (Tensor): `[B, 1, S, S]` float: 0, 1, or -1 for ignored.
+        coarse (Tensor): `[B, 1, S, S]`, the coarse logits on the boxes.
     """
     valid = (labels != IGNORE).float()
-    band = boundary_band(labels)
+    wrong = ((coarse > 0) != (labels > 0.5)).float() * valid
+    band = torch.maximum(boundary_band(labels), F.max_pool2d(wrong, 5, stride=1, padding=2))
     blend = coarse_loss(refined.logits, labels)
     detail = normalised_focal(refined.detail, labels, weight=0.5 + 0.5 * band)
     gate = F.binary_cross_entropy_with_logits(refined.boundary.float(), band, weight=valid)

@@ -30,9 +30,12 @@ class ClickBatch:
 
     def __init__(self, batch: int) -> None:
         self.clicks: list[tuple[list[tuple[int, int]], list[tuple[int, int]]]] = [([], []) for _ in range(batch)]
+        self.last: list[tuple[int, int] | None] = [None] * batch
+        """Each sample's newest click."""
 
     def add(self, sample: int, x: int, y: int, positive: bool) -> None:
         self.clicks[sample][0 if positive else 1].append((x, y))
+        self.last[sample] = x, y
 
     def points(self) -> Tensor:
         """`[B, 2N, 2]` float (x, y), empty slots -1; N is the most clicks of one sign in the batch, at most SLOTS."""
@@ -118,8 +121,9 @@ def simulate(
     iterations: int,
     rng: np.random.Generator,
     clicker: Clicker = "ritm",
-) -> Tensor:
-    """Play `iterations` clicks with the model's own answers; return the network's click input for the next step.
+) -> tuple[Tensor, ClickBatch]:
+    """Play `iterations` clicks with the model's own answers; return the network's click input for the next step, and
+    the clicks.
 
     Args:
         model (FreqFormer): in evaluation mode.
@@ -130,7 +134,7 @@ def simulate(
         clicker: one of `CLICKERS`; the first click is always the usual one.
 
     Returns:
-        Tensor: `[B, 3, H, W]` float32.
+        (Tensor, ClickBatch): `[B, 3, H, W]` float32, and the clicks, in pixels of the image.
     """
     truth = labels[:, 0].cpu().numpy()
     clicks = first_clicks(truth, rng)
@@ -141,4 +145,4 @@ def simulate(
         logits = model.decode_clicks(features, network_clicks(previous, clicks, model.config.click_radius)).logits
         previous = logits.float().sigmoid()
         add_error_clicks(clicks, previous[:, 0].cpu().numpy(), truth, rng, clicker)
-    return network_clicks(previous, clicks, model.config.click_radius)
+    return network_clicks(previous, clicks, model.config.click_radius), clicks

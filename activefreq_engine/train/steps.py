@@ -5,16 +5,17 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..kernels.click_maps import click_maps
 from ..models import FreqFormer
 from ..models.freqformer import Coarse
 from ..models.freqnet import upsample
 from ..models.refiner import Refined, roi_align
+from ..runtime import zoom
 from .losses import coarse_loss, feature_loss, refiner_loss
-from .simulate import Clicker, simulate
+from .simulate import THRESHOLD, ClickBatch, Clicker, simulate
 
 
 def norms(model: nn.Module) -> list[_BatchNorm]:
@@ -70,7 +71,7 @@ class CoarseStep(nn.Module):
             teacher_weight (float): of the squared error against them.
         """
         self.model.eval()
-        clicks = simulate(self.model, image, labels, iterations, rng, self.clicker)
+        clicks, _ = simulate(self.model, image, labels, iterations, rng, self.clicker)
         torch.clear_autocast_cache()  # casts made without gradient must not serve the pass that is learnt from
         self.model.train()
         keep_norms(self.model, self.frozen)
@@ -84,7 +85,10 @@ class CoarseStep(nn.Module):
 
 
 class RefinerStep(nn.Module):
-    """Clicks in, refiner loss out; the network itself stays as it is.  Its input is the crop at two thirds size."""
+    """Clicks in, refiner loss out; the network itself stays as it is, and sees the crop at a part of its size."""
+
+    SHOWN = (1 / 3, 1 / 2, 2 / 3)
+    """How much smaller the network may see the crop: the refiner runs where a network pixel covers more than 1.5."""
 
     def __init__(self, model: FreqFormer, clicker: Clicker = "ritm") -> None:
         super().__init__()
@@ -100,49 +104,49 @@ class RefinerStep(nn.Module):
         """Image `[B, 3, S, S]` normalised, labels int8 `[B, 1, S, S]`: 0, 1, or -1 for ignored -> scalar loss."""
         model = self.model.eval()
         assert model.refiner is not None
-        size = max(32, round(image.shape[3] * 2 / 3 / 32) * 32)
+        size = max(32, round(image.shape[3] * rng.choice(self.SHOWN) / 32) * 32)
         small = F.interpolate(image, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
         small_labels = F.interpolate(labels.float(), size=(size, size), mode="nearest-exact").to(torch.int8)
         with torch.no_grad():
-            clicks = simulate(model, small, small_labels, iterations, rng, self.clicker)
-            coarse = model.decode_clicks(model.encode_image(small), clicks)
+            given, clicks = simulate(model, small, small_labels, iterations, rng, self.clicker)
+            coarse = model.decode_clicks(model.encode_image(small), given)
             coarse = Coarse(coarse.logits.float(), coarse.embedding.float())
-        boxes = focus_boxes(small_labels[:, 0].cpu().numpy(), rng).to(image.device)
+        boxes = focus_boxes(given[:, 0], coarse.logits[:, 0].sigmoid(), clicks, rng).to(image.device)
         side = model.config.refine_size
         scale = image.shape[3] / size
         crop = roi_align(image, boxes, side, scale, samples=1)
         truth = labels.float().clamp(min=0)
         valid = roi_align((labels >= 0).float(), boxes, side, scale) > 0.999
         target = (roi_align(truth, boxes, side, scale) > 0.5).float().masked_fill(~valid, -1.0)
-        # the disks of the coarse input, as they lie in the box
-        disks = (roi_align(clicks[:, 1:], boxes, side) > 0.5).float()
+        points = placed(clicks.points().to(boxes), boxes, side)
+        disks = click_maps(points, side, side, model.config.click_radius)
         model.refiner.train()
         keep_norms(model.refiner, self.frozen)
         refined: Refined = model.refine_maps(coarse, boxes, crop, disks)
-        return refiner_loss(refined, target)
+        return refiner_loss(refined, target, roi_align(coarse.logits, boxes, side))
 
 
-def focus_boxes(labels: NDArray[np.int8], rng: np.random.Generator) -> Tensor:
-    """A box per sample, `[B, 4]`: the object's x1.1 to 1.6 with jitter, or (40 %) a smaller one on its border."""
+def focus_boxes(previous: Tensor, probs: Tensor, clicks: ClickBatch, rng: np.random.Generator) -> Tensor:
+    """A box per sample, `[B, 4]`: what a session would redraw after its last click, larger or smaller by up to a third.
+
+    previous, probs: `[B, h, w]`, probabilities before and after it.
+    """
     boxes = []
-    for label in labels:
-        size = label.shape[0]
-        ys, xs = np.nonzero(label == 1)
-        if len(xs) == 0:
-            side = size * rng.uniform(0.3, 1.0)
-            cx, cy = rng.uniform(side / 2, size - side / 2, 2)
-            w = h = side
-        else:
-            w, h = float(np.ptp(xs) + 1), float(np.ptp(ys) + 1)
-            if rng.random() < 0.4 and len(xs) >= 400:
-                i = rng.integers(len(xs))
-                cx, cy = xs[i] + 0.5, ys[i] + 0.5
-                w = h = max(w, h) / rng.uniform(1.3, 4)
-            else:
-                grow = rng.uniform(1.1, 1.6)
-                cx, cy = (xs.min() + xs.max() + 1) / 2, (ys.min() + ys.max() + 1) / 2
-                cx, cy = cx + w * rng.uniform(-0.15, 0.15), cy + h * rng.uniform(-0.15, 0.15)
-                w, h = w * grow, h * grow
-        w, h = max(w, 16.0), max(h, 16.0)
-        boxes.append([max(0.0, cx - w / 2), max(0.0, cy - h / 2), min(size, cx + w / 2), min(size, cy + h / 2)])
+    height, width = probs.shape[1:]
+    for before, after, last in zip(previous.cpu().numpy(), probs.cpu().numpy(), clicks.last, strict=True):
+        x, y = last or (width // 2, height // 2)  # a crop of ignored pixels alone has no click
+        box = zoom.focus_box(before, after, (x, y), THRESHOLD)
+        if box is None:
+            box = zoom.expand((x, y, x + 1, y + 1), 1.0, min(height, width) * rng.uniform(0.3, 1.0))
+        ratio = 0.75 * (4 / 3 / 0.75) ** rng.random()
+        boxes.append(zoom.clamp(zoom.expand(box, ratio, zoom.MIN_FOCUS), (0, 0, width, height)))
     return torch.tensor(boxes, dtype=torch.float32)
+
+
+def placed(points: Tensor, boxes: Tensor, side: int) -> Tensor:
+    """Clicks of the network's grid `[B, N, 2]`, empty slots -1, as they lie in a crop of each box, `side` x `side`;
+    those beside the box leave their slots empty."""
+    low, high = boxes[:, None, :2], boxes[:, None, 2:]
+    centres = points + 0.5
+    inside = ((centres >= low) & (centres < high) & (points >= 0)).all(-1, keepdim=True)
+    return torch.where(inside, ((centres - low) * (side / (high - low)) - 0.5).clamp(min=0), -1.0)

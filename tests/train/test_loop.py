@@ -16,13 +16,15 @@ from safetensors.torch import load_file
 
 from activefreq_engine.errors import ActiveFreqError, BackendUnavailableError, DatasetError, InvalidArgumentError
 from activefreq_engine.models import FreqFormer, create_model, load_checkpoint, read_metadata, save_checkpoint
+from activefreq_engine.runtime import zoom
 from activefreq_engine.train import loop
 from activefreq_engine.train.config import Schedule, TrainConfig
 from activefreq_engine.train.loop import parameter_groups, pick_device, train
 from activefreq_engine.train.losses import coarse_loss
 from activefreq_engine.train.record import Record, read_log
-from activefreq_engine.train.simulate import simulate
-from activefreq_engine.train.steps import CoarseStep, RefinerStep, focus_boxes, norms
+from activefreq_engine.train.simulate import THRESHOLD, ClickBatch, simulate
+from activefreq_engine.train.steps import CoarseStep, RefinerStep, focus_boxes, norms, placed
+from activefreq_engine.types import Click
 
 from .tiny_run import OVERRIDES, tiny
 
@@ -97,7 +99,7 @@ def test_frozen_norms_learn_what_will_run(encoder: str) -> None:
     frozen = loss(True)
     assert before
     assert all(torch.equal(v, before[k]) for k, v in model.named_buffers() if k in before)
-    clicks = simulate(model.eval(), image, labels, 0, np.random.default_rng(seed))
+    clicks, _ = simulate(model.eval(), image, labels, 0, np.random.default_rng(seed))
     torch.testing.assert_close(frozen, coarse_loss(model(image, clicks), labels.float()), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(frozen, loss(False), rtol=1e-3)
     assert not any(torch.equal(v, before[k]) for k, v in model.named_buffers() if k in before)
@@ -393,21 +395,53 @@ def test_a_model_without_refiner_cannot_train_it(pairs: Path, tmp_path: Path) ->
 
 
 def test_focus_boxes() -> None:
+    """Each is what a session would redraw after the sample's last click, a third smaller to a third larger."""
     rng = np.random.default_rng()
-    labels = np.zeros((40, 64, 64), np.int8)
-    labels[:20, 20:45, 10:50] = 1
-    labels[:, :3] = -1
-    boxes = focus_boxes(labels, rng).numpy()
-    assert (boxes[:, :2] >= 0).all()
-    assert (boxes[:, 2:] <= 64).all()
-    sides = boxes[:, 2:] - boxes[:, :2]
-    assert (sides > 7).all()
-    assert sides.std(axis=0).min() > 1
-    for x0, y0, x1, y1 in boxes[:20]:  # each meets the object
-        assert x0 < 50
-        assert x1 > 10
-        assert y0 < 45
-        assert y1 > 20
+    before, after = torch.zeros(3, 64, 96), torch.zeros(3, 64, 96)
+    after[0, 20:45, 10:50] = 0.9  # a first mask
+    before[1] = after[0]
+    after[1] = before[1]
+    after[1, 25:28, 50:53] = 0.9  # a small change beside it
+    clicks = ClickBatch(3)  # the third sample has neither click nor mask
+    clicks.add(0, 30, 30, True)
+    clicks.add(1, 20, 25, True)
+    clicks.add(1, 51, 26, True)
+    wanted = [
+        zoom.focus_box(b.numpy(), a.numpy(), c, THRESHOLD)
+        for b, a, c in zip(before[:2], after[:2], clicks.last[:2], strict=True)
+    ]
+    ratios = []
+    for _ in range(30):
+        boxes = focus_boxes(before, after, clicks, rng)
+        assert boxes.shape == (3, 4)
+        assert (boxes[:, :2] >= 0).all()
+        assert (boxes[:, 2:] <= torch.tensor([96, 64])).all()
+        assert (boxes[:, 2:] - boxes[:, :2] >= 15).all()
+        for box, (x0, _, x1, _) in zip(boxes[:2].tolist(), wanted, strict=True):
+            ratio = (box[2] - box[0]) / (x1 - x0)
+            assert 0.74 <= ratio <= 1.34
+            ratios.append(ratio)
+    assert np.std(ratios) > 0.05
+
+
+def test_placed_clicks_are_where_a_session_puts_them() -> None:
+    rng = np.random.default_rng()
+    boxes = [(8, 4, 40, 36), (0, 0, 96, 64)]
+    clicks = ClickBatch(2)
+    for b in range(2):
+        for _ in range(6):
+            clicks.add(b, int(rng.integers(96)), int(rng.integers(64)), bool(rng.integers(2)))
+        clicks.add(b, 9, 5, True)
+        clicks.add(b, 95, 63, False)
+    got = placed(clicks.points(), torch.tensor(boxes, dtype=torch.float32), 48)
+    for box, points, (positive, negative) in zip(boxes, got, clicks.clicks, strict=True):
+        known = [*(Click(x, y, True) for x, y in positive), *(Click(x, y, False) for x, y in negative)]
+        wanted = torch.from_numpy(zoom.point_slots(known, box, 48, 48))
+        for k, half in enumerate(points.chunk(2)):
+            filled = half[(half >= 0).all(1)]
+            theirs = wanted[k * zoom.SLOTS : (k + 1) * zoom.SLOTS]
+            torch.testing.assert_close(filled, theirs[(theirs >= 0).all(1)])
+            assert (half[(half < 0).any(1)] == -1).all()
 
 
 def test_configuration_survives_json(pairs: Path) -> None:

@@ -125,10 +125,14 @@ def test_band_covers_fine_structure_and_not_the_inside() -> None:
 def test_refiner_loss_is_the_sum_of_its_parts() -> None:
     truth = torch.from_numpy(disk(32, 48, 20, 15, 9)).float()[None, None]
     truth[..., 40:] = -1
-    blend, detail, boundary = torch.randn(3, 1, 1, 32, 48)
+    blend, detail, boundary, coarse = torch.randn(4, 1, 1, 32, 48)
+    coarse = torch.where(truth > 0, coarse.abs(), -coarse.abs())
+    coarse[..., 5:9, 8:20] *= -1  # wrong here,
+    coarse[..., 30:, 45:] *= -1  # and where nobody knows
     band = boundary_band(truth)
+    band[..., 3:11, 6:22] = 1
     p = boundary.double().sigmoid()
     gate = -(band * p.log() + (1 - band) * (1 - p).log())[truth != -1].sum() / truth.numel()
     wanted = float(coarse_loss(blend, truth)) + float(gate)
     wanted += slow_focal(detail.double().numpy(), truth.numpy(), (0.5 + 0.5 * band).double().numpy())
-    assert float(refiner_loss(Refined(blend, detail, boundary), truth)) == pytest.approx(wanted, rel=1e-4)
+    assert float(refiner_loss(Refined(blend, detail, boundary), truth, coarse)) == pytest.approx(wanted, rel=1e-4)

@@ -169,7 +169,10 @@ def test_simulation(iterations: int) -> None:
 
     model.decode_clicks = spy
     labels = torch.from_numpy(np.stack([disk(32, 64, 20, 15, r) for r in (9, 5)]))[:, None].to(torch.int8)
-    maps = simulate(model, torch.randn(2, 3, 32, 64), labels, iterations, np.random.default_rng())
+    maps, clicks = simulate(model, torch.randn(2, 3, 32, 64), labels, iterations, np.random.default_rng())
+    for (positive, negative), last in zip(clicks.clicks, clicks.last, strict=True):
+        assert len(positive) + len(negative) == 1 + iterations
+        assert last in (positive[-1:] + negative[-1:])
     assert not maps.requires_grad
     assert len(calls) == iterations
     if not iterations:
