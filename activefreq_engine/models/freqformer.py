@@ -30,7 +30,7 @@ class FreqFormerConfig:
     ffn_ratio: int = 2
     drop_path: float = 0.1
     refiner_width: int = 32  # 0: no refiner
-    refine_size: int = 256  # side of the refiner's image crop, pixels
+    refine_size: int = 192  # side of the refiner's image crop, pixels
     click_radius: float = 5.0  # disks in the click maps, network pixels
 
 
