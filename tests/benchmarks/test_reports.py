@@ -136,8 +136,8 @@ def test_the_floor_counts_multiply_adds_of_a_click():
     without = floor.click_gmac(bare, 256, 256)
     assert 0 < without < small < 1
     assert 3.5 < large / small < 4.5  # four times the pixels, but for the refiner's crop
-    # the refiner: stem, depth-wise and point-wise twice in each of two places, context, two heads, at 128 x 128
-    refiner = (6 * 32 * 9 + 4 * (9 * 32 + 32 * 32) + 128 * 32 + 2 * 32 * 9) * 128 * 128 / 1e9
+    # the refiner: stem, depth-wise and point-wise twice in each of two places, context, two heads, at 96 x 96
+    refiner = (6 * 32 * 9 + 4 * (9 * 32 + 32 * 32) + 128 * 32 + 2 * 32 * 9) * 96 * 96 / 1e9
     assert small - without == pytest.approx(refiner, rel=1e-6)
 
 

@@ -117,7 +117,7 @@ def test_checkpoint_is_loaded_once_until_it_changes(tmp_path):
     assert engine.refine_size is None
     save_checkpoint(create_model("freqformer_b0"), path, {})
     assert Engine.shared(path) is not engine
-    assert Engine.shared(path).refine_size == 256
+    assert Engine.shared(path).refine_size == 192
 
 
 def test_shared_engine_of_a_model_object_goes_with_its_users():
