@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from activefreq_engine import models
 
 MOST_THREADS = 8  # a click is a few hundred small steps: more threads wait longer for one another than they work
 _PROC = Path("/proc")
@@ -71,6 +75,19 @@ def _is_running(task: Path) -> bool:
         return (task / "stat").read_text().rpartition(")")[2].split()[0] == "R"
     except OSError:  # it has ended
         return False
+
+
+def normalise(crops: list[NDArray[np.uint8]]) -> Tensor:
+    """`models.normalise` of crops `[H, W, 3]` of one size -> float32 `[B, 3, H, W]`, the same bits by a table: torch's
+    arithmetic on three channels that lie together in memory takes three to five times as long."""
+    return torch.from_numpy(np.stack([cv2.LUT(crop, _levels()) for crop in crops])).permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _levels() -> NDArray[np.float32]:
+    """Float32 `[1, 256, 3]`: each level of each channel, normalised."""
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 1, 256).expand(1, 3, 1, 256)
+    return np.ascontiguousarray(models.normalise(levels)[0].permute(1, 2, 0).numpy())
 
 
 def click_maps(points: Tensor, height: int, width: int, radius: float) -> Tensor:

@@ -281,6 +281,8 @@ class Engine:
         return self._to_host(self._model.refine(_stack(coarse), placed, self._image(crops), disks))
 
     def _image(self, crops: list[NDArray[np.uint8]]) -> torch.Tensor:
+        if self._fast_cpu:
+            return cpu.normalise(crops)
         return normalise(torch.from_numpy(np.stack(crops)).to(self.device).permute(0, 3, 1, 2))
 
     def _click_input(self, group: list[StepRequest]) -> torch.Tensor:

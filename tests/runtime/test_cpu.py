@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from activefreq_engine.kernels.click_maps import click_maps as op
 
+from activefreq_engine.models import normalise
 from activefreq_engine.runtime import cpu
 from activefreq_engine.runtime.cpu import click_maps
 
@@ -28,6 +30,16 @@ def test_click_maps_equal_the_op(radius, shape):
     assert torch.equal(maps, op(points, height, width, radius, backend="reference"))
     assert maps.dtype == torch.float32
     assert maps.any()
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 64), (3, 17, 5)], ids=str)
+def test_normalised_crops_are_the_models_own_bit_by_bit(shape):
+    crops = list(np.random.default_rng().integers(0, 256, (*shape, 3), np.uint8))
+    crops[0][0, :5] = [[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]]
+    expected = normalise(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2))
+    got = cpu.normalise(crops)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, expected)
 
 
 def test_no_clicks():
