@@ -124,12 +124,13 @@ class Painter:
             rows = self._y.pixels(i)
             for side, run in groupby(range(len(row)), row.__getitem__):
                 tiles = list(run)
+                columns = slice(self._x.edges[tiles[0]], self._x.edges[tiles[-1] + 1])
                 if side == _BOTH:
-                    for j in tiles:
-                        columns, reach = self._x.pixels(j), (self._y.reach(i), self._x.reach(j))
-                        np.greater(self._enlarge(rows, columns, reach), threshold, out=out[rows, columns])
+                    reach = slice(self._x.reach(tiles[0]).start, self._x.reach(tiles[-1]).stop)
+                    enlarged = self._enlarge(rows, columns, (self._y.reach(i), reach))
+                    np.greater(enlarged, threshold, out=out[rows, columns])
                 elif side == _ABOVE or (side == _BELOW and not blank):
-                    out[rows, self._x.edges[tiles[0]] : self._x.edges[tiles[-1] + 1]] = side == _ABOVE
+                    out[rows, columns] = side == _ABOVE
 
     def _extremes(self, least: np.ufunc) -> NDArray[np.float32]:
         """float32 `[tiles, tiles]`: the least or greatest of the values that the pixels of each tile lie between."""
