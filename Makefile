@@ -68,7 +68,7 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	@mkdir -p out && rm -f out/latency.json
 	@$(BIN)/python -m pytest --benchmark --benchmark-quiet --benchmark-json=out/latency.json; status=$$?; \
-	  test ! -s out/latency.json || $(BIN)/python -m bench.compare out/latency.json; exit $$status
+	  test ! -s out/latency.json || $(BIN)/python -m bench.speed.compare out/latency.json; exit $$status
 
 clean:
 	rm -rf .venv build out

@@ -67,7 +67,7 @@ setup(
         "train": train,
         "eval": evaluate,
         "bench": bench,
-        "peers": [*bench, "transformers"],  # bench.peers: SAM's decoder and ViT-B, to compare with
+        "peers": [*bench, "transformers"],  # bench.peers.run: SAM's decoder and ViT-B, to compare with
         "export": export,
         "dev": [
             *sorted({*train, *evaluate, *bench, *export}),

@@ -113,10 +113,10 @@ class AcSelect:
     MPE, APE and most variants of RGU do not depend on a region's size, and the pixels along a mask's contour are the
     least certain ones: on their own the scores chase slivers along it, where a click changes next to nothing, and pass
     over the wide errors that the model is sure of, where one is worth most.  So the default RGU is the one that grows
-    with area; bench/acselect.py compares all of them.  Two more rules, both inferred and not in the paper: regions
-    below a minimum area or inscribed radius are dropped, and regions narrower than `prominence` times the widest one
-    come after all wider ones.  With ``prominence=1`` the widest error wins whatever its score (the robot clicker's
-    distance rule, by region); with 0 only the score counts.
+    with area; bench/quality/acselect.py compares all of them.  Two more rules, both inferred and not in the paper:
+    regions below a minimum area or inscribed radius are dropped, and regions narrower than `prominence` times the
+    widest one come after all wider ones.  With ``prominence=1`` the widest error wins whatever its score (the robot
+    clicker's distance rule, by region); with 0 only the score counts.
 
     Args:
         weights: of MPE, APE and RGU in the score; finite, not negative, not all zero.

@@ -1,1 +1,1 @@
-"""Measurements and gates; run from the root of a checkout, for example ``python -m bench.compile_gate``."""
+"""Measurements and gates; run from the root of a checkout, for example ``python -m bench.gates.triton_kernels``."""

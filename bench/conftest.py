@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench.machine import Machine
+from bench.tools.machine import Machine
 
 
 @pytest.fixture(scope="session", params=["cpu", "cuda"])

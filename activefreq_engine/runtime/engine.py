@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from activefreq_engine.conventions import SLOTS
 from activefreq_engine.errors import ActiveFreqError, BackendUnavailableError, InvalidArgumentError, ModelLoadError
 from activefreq_engine.kernels.click_maps import click_maps
 from activefreq_engine.models import FreqFormer, create_model, list_models, load_checkpoint, normalise
@@ -30,7 +31,6 @@ from activefreq_engine.runtime.cuda import Graphs
 from activefreq_engine.runtime.plan import PRECISIONS
 from activefreq_engine.runtime.planned import Planned
 from activefreq_engine.runtime.timing import Stopwatch
-from activefreq_engine.runtime.zoom import SLOTS
 
 SIZES = (256, 384, 448, 512)
 """Allowed lengths of the long side of the network input."""

@@ -3,7 +3,7 @@
 Three forms of the same function.  "fft" calls `torch.fft`.  "matmul" is four matrix products and one element-wise
 product for each axis pair: real numbers and no transform operator, so that it can be exported.  "dense" turns the
 (C', W) and (C', H) branches, whose filter all rows or columns share, into one matrix each.
-bench/spectral_forms.py measures them on the CPU; "auto" goes by what it recorded in bench/results.
+bench/speed/spectral_forms.py measures them on the CPU; "auto" goes by what it recorded in bench/results.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from ..models import FreqFormer
 from ..models.freqformer import Coarse
 from ..models.freqnet import upsample
 from ..models.refiner import Refined, roi_align
-from ..runtime import zoom
+from ..session import zoom
 from .losses import coarse_loss, feature_loss, refiner_loss
 from .simulate import THRESHOLD, ClickBatch, Clicker, simulate
 

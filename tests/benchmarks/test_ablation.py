@@ -8,7 +8,8 @@ import torch
 from typer.testing import CliRunner
 
 from activefreq_engine.models import create_model, freqnet
-from bench import ablation, rows
+from bench.quality import ablation
+from bench.tools import rows
 from tests.train.conftest import write_pairs
 
 

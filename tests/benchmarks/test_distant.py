@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from activefreq_engine.eval.datasets import Dataset, Sample
-from bench import distant
+from bench.quality import distant
 
 
 @pytest.mark.parametrize("backdrop", distant.BACKDROPS)

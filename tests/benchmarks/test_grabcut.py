@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bench.grabcut import GrabCutPredictor
+from bench.peers.grabcut import GrabCutPredictor
 
 H, W = 90, 121
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench.compare import speed_up, summarise, table
-from bench.verify import measure, probabilities_agree, sessions_agree
+from bench.speed.compare import speed_up, summarise, table
+from bench.tools.verify import measure, probabilities_agree, sessions_agree
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed: pip install -e '.[bench]'")
 
@@ -53,9 +53,9 @@ def collected(*arguments):
 
 def test_the_option_selects_the_latency_tests_and_no_others():
     files = collected("--benchmark")
-    assert {"bench/test_click.py", "bench/test_freq_module.py", "bench/test_region_stats.py"} <= files
+    assert {"bench/speed/test_click.py", "bench/speed/test_freq_module.py", "bench/speed/test_region_stats.py"} <= files
     assert all(f.startswith("bench/") for f in files)
-    assert collected("--benchmark", "bench/test_region_stats.py") == {"bench/test_region_stats.py"}
+    assert collected("--benchmark", "bench/speed/test_region_stats.py") == {"bench/speed/test_region_stats.py"}
 
 
 def test_plain_pytest_runs_none_of_them():
@@ -71,9 +71,8 @@ def test_a_wrong_op_gets_no_time_and_no_speed_up(tmp_path):
     file = tmp_path / "run.json"
     select = "cpu and B1 and C256-8x8 and eager"
     quick = ("--benchmark-max-time=0.01", "--benchmark-min-rounds=2", f"--benchmark-json={file}")
-    done = pytest_run(
-        "--benchmark", "bench/test_freq_module.py", "-k", select, "-p", "wrong_op", *quick, PYTHONPATH=str(tmp_path)
-    )
+    suite = "bench/speed/test_freq_module.py"
+    done = pytest_run("--benchmark", suite, "-k", select, "-p", "wrong_op", *quick, PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     assert "relative error 1.0e-02" in done.stdout
     run = summarise(json.loads(file.read_text()), "cpu")

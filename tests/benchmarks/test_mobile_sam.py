@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.mobile_sam import SIDE, Missing, Sam, SamPredictor, network_input, read_checkpoint, rename, scaled_size
+from bench.peers.mobile_sam import SIDE, Missing, Sam, SamPredictor, network_input, read_checkpoint, rename, scaled_size
 
 
 def published_shapes() -> dict[str, tuple[int, ...]]:

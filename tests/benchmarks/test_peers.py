@@ -9,8 +9,11 @@ import pytest
 from PIL import Image
 
 from activefreq_engine.eval import load_dataset, read_json
-from bench import peers, peers_latency, peers_report, rows
-from bench.grabcut import GrabCutPredictor
+from bench.peers import latency as peers_latency
+from bench.peers import report as peers_report
+from bench.peers import run as peers
+from bench.peers.grabcut import GrabCutPredictor
+from bench.tools import rows
 
 H, W = 40, 56
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bench import refined
+from bench.quality import refined
 
 
 def test_the_change_is_told_with_its_interval() -> None:

@@ -9,10 +9,11 @@ import torch
 
 from activefreq_engine import Engine, Session
 from activefreq_engine.models import FreqFormer, FreqFormerConfig
-from bench import floor, ladder, memory, plots, rows, scaling, targets
-from bench.clicking import SETTLED, Times, close_in, next_clicks, opened
-from bench.scene import scene
-from bench.targets import Target
+from bench.speed import floor, ladder, scaling, targets
+from bench.speed.targets import Target
+from bench.tools import memory, plots, rows
+from bench.tools.clicking import SETTLED, Times, close_in, next_clicks, opened
+from bench.tools.scene import scene
 from tests.session.fakes import SquareModel
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from activefreq_engine import Click
 from activefreq_engine.eval import Dataset, Report, Sample, SampleResult, Settings
-from bench import worst
+from bench.quality import worst
 
 RANDOM = np.random.default_rng()
 H, W = 67, 91

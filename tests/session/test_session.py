@@ -23,10 +23,10 @@ from activefreq_engine import (
     SessionClosedError,
     SessionStateError,
     click_batch,
-    history,
     masks,
 )
-from activefreq_engine.runtime.cache import FeatureCache
+from activefreq_engine.session import history
+from activefreq_engine.session.features import FeatureCache
 
 from .fakes import BrightModel, SquareModel, random_image
 

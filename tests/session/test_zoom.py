@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from activefreq_engine import Click
-from activefreq_engine.history import History, Scene, Settings, Step
-from activefreq_engine.runtime import zoom
-from activefreq_engine.runtime.canvas import Canvas, Layer, PackedMask, changed_bbox, merge_click
-from activefreq_engine.runtime.zoom import mask_bbox
+from activefreq_engine.session import zoom
+from activefreq_engine.session.canvas import Canvas, Layer, PackedMask, changed_bbox, merge_click
+from activefreq_engine.session.history import History, Scene, Settings, Step
+from activefreq_engine.session.zoom import mask_bbox
 
 from .fakes import random_image
 
@@ -153,7 +153,7 @@ def test_painting_by_strips_equals_painting_at_once(rng, monkeypatch):
     for fixed in (None, given):
         canvas = Canvas(101, 150, 0.49, layers, clicks, fixed)
         whole, mask = canvas.probs(), canvas.mask()
-        monkeypatch.setattr("activefreq_engine.runtime.canvas._STRIP_VALUES", 150 * 7)
+        monkeypatch.setattr("activefreq_engine.session.canvas._STRIP_VALUES", 150 * 7)
         assert np.array_equal(canvas.probs(), whole)
         assert np.array_equal(canvas.mask(), mask)
         monkeypatch.undo()

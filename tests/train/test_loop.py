@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from activefreq_engine.errors import ActiveFreqError, BackendUnavailableError, DatasetError, InvalidArgumentError
 from activefreq_engine.models import FreqFormer, create_model, load_checkpoint, read_metadata, save_checkpoint
-from activefreq_engine.runtime import zoom
+from activefreq_engine.session import zoom
 from activefreq_engine.train import loop
 from activefreq_engine.train.config import Schedule, TrainConfig
 from activefreq_engine.train.loop import parameter_groups, pick_device, train

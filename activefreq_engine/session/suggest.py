@@ -1,0 +1,54 @@
+"""Suggestions in image pixels: `AcSelect` on the region that the network looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from activefreq_engine.session import zoom
+from activefreq_engine.session.history import Scene
+from activefreq_engine.types import Box, Click, Suggestion
+
+if TYPE_CHECKING:
+    from activefreq_engine.acselect import AcSelect
+
+SIDE = 512  # regions are looked for on a grid of at most this many pixels a side: the network knows no more
+AWAY = 3  # and more than so many of its pixels from an earlier click
+
+
+def propose(scene: Scene, selector: AcSelect, k: int) -> list[Suggestion]:
+    """At most `k` suggestions for the scene's current object, best first; see `Session.suggest`."""
+    history = scene.history
+    step, box = history.step, history.step.roi or scene.bounds
+    width, height = box[2] - box[0], box[3] - box[1]
+    shrink = min(1.0, SIDE / max(width, height))
+    h, w = max(1, round(height * shrink)), max(1, round(width * shrink))
+    before = history.previous.canvas.sample(box, h, w) if len(history.done) > 1 else None
+    valid = _away_from(step.canvas.clicks, box, h, w)
+    found = selector.suggest(step.canvas.sample(box, h, w), before, k=k, valid=valid)
+    mask = scene.mask(step.canvas)
+    return [_to_image(s, box, h, w, mask) for s in found]
+
+
+def _away_from(clicks: Sequence[Click], box: Box, height: int, width: int) -> NDArray[np.bool_]:
+    """bool `[height, width]`: False near earlier clicks, where another one would say little new."""
+    valid = np.ones((height, width), np.bool_)
+    for c in clicks:
+        u, v = (int(p) for p in zoom.to_network(int(c.x) + 0.5, int(c.y) + 0.5, box, height, width))
+        if 0 <= u < width and 0 <= v < height:
+            away = AWAY
+            valid[max(0, v - away) : v + away + 1, max(0, u - away) : u + away + 1] = False
+    return valid
+
+
+def _to_image(s: Suggestion, box: Box, height: int, width: int, mask: NDArray[np.bool_]) -> Suggestion:
+    """A suggestion on the grid of `box` in image pixels."""
+    x, y, *_ = (int(p) for p in zoom.to_image((s.x + 0.5, s.y + 0.5, 0, 0), box, height, width))
+    region = zoom.to_pixels(zoom.to_image(s.region_bbox, box, height, width), box)
+    pixels = (box[2] - box[0]) * (box[3] - box[1]) / (height * width)
+    return Suggestion(
+        x, y, not mask[y, x], s.score, region, max(1, round(s.area * pixels)), mpe=s.mpe, ape=s.ape, rgu=s.rgu
+    )

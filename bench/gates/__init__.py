@@ -1,0 +1,1 @@
+"""Do the kernels compile for real GPUs, within their limits?"""

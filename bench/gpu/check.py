@@ -1,0 +1,342 @@
+"""Everything that only a GPU can show, in one command: is it right, how fast is it, what is missed.
+
+    python -m bench.gpu.check                            # all steps that begin within --minutes
+    python -m bench.gpu.check --only ladder peers        # some of them; --skip leaves some out
+    python -m bench.gpu.check --dry-run                  # the same code on the CPU, tiny
+
+Each step is a process of its own with a time after which it is killed, so none can take the others' time.  What a step
+has measured lies in a file of the output folder when it ends; gpu_check.json says how every step went, those of earlier
+calls included, and which targets were met.  The exit status is 1 when a step fails or a measured target is missed.
+"""
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.tools import rows
+from bench.tools.machine import Machine
+from bench.tools.measurements import Row
+
+ROOT = Path(__file__).parents[2]
+WORTH_IT = 5
+"""Seconds: with less of them left no step begins."""
+NO_DEVICE = ("interpreter", "cuda_sanitizers", "cuda_shim")
+"""Tests of the kernels that run on the CPU wherever they are."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A Python module of this checkout and its arguments."""
+
+    name: str
+    seconds: float
+    """After so long it is killed."""
+    command: str
+    tool: tuple[str, ...] = ()
+    """What it runs under."""
+    lacks: str = ""
+    """Why it cannot run."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a step went."""
+
+    name: str
+    status: str
+    """"passed", "failed", or "skipped"."""
+    seconds: float
+    detail: str
+    """The last line of its output; of one that failed, the end of it."""
+
+
+def steps(out: Path, data: Path | None, mobile_sam: Path | None) -> list[Step]:
+    """On the device."""
+    to = f"--out {shlex.quote(str(out))}"
+    tests = "pytest -q --maxfail 9 -p no:cacheprovider --device cuda"
+    if importlib.util.find_spec("xdist"):  # nothing is timed here, and a compiler runs for every size of a map
+        tests += f" -n {min(12, len(os.sched_getaffinity(0)))}"
+    parity = " ".join(["tests/kernels", *(f"--ignore tests/kernels/test_{n}.py" for n in NO_DEVICE)])
+    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    exercise = "tests.cuda_on_host.exercise --atomic-reads --device cuda --batches 6 --side 200"
+    no_tool = "" if Path(sanitizer).exists() else "compute-sanitizer is not installed; the CUDA toolkit has it"
+    peers = f"bench.peers.run latency {shlex.quote(str(data))} --mobile-sam {shlex.quote(str(mobile_sam))}"
+    no_peers = "" if data and mobile_sam else "give --data and --mobile-sam"
+    report = shlex.quote(f"--benchmark-json={out}/latency_cuda.json")
+    return [
+        Step("compile", 200, "bench.gpu.compile"),
+        Step("ops", 240, f"bench.gpu.ops {to} --seconds 180"),
+        Step("kernel tests", 300, f"{tests} {parity}"),
+        Step("click tests", 300, f"{tests} tests/runtime/on_device"),
+        *(
+            Step(name, 100, exercise, (sanitizer, "--tool", name, "--error-exitcode", "9"), no_tool)
+            for name in ("memcheck", "racecheck")
+        ),
+        Step("clicks", 360, f"bench.gpu.clicks {to} --seconds 240"),
+        Step("ladder", 240, f"bench.speed.ladder --device cuda {to} --pictures {shlex.quote(str(out))}"),
+        Step("peers", 180, f"{peers} --limit 10 --device cuda --skip grabcut {to}", lacks=no_peers),
+        Step("latency suite", 360, f"pytest -q -p no:cacheprovider --benchmark -k cuda {report}"),
+    ]
+
+
+def dry_steps(out: Path) -> list[Step]:
+    """The same on the CPU, as little as there can be of each; the longest first."""
+    shutil.copy(rows.RESULTS / "ladder_cpu.csv", out)
+    folder, tests = shlex.quote(str(out)), "pytest -q -p no:cacheprovider"
+    others = " ".join(f"--skip {name}" for name in ("activefreq@384", "mobile_sam", "sam_vit_b", "grabcut"))
+    suite = f"{tests} --benchmark --benchmark-json={folder}/latency_cuda.json bench/speed/test_region_stats.py -k giant"
+    return [
+        Step("clicks", 900, f"bench.gpu.clicks --dry-run --out {folder}"),
+        Step("ops", 900, f"bench.gpu.ops --dry-run --out {folder}"),
+        Step("compile", 900, "bench.gpu.compile --dry-run"),
+        Step("kernel tests", 900, f"{tests} tests/kernels/test_distance_cuda.py -k fixed_form"),
+        Step("click tests", 900, f"{tests} tests/runtime/test_contexts.py -k parcel"),
+        Step("memcheck", 900, "tests.cuda_on_host.exercise --atomic-reads --batches 2 --side 20"),
+        Step("racecheck", 900, "", lacks="on the CPU it is memcheck"),
+        Step("ladder", 900, f"bench.speed.ladder --plot --out {folder} --pictures {folder}"),
+        Step("peers", 900, f"bench.peers.run latency {shlex.quote(str(pair(out)))} --limit 1 {others} --out {folder}"),
+        Step("latency suite", 900, suite),
+    ]
+
+
+def pair(out: Path) -> Path:
+    """A folder with one image and its mask."""
+    from PIL import Image
+
+    from bench.tools.scene import scene
+
+    on = scene(90, 120, radius=20)
+    for name, pixels in (("images", on.image), ("masks", (on.image[..., 0] < 150) * 255)):
+        (out / "data" / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype("uint8")).save(out / "data" / name / "spot.png")
+    return out / "data"
+
+
+_running: set[subprocess.Popen] = set()
+
+
+def kill(child: subprocess.Popen) -> None:
+    """End a process and all that it started, if it still runs."""
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def interrupted(number: int, frame: object) -> None:
+    """What runs must not outlive the check."""
+    for child in list(_running):
+        kill(child)
+    os._exit(128 + number)
+
+
+def run(step: Step, seconds: float, environment: dict[str, str]) -> Outcome:
+    """Run a step, for so many seconds at most; then it is killed, and what it started with it."""
+    if step.lacks:
+        return Outcome(step.name, "skipped", 0, step.lacks)
+    if seconds < WORTH_IT:
+        return Outcome(step.name, "skipped", 0, f"no time was left; go on with --only '{step.name}'")
+    start = time.monotonic()
+    full = [*step.tool, sys.executable, "-m", *shlex.split(step.command)]
+    with tempfile.TemporaryFile("w+") as output:
+        child = subprocess.Popen(
+            full, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        _running.add(child)
+        try:
+            code: int | None = child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            _running.discard(child)
+            kill(child)
+        output.seek(0)
+        lines = [line.rpartition("\r")[2] for line in output.read().strip().split("\n")]
+    took = round(time.monotonic() - start, 1)
+    if code == 0:
+        return Outcome(step.name, "passed", took, lines[-1][:200])
+    why = f"killed after {took} s" if code is None else f"exit status {code}"
+    return Outcome(step.name, "failed", took, "\n".join([*lines[-60:], f"{why}: {' '.join(full)}"]))
+
+
+@dataclass(frozen=True)
+class Target:
+    """What must be reached, and the worst of all cases; None where none was measured."""
+
+    name: str
+    required: str
+    worst: float | None
+    reached: bool | None
+
+    @classmethod
+    def at_least(cls, name: str, limit: float, values: Sequence[float]) -> "Target":
+        worst = min(values, default=None)
+        return cls(name, f">= {limit:g}x", worst, None if worst is None else worst >= limit)
+
+    @classmethod
+    def at_most(cls, name: str, limit: float, unit: str, values: Sequence[float]) -> "Target":
+        worst = max(values, default=None)
+        return cls(name, f"<= {limit:g}{unit}", worst, None if worst is None else worst <= limit)
+
+
+def op_targets(measured: Sequence[Row]) -> list[Target]:
+    """The speeds that the kernels were written for."""
+    times = {(r.op, r.case, r.batch, r.implementation, r.graph): r.median_us for r in measured if not r.note}
+
+    def ratios(slow: tuple[str, bool], op: str) -> list[tuple[Row, float]]:
+        """How many times faster ours in a graph is than `slow`, for each case that has both."""
+        ours = [r for r in measured if r.op == op and r.implementation == "ours" and r.graph and not r.note]
+        pairs = [(r, times.get((r.op, r.case, r.batch, *slow))) for r in ours]
+        return [(r, other / r.median_us) for r, other in pairs if other is not None]
+
+    def small(row: Row) -> bool:
+        return int(row.case.rsplit("x", 1)[1]) <= 64
+
+    eager = [ratio for row, ratio in ratios(("torch.fft", False), "freq_module") if small(row)]
+    graphed = [ratio for row, ratio in ratios(("torch.fft", True), "freq_module") if small(row)]
+    ours = [r for r in measured if r.implementation == "ours" and r.graph and not r.note]
+    host = [ratio for row, ratio in ratios(("cv2 on the host", False), "region_stats") if row.batch == 1]
+    over_floor = [r.median_us / r.floor_us for r in ours if r.op == "freq_module" and r.batch == 8]
+    regions = [r.median_us for r in ours if r.op == "region_stats" and r.batch == 1]
+    return [
+        Target.at_least("freq_module faster than torch.fft eager, maps up to 64", 3, eager),
+        Target.at_least("freq_module faster than torch.fft in a graph, maps up to 64", 1, graphed),
+        Target.at_most("freq_module over its floor, batch 8", 2, "x", over_floor),
+        Target.at_least("region_stats faster than the host", 20, host),
+        Target.at_most("region_stats in a graph", 30, " us", regions),
+    ]
+
+
+def click_targets(ways: Sequence[dict], models: Sequence[dict], peers: Sequence[dict]) -> list[Target]:
+    """The speeds of a click; rows of clicks.csv, models.csv and latency.csv."""
+
+    def number(row: dict, column: str) -> list[float]:
+        return [float(row[column])] if row[column] else []
+
+    def p50(found: Sequence[dict], **wanted: str) -> list[float]:
+        return [v for row in found if wanted.items() <= row.items() for v in number(row, "p50_ms")]
+
+    ours = [row for row in ways if row["rung"] == "ours"]
+    click, decoder = p50(ways, rung="ours"), p50(peers, method="mobile_sam", call="decoder")
+
+    def faster(than: Sequence[float]) -> list[float]:
+        return [t / c for t in than for c in click]
+
+    return [
+        Target.at_most("click to mask, B0 at 384 px, p50", 1, " ms", click),
+        Target.at_most("the same, p99", 2, " ms", [v for row in ours for v in number(row, "p99_ms")]),
+        Target.at_least("click faster than the plain modules", 10, faster(p50(ways, rung="plain modules"))),
+        Target.at_least("click faster than torch.compile", 1, faster(p50(ways, rung="torch.compile"))),
+        Target.at_least("click faster than MobileSAM's decoder", 1, faster(decoder)),
+        Target.at_most(
+            "B3 at 384 px, the engine's click", 3, " ms",
+            p50(models, model="freqformer_b3", size="384", batch="1", call="next click"),
+        ),
+    ]  # fmt: skip
+
+
+def read_ops(file: Path) -> list[Row]:
+    """The rows of ops.csv."""
+    kinds: dict[str, Any] = {"batch": int, "graph": lambda text: text == "True"}
+    kinds |= dict.fromkeys(("op", "case", "implementation", "note"), str)
+
+    def value(name: str, text: str) -> Any:
+        return kinds[name](text) if name in kinds else float(text or "nan")
+
+    return [Row(**{f.name: value(f.name, row[f.name]) for f in fields(Row)}) for row in table(file)]
+
+
+def table(file: Path) -> list[dict[str, str]]:
+    return rows.read(file) if file.exists() else []
+
+
+def targets(out: Path) -> list[Target]:
+    """From what the folder holds."""
+    clicks, models, peers = (table(out / f"{name}.csv") for name in ("clicks", "models", "latency"))
+    return op_targets(read_ops(out / "ops.csv")) + click_targets(clicks, models, peers)
+
+
+def record(out: Path, outcomes: Sequence[Outcome], machine: Machine) -> None:
+    """Write gpu_check.json; steps of earlier calls stay in it unless they have run again."""
+    file = out / "gpu_check.json"
+    known = json.loads(file.read_text())["steps"] if file.exists() else []
+    mine = {o.name: asdict(o) for o in outcomes}
+    kept = {s["name"]: s for s in known} | {n: o for n, o in mine.items() if o["status"] != "skipped"}
+    summary = {
+        "machine": machine.describe(),
+        "steps": list((mine | kept).values()),
+        "targets": [asdict(t) for t in targets(out)],
+    }
+    file.write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def chosen(planned: Sequence[Step], only: Sequence[str], skip: Sequence[str]) -> list[Step]:
+    """SystemExit where a name is unknown."""
+    names = [s.name for s in planned]
+    for name in (*only, *skip):
+        if name not in names:
+            raise SystemExit(f"error: there is no step {name!r}; there are {', '.join(names)}")
+    return [s for s in planned if (not only or s.name in only) and s.name not in skip]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dry-run", action="store_true", help="on the CPU, tiny; times mean nothing")
+    parser.add_argument("--only", nargs="+", default=[], metavar="STEP", help="these steps")
+    parser.add_argument("--skip", nargs="+", default=[], metavar="STEP", help="all but these steps")
+    parser.add_argument("--minutes", type=float, default=9, help="for all together; what remains is skipped")
+    parser.add_argument("--out", type=Path, default=rows.RESULTS / "cuda", help="folder of what is written")
+    parser.add_argument("--data", type=Path, help="folder of images with masks, for the peers")
+    parser.add_argument("--mobile-sam", type=Path, help="MobileSAM's weights, for the peers")
+    arguments = parser.parse_args()
+    out, dry, end = arguments.out.resolve(), arguments.dry_run, time.monotonic() + 60 * arguments.minutes
+    out.mkdir(parents=True, exist_ok=True)
+    if not dry and not torch.cuda.is_available():
+        sys.exit("error: torch sees no CUDA device; --dry-run checks this script on the CPU")
+    machine = Machine("cpu" if dry else "cuda")
+    given = (path and path.resolve() for path in (arguments.data, arguments.mobile_sam))
+    planned = dry_steps(out) if dry else steps(out, *given)
+    wanted = chosen(planned, arguments.only, arguments.skip)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupted)
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONUNBUFFERED": "1"}
+    outcomes: list[Outcome] = []
+
+    def one(step: Step) -> None:
+        outcome = run(step, min(step.seconds, end - time.monotonic()), environment)
+        outcomes.append(outcome)
+        print(f"{outcome.status:8s}{outcome.name} ({outcome.seconds} s) {outcome.detail.strip()}", flush=True)
+        if not dry:
+            record(out, outcomes, machine)
+
+    # on a device one at a time, as they are timed
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if dry else 1) as pool:
+        list(pool.map(one, wanted))
+    record(out, outcomes, machine)
+    verdict = targets(out)
+    for target in verdict:
+        reached = "dry run" if dry else {True: "reached", False: "MISSED", None: "not measured"}[target.reached]
+        print(f"{reached:14s}{target.name}: {target.worst or math.nan:.3g}, required {target.required}")
+    for outcome in outcomes:
+        print(f"{outcome.status:14s}{outcome.name}")
+    missed = not dry and any(target.reached is False for target in verdict)
+    sys.exit(1 if missed or any(o.status == "failed" for o in outcomes) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Clicks on a GPU: beside what else could be done there, for every model and size, and where the time goes.
+
+    python -m bench.gpu.clicks              # writes clicks.csv, models.csv and launches.csv to bench/results/cuda
+    python -m bench.gpu.clicks --dry-run    # on the CPU, tiny; times mean nothing
+
+clicks.csv: `Session.click` at 384 px by the plain modules, by torch.compile (reduce-overhead) of the plain modules, and
+by ours; masks must agree.  models.csv: the engine alone, from arrays of the host to arrays of the host, with random
+weights, since what it costs does not depend on them.  launches.csv: what runs on the device in one of our clicks.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from activefreq_engine import Engine, create_model
+from activefreq_engine.runtime.engine import SIZES, RefineRequest, StepRequest
+from bench.speed import ladder
+from bench.speed.ladder import Rung
+from bench.tools import rows
+from bench.tools.clicking import SETTLED, Times, clicks, opened
+from bench.tools.machine import Machine
+from bench.tools.scene import scene
+
+SIZE = 384
+OURS = "ours"
+COMPILED = "torch.compile"
+
+
+@dataclass(frozen=True)
+class Kept(Rung):
+    """Its engine is made once: what it captured for one climb is there for the next."""
+
+    def engine(self, device: str, size: int) -> Engine:
+        if self.name not in _engines:
+            _engines[self.name] = self.made(device, size)
+        return _engines[self.name]
+
+    def made(self, device: str, size: int) -> Engine:
+        return super().engine(device, size)
+
+
+@dataclass(frozen=True)
+class Compiled(Kept):
+    """torch.compile of the click's half of the plain modules, in float32: torch.fft in fp16 wants powers of two."""
+
+    compiler: str = "inductor"
+
+    def made(self, device: str, size: int) -> Engine:
+        engine = Engine(device=device, size=size, plan=False)
+        model: Any = engine._model
+        how = {"mode": "reduce-overhead"} if self.compiler == "inductor" else {"backend": self.compiler}
+        model.decode_clicks = torch.compile(model.decode_clicks, **how)
+        engine.warmup()
+        return engine
+
+
+_engines: dict[str, Engine] = {}
+
+
+def beside_others(device: str, dry: bool, sequences: int) -> list[dict[str, Any]]:
+    """Session clicks.  In a first pass, which does not count, graphs are captured for every region that occurs."""
+    ways = [
+        Kept("plain modules", plan=False, cached=False),
+        Compiled(COMPILED, compiler="eager" if dry else "inductor"),
+        Kept(OURS, precision="auto", backend="auto", graph=True),
+    ]
+    size = 256 if dry else SIZE
+    if not dry:
+        ladder.climb(ways, device, size, sequences)
+    return ladder.climb(ways, device, size, sequences)
+
+
+def stages(device: str, dry: bool) -> dict[str, float]:
+    """Median milliseconds of each stage of the next click; measuring them waits for the device more often."""
+    on = ladder.picture()
+    session = opened(Engine(device=device, size=256 if dry else SIZE), on)
+    clicks(session, on, SETTLED + 1)
+    taken = []
+    for c, _ in zip(on.clicks(1), range(1 if dry else 100), strict=False):
+        timings = session.click(c.x, c.y, c.positive, profile=True).timings
+        assert timings is not None
+        taken.append(timings)
+    names = dict.fromkeys(name for t in taken for name in t)
+    return {name: statistics.median(t[name] for t in taken if name in t) for name in names}
+
+
+def requests(engine: Engine, side: int, batch: int) -> tuple[list[StepRequest], list[RefineRequest]]:
+    """Next clicks on known images, and focus boxes of their answers."""
+    rng = np.random.default_rng(0)
+    points = np.full((48, 2), -1, np.float32)
+    points[0], points[24] = (0.4 * side, 0.5 * side), (0.9 * side, 0.1 * side)
+    fresh = [
+        StepRequest(rng.integers(0, 256, (side, side, 3), np.uint8), None, rng.random((side, side), np.float32), points)
+        for _ in range(batch)
+    ]
+    answers = engine.run(fresh)
+    known = [StepRequest(None, a.features, r.previous, points) for a, r in zip(answers, fresh, strict=True)]
+    s = engine.refine_size
+    assert s is not None
+    crop, box = np.zeros((s, s, 3), np.uint8), (0.1 * side, 0.2 * side, 0.8 * side, 0.7 * side)
+    return known, [RefineRequest(a.coarse, box, crop, points) for a in answers]
+
+
+def timed(run: Callable[[], Any], repeats: int) -> dict[str, Any]:
+    """Of a call that waits for the device itself; milliseconds."""
+    run()
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        taken.append(1e3 * (time.perf_counter() - start))
+    return {k if k == "n" else f"{k}_ms": v for k, v in asdict(Times.of(taken)).items()}
+
+
+def every_model(device: str, dry: bool, deadline: float) -> Iterator[dict[str, Any]]:
+    """Rows of models.csv: the default first, and none that begins after the deadline."""
+    names = [f"freqformer_b{n}" for n in range(4)]
+    sizes = [64] if dry else sorted(SIZES, key=lambda size: size != SIZE)
+    cases = [(name, size) for size in sizes for name in (names[:1] if dry else names)]
+    for name, size in tqdm(cases, desc="models", unit="case"):
+        if time.monotonic() > deadline:
+            print(f"no time was left for {name} at {size}; raise --seconds")
+            continue
+        engine = Engine(create_model(name), device=device, size=256 if dry else size)
+        for batch in (1, 2 if dry else 8):
+            known, boxes = requests(engine, size, batch)
+            calls = {"next click": partial(engine.run, known), "refine": partial(engine.refine, boxes)}
+            for call, run in calls.items():
+                about = {"key": f"{name} {size} B{batch} {call}", "model": name, "size": size, "batch": batch}
+                yield {**about, "call": call, **timed(run, 3 if dry else 300)}
+
+
+def launches(device: str, dry: bool) -> list[dict[str, Any]]:
+    """Each kernel and copy of one click of ours on the device: how often, and its time."""
+    side = 64 if dry else SIZE
+    engine = Engine(device=device, size=256 if dry else SIZE)
+    known, _ = requests(engine, side, 1)
+    kind, name, repeats = ("CPU", "self_cpu_time_total", 2) if dry else ("CUDA", "self_device_time_total", 50)
+    engine.run(known)
+    with torch.profiler.profile(activities=[getattr(torch.profiler.ProfilerActivity, kind)]) as profile:
+        for _ in range(repeats):
+            engine.run(known)
+    found = [e for e in profile.key_averages() if e.device_type.name == kind]
+    found.sort(key=lambda e: -getattr(e, name))
+    return [
+        {"size": side, "name": e.key[:160], "per_click": e.count / repeats, "us_per_click": getattr(e, name) / repeats}
+        for e in found
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dry-run", action="store_true", help="on the CPU, tiny; times mean nothing")
+    parser.add_argument("--out", type=Path, default=rows.RESULTS / "cuda", help="folder of the CSV files")
+    parser.add_argument("--seconds", type=float, default=600, help="no model is begun later")
+    parser.add_argument("--sequences", type=int, default=30, help=f"of {ladder.CLICKS} clicks")
+    arguments = parser.parse_args()
+    dry, deadline = arguments.dry_run, time.monotonic() + arguments.seconds
+    device = "cpu" if dry else "cuda"
+    about = Machine(device).describe()
+    if dry:
+        ladder.CLICKS, ladder.picture = SETTLED + 1, lambda: scene(210, 230, radius=40)
+    on_device = launches(device, dry)
+    rows.write(arguments.out / "launches.csv", on_device, about, replace="size")
+    count, busy = (sum(row[k] for row in on_device) for k in ("per_click", "us_per_click"))
+    print(f"on the device, a click is {count:.0f} launches and copies of {busy:.0f} us together")
+    print("stages of a click, ms:", {k: round(v, 3) for k, v in stages(device, dry).items()})
+    measured = beside_others(device, dry, 1 if dry else arguments.sequences)
+    rows.write(arguments.out / "clicks.csv", measured, about, replace="rung")
+    for row in measured:
+        print(f"{row['rung']:16s} p50 {row['p50_ms']:.2f}  p99 {row['p99_ms']:.2f} ms  {row['note']}")
+    found = []
+    for row in every_model(device, dry, deadline):
+        found.append(row)
+        rows.write(arguments.out / "models.csv", found, about, replace="key")
+        print(f"{row['key']:40s} p50 {row['p50_ms']:.2f}  p99 {row['p99_ms']:.2f} ms", flush=True)
+
+
+if __name__ == "__main__":
+    main()

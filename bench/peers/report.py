@@ -1,0 +1,183 @@
+"""The table, the CSV file and the picture of `bench.peers.run`, from what has been measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from activefreq_engine.eval import Report
+from bench.tools import plots
+
+MARKS = "<!-- peers: begin -->", "<!-- peers: end -->"
+"""What stands between them in a file is replaced by the table."""
+NAMES = {
+    "activefreq": "**activefreq, 256 px** (default)",
+    "activefreq@384": "activefreq, 384 px",
+    "mobile_sam": "MobileSAM",
+    "sam_vit_b": "SAM ViT-B (random weights)",
+    "grabcut": "GrabCut (OpenCV)",
+}
+PLAIN = {name: text.replace("*", "").partition(" (")[0] for name, text in NAMES.items()}
+COLOURS = {"activefreq": plots.BLUE, "mobile_sam": plots.ORANGE, "grabcut": plots.GREEN, "sam_vit_b": plots.PURPLE}
+MIOU = (1, 2, 3, 5, 10, 20)
+
+Row = Mapping[str, str]
+
+
+def check(reports: Mapping[str, Report]) -> None:
+    """Raise ValueError unless all reports are of the same samples and may be compared."""
+    kinds = {
+        method: (r.settings.dataset_digest, r.settings.max_clicks, r.settings.stop_at) for method, r in reports.items()
+    }
+    if len(set(kinds.values())) > 1:
+        raise ValueError(f"the reports are of different samples or settings (digest, clicks, stop): {kinds}")
+
+
+def table(reports: Mapping[str, Report], times: Sequence[Row]) -> str:
+    """Markdown: one row a method, speed first, then quality, then what it all means."""
+    heads = ["method", "robot", "set_image ms", "to the first mask ms", "next click ms"]
+    heads += [f"mIoU@{k}" for k in MIOU] + ["NoC@85", "NoC@90"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for method in NAMES:
+        speed = [_times(times, method, call) for call in ("set_image", "first mask", "next click")]
+        own = {name: r for name, r in reports.items() if name.partition("+")[0] == method}
+        for name, report in own.items() or [("", None)]:
+            cells = [NAMES[method], report.settings.clicker if report else "-"]
+            cells += speed if "+" not in name else ["", "", ""]
+            lines.append("| " + " | ".join(cells + _quality(report)) + " |")
+    return "\n".join([*lines, "", *_notes(reports, times), ""])
+
+
+def ratios(times: Sequence[Row]) -> list[str]:
+    """Ours against MobileSAM in one line each; above 1 ours is faster."""
+    lines = []
+    for text, ours, theirs in (
+        (
+            "next click at 384 px / MobileSAM's decoder alone",
+            ("activefreq@384", "next click"),
+            ("mobile_sam", "decoder"),
+        ),
+        ("next click at 384 px / MobileSAM's click", ("activefreq@384", "next click"), ("mobile_sam", "next click")),
+        ("set_image / MobileSAM's set_image", ("activefreq", "set_image"), ("mobile_sam", "set_image")),
+        ("image to first mask / MobileSAM's set_image", ("activefreq", "first mask"), ("mobile_sam", "set_image")),
+        ("image to first mask at 384 px / MobileSAM's", ("activefreq@384", "first mask"), ("mobile_sam", "first mask")),
+    ):
+        a, b = (_row(times, *which) for which in (ours, theirs))
+        if a is not None and b is not None:
+            p, q = float(a["p50_ms"]), float(b["p50_ms"])
+            lines.append(f"{text}: {_short(p)} ms / {_short(q)} ms, {_short(q / p)} times as fast")
+    return lines
+
+
+def columns(reports: Mapping[str, Report], times: Sequence[Row]) -> list[dict[str, Any]]:
+    """The table's numbers, one row a method and robot."""
+    result = []
+    for method in dict.fromkeys([*reports, *(row["method"] for row in times)]):
+        row: dict[str, Any] = {"method": method}
+        if method in reports:
+            m = reports[method].metrics()
+            row |= {"samples": m["samples"], "noc85": m["noc85"], "noc90": m["noc90"]}
+            row |= {f"miou{k}": m["miou"][str(k)] for k in MIOU}
+        for call in ("set_image", "first mask", "next click"):
+            found = _row(times, method, call)
+            row |= {f"{call.replace(' ', '_')}_{p}_ms": found[f"{p}_ms"] if found else "" for p in ("p50", "p95")}
+        result.append(row)
+    return result
+
+
+def picture(reports: Mapping[str, Report], times: Sequence[Row], file: Path) -> None:
+    """Mean IoU against clicks, and how long an image's first mask and each next click take."""
+    with plt.rc_context(plots.STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+        for name, report in reports.items():
+            method, _, robot = name.partition("+")
+            mean = 100 * report.curves.mean(axis=0)
+            style = "--" if robot else ".-"
+            label = f"{PLAIN[method]}, {robot} robot" if robot else PLAIN[method]
+            left.plot(range(1, len(mean) + 1), mean, style, color=COLOURS[method], label=label)
+        left.set_xticks(MIOU)
+        if reports:
+            figure.legend(loc="outside lower left", ncols=3)
+        plots.finish(left, "Quality: mean IoU after each click", "clicks", "%", from_zero=False)
+        methods = [m for m in NAMES if _row(times, m, "next click")]
+        for i, method in enumerate(methods):
+            colour = COLOURS[method.partition("@")[0]]
+            for call, offset, alpha in (("first mask", -0.19, 0.45), ("next click", 0.19, 1.0)):
+                row = _row(times, method, call)
+                assert row is not None
+                value = float(row["p50_ms"])
+                right.barh(i + offset, value, 0.36, color=colour, alpha=alpha)
+                text = f"{call}: {_short(value)} ms"
+                right.annotate(text, (value, i + offset), (4, 0), textcoords="offset points", va="center", fontsize=8)
+        right.set_yticks(range(len(methods)), [PLAIN[method] for method in methods])
+        right.invert_yaxis()
+        right.set_xscale("log")
+        low, high = right.get_xlim()
+        right.set_xlim(low / 3, high * (high / low) ** 0.5)  # room for the texts
+        right.grid(visible=False, axis="y")
+        plots.finish(right, "Speed: medians", "ms, logarithmic", "", from_zero=False)
+        plots.save(figure, file)
+
+
+def insert(file: Path, text: str) -> None:
+    """Replace what stands between the two `MARKS` of a file.
+
+    Raises:
+        ValueError: the marks are not there, once each and in order.
+    """
+    begin, end = MARKS
+    content = file.read_text(encoding="utf-8")
+    if content.count(begin) != 1 or content.count(end) != 1 or content.index(begin) > content.index(end):
+        raise ValueError(f"{file} needs the lines {begin} and {end}, once each and in this order")
+    before, rest = content.split(begin)
+    file.write_text(f"{before}{begin}\n{text}{end}{rest.split(end)[1]}", encoding="utf-8")
+
+
+def _row(times: Sequence[Row], method: str, call: str) -> Row | None:
+    return next((row for row in times if row["method"] == method and row["call"] == call), None)
+
+
+def _times(times: Sequence[Row], method: str, call: str) -> str:
+    row = _row(times, method, call)
+    if row is None:
+        return "-"
+    return " / ".join(_short(float(row[f"{p}_ms"])) for p in ("p50", "p95") if row[f"{p}_ms"])
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _quality(report: Report | None) -> list[str]:
+    if report is None:
+        return ["-"] * (len(MIOU) + 2)
+    m = report.metrics()
+    cells = [f"{100 * m['miou'][str(k)]:.1f}" if str(k) in m["miou"] else "-" for k in MIOU]
+    for target in ("noc85", "noc90"):
+        interval = m["intervals"].get(target)
+        shown = "" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]"
+        cells.append("-" if m[target] is None or math.isnan(m[target]) else f"{m[target]:.2f}{shown}")
+    return cells
+
+
+def _notes(reports: Mapping[str, Report], times: Sequence[Row]) -> list[str]:
+    notes = []
+    if reports:
+        settings = next(iter(reports.values())).settings
+        notes.append(
+            f"Quality: {settings.dataset_samples} images of `{settings.dataset}`, robot clicks as named, "
+            f"{settings.max_clicks} clicks each; brackets are 95 % bootstrap intervals."
+        )
+    if times:
+        row = next(r for r in times if r["method"] not in ("sam_vit_b",))
+        images = max(int(r["n"]) for r in times if r["call"] == "set_image")
+        notes.append(
+            f"Speed: p50 / p95 (p95 from 20 samples on) over {images} images with the same clicks for all, methods in "
+            f"turn, {row['threads']} threads, {row['device']}, torch {row['torch']}, commit {row['commit']}. Ours does "
+            "its image work at the first click, so compare the time to the first mask."
+        )
+    return notes

@@ -1,0 +1,1 @@
+"""How good are the masks, and what makes them so?"""

@@ -1,0 +1,105 @@
+"""What has been measured: rows of times, none without a right output."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.tools.machine import Limits, Machine, Run, tensors
+
+OURS = ("ours", "public op")
+"""Implementations whose failure fails the run; where a competitor fails, there is merely no comparison."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement.  `note` says why there is no time; empty if there is one."""
+
+    op: str
+    case: str
+    batch: int
+    implementation: str
+    graph: bool
+    median_us: float = float("nan")
+    lower_us: float = float("nan")
+    upper_us: float = float("nan")
+    error: float = float("nan")
+    floor_us: float = float("nan")
+    gb_per_s: float = float("nan")
+    tflop_per_s: float = float("nan")
+    note: str = ""
+
+
+@dataclass
+class Check:
+    """One run."""
+
+    machine: Machine
+    dry: bool
+    deadline: float
+    """Of `time.monotonic`; what has not begun by then is skipped."""
+    limits: Limits
+    rows: list[Row] = field(default_factory=list)
+
+    def late(self) -> bool:
+        return time.monotonic() > self.deadline
+
+    def compare(
+        self,
+        op: str,
+        case: str,
+        batch: int,
+        runs: dict[str, Run],
+        check: Callable[[Any], float],
+        *,
+        moved: float,
+        flops: float = 0,
+        nodes: int = 1,
+        not_captured: tuple[str, ...] = (),
+    ) -> None:
+        """Check and time each of `runs`, eagerly and, unless it waits for the host, in a graph.
+
+        `check` takes an output, raises AssertionError where it is wrong and returns its error.
+        """
+        floor = self.limits.floor_us(moved, flops, nodes)
+        for name, run in runs.items():
+            for graph in (False, True):
+                if graph and name in not_captured:
+                    continue
+                row: dict[str, Any] = {"op": op, "case": case, "batch": batch, "implementation": name}
+                row |= {"graph": graph, "floor_us": floor}
+                if self.late():
+                    self.rows.append(Row(**row, note="skipped: no time was left"))
+                    continue
+                try:
+                    again, out = self.machine.graph(run) if graph else (run, run())
+                    if graph:
+                        poison(out)
+                        again()
+                    self.machine.wait()
+                    error = check(out)
+                    t = self.machine.measure(again)
+                except Exception as problem:
+                    self.rows.append(Row(**row, note=f"failed: {type(problem).__name__}: {str(problem)[:300]}"))
+                    continue
+                self.rows.append(
+                    Row(
+                        **row,
+                        median_us=t.median,
+                        lower_us=t.lower,
+                        upper_us=t.upper,
+                        error=error,
+                        gb_per_s=moved / t.median / 1e3,
+                        tflop_per_s=flops / t.median / 1e6,
+                    )
+                )
+
+    def failures(self) -> list[str]:
+        ours = [r for r in self.rows if r.implementation in OURS and r.note.startswith("failed")]
+        return [f"{r.op} {r.case} {r.implementation}: {r.note}" for r in ours]
+
+
+def poison(out: Any) -> None:
+    """Overwrite what a graph returned, so that a graph that recorded nothing is found out."""
+    for tensor in tensors(out):
+        tensor.fill_(1)
