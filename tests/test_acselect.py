@@ -23,9 +23,8 @@ def entropy(p):
         return np.nan_to_num(-p * np.log2(p)) + np.nan_to_num(-(1 - p) * np.log2(1 - p))
 
 
-def scene(height: int = 61, width: int = 90):
+def scene(rng: np.random.Generator, height: int = 61, width: int = 90):
     """Smooth random probabilities, their mask, and another smooth mask as the truth."""
-    rng = np.random.default_rng()
 
     def smooth():
         noise = ndimage.gaussian_filter(rng.random((height, width)), 4)
@@ -58,8 +57,8 @@ def rgu_by_hand(variant, region, regions, probs, mask):
 
 
 @pytest.mark.parametrize("variant", RGU_VARIANTS)
-def test_scores_equal_the_plain_definition(variant):
-    probs, mask, truth = scene()
+def test_scores_equal_the_plain_definition(variant, rng):
+    probs, mask, truth = scene(rng)
     weights = (0.5, 2.0, 1.5)
     scores = AcSelect(weights, rgu=variant).oracle_scores(probs, mask, truth)
     regions = [
@@ -95,9 +94,9 @@ def test_ripu_looks_one_pixel_beyond_the_region():
     assert suggestion.rgu == pytest.approx(entropy(36 / 49), abs=TOLERANCE)  # 6 x 6 mask pixels in a box of 7 x 7
 
 
-def test_order_and_minimum_sizes():
+def test_order_and_minimum_sizes(rng):
     for _ in range(10):
-        probs, mask, truth = scene()
+        probs, mask, truth = scene(rng)
         acselect = AcSelect(min_area=20, min_radius=2.2, prominence=0.6)
         scores = acselect.oracle_scores(probs, mask, truth)
         small = (scores.area < 20) | (scores.radius < 2.2)
@@ -120,9 +119,9 @@ def test_a_certain_wide_error_goes_before_an_uncertain_sliver():
     assert [s.positive for s in by_score] == [False, True]
 
 
-def test_prominence_one_is_the_distance_rule():
+def test_prominence_one_is_the_distance_rule(rng):
     for _ in range(10):
-        probs, mask, truth = scene()
+        probs, mask, truth = scene(rng)
         if (mask == truth).all():
             continue
         best = AcSelect(prominence=1, min_area=0, min_radius=0).oracle(probs, mask, truth)[0]
@@ -182,8 +181,8 @@ def test_a_clicked_pixel_that_is_not_valid_is_not_proposed_again():
     assert (second.x, second.y) != (9, 9)
 
 
-def test_a_perfect_prediction_needs_no_click():
-    probs, mask, _ = scene()
+def test_a_perfect_prediction_needs_no_click(rng):
+    probs, mask, _ = scene(rng)
     assert AcSelect().oracle(probs, mask, mask) == []
     assert len(AcSelect().oracle_scores(probs, mask, mask)) == 0
 
@@ -195,8 +194,8 @@ def test_certain_errors_have_no_uncertainty(variant):
     assert (suggestion.mpe, suggestion.ape, suggestion.rgu, suggestion.score) == (0, 0, 0, 0)
 
 
-def test_the_place_in_a_large_image_does_not_matter():
-    probs, mask, truth = scene(41, 67)
+def test_the_place_in_a_large_image_does_not_matter(rng):
+    probs, mask, truth = scene(rng, 41, 67)
     small = AcSelect().oracle(probs, mask & truth, truth)
     corner = (slice(130, 171), slice(20, 87))
     big = [np.zeros((300, 201), a.dtype) for a in (probs, mask, truth)]
@@ -211,10 +210,10 @@ def test_the_place_in_a_large_image_does_not_matter():
 # Suggest mode
 
 
-def test_suggest_proposes_the_opposite_of_the_mask_in_uncertain_regions():
+def test_suggest_proposes_the_opposite_of_the_mask_in_uncertain_regions(rng):
     found = 0
     for _ in range(10):
-        probs, mask, _ = scene()
+        probs, mask, _ = scene(rng)
         suggestions = AcSelect().suggest(probs, k=5)
         found += len(suggestions)
         for s in suggestions:
@@ -281,8 +280,8 @@ def test_suggest_on_one_pixel_and_on_a_line():
 # Inputs and settings
 
 
-def test_arrays_and_tensors_of_any_float_type_are_the_same():
-    probs, mask, truth = scene()
+def test_arrays_and_tensors_of_any_float_type_are_the_same(rng):
+    probs, mask, truth = scene(rng)
     probs = probs.astype(np.float16)
     expected = AcSelect().oracle(probs, mask, truth)
     assert expected
@@ -364,8 +363,8 @@ def test_a_backend_that_cannot_run_is_an_error_of_the_engine():
     assert isinstance(error.value, ActiveFreqError)
 
 
-def test_the_table_prints():
-    probs, mask, truth = scene()
+def test_the_table_prints(rng):
+    probs, mask, truth = scene(rng)
     scores = AcSelect().oracle_scores(probs, mask, truth)
     lines = str(scores).splitlines()
     assert lines[0].split() == ["x", "y", "sign", "area", "radius", "mpe", "ape", "rgu", "score", "rank"]

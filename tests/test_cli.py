@@ -26,9 +26,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def photo(tmp_path: Path) -> Path:
+def photo(tmp_path: Path, rng: np.random.Generator) -> Path:
     path = tmp_path / "photo.png"
-    pixels = np.random.default_rng().integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    pixels = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
 

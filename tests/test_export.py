@@ -65,8 +65,8 @@ def exported(folder: Path, manifest: dict[str, Any]) -> Exported:
     return Exported(folder, manifest)
 
 
-def random(*shape: int) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng().standard_normal(shape, dtype=np.float32))
+def random(rng: np.random.Generator, *shape: int) -> torch.Tensor:
+    return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
 
 
 def largest(a: NDArray[np.float32], b: torch.Tensor) -> float:
@@ -75,9 +75,9 @@ def largest(a: NDArray[np.float32], b: torch.Tensor) -> float:
 
 
 @torch.inference_mode()
-def test_parity_on_random_inputs(model: FreqFormer, exported: Exported) -> None:
+def test_parity_on_random_inputs(model: FreqFormer, exported: Exported, rng: np.random.Generator) -> None:
     for _ in range(3):
-        image, clicks = random(1, 3, H, W), (random(1, 3, H, W) > 1).float()
+        image, clicks = random(rng, 1, 3, H, W), (random(rng, 1, 3, H, W) > 1).float()
         want = model.decode_clicks(model.encode_image(image), clicks)
         c1, p1 = exported("prepare", image.numpy())
         logits, embedding = exported("click", c1, p1, clicks.numpy())
@@ -87,7 +87,7 @@ def test_parity_on_random_inputs(model: FreqFormer, exported: Exported) -> None:
 
         side = model.config.refine_size
         boxes = torch.tensor([[5.5, 20.0, 70.25, 100.0]])
-        crop, disks = random(1, 3, side, side), (random(1, 2, side, side) > 2).float()
+        crop, disks = random(rng, 1, 3, side, side), (random(rng, 1, 2, side, side) > 2).float()
         refined = model.refine(want, boxes, crop, disks)
         (got,) = exported("refine", embedding, logits, boxes.numpy(), crop.numpy(), disks.numpy())
         assert largest(got, refined) <= TOLERANCE

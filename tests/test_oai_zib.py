@@ -43,14 +43,14 @@ def write_dicom(folder: Path, volume: np.ndarray, patient: str) -> None:
 
 
 @pytest.fixture
-def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> Path:
     """Four patients, whose labels are turned in four ways; what the script makes of them."""
     zib = tmp_path / "zib"
     for folder in ("doc", "segmentation_masks"):
         (zib / folder).mkdir(parents=True)
     lines = []
     for i, flip in enumerate(oai_zib.FLIPS):
-        image, labels = knee(np.random.default_rng())
+        image, labels = knee(rng)
         write_dicom(tmp_path / "oai" / "0.C.2" / str(9000 + i), image, str(9000 + i))
         stored = np.moveaxis(np.flip(labels, flip), 0, -1)
         mask = zib / "segmentation_masks" / f"{9000 + i}.segmentation_masks.mhd"
@@ -97,7 +97,7 @@ def test_a_second_run_converts_nothing(prepared: Path, capsys: pytest.CaptureFix
     assert "none were converted now" in capsys.readouterr().out
 
 
-def test_another_size_is_refused() -> None:
-    image, labels = knee(np.random.default_rng())
+def test_another_size_is_refused(rng: np.random.Generator) -> None:
+    image, labels = knee(rng)
     with pytest.raises(SystemExit, match=r"labels of \(24, 66, 50\) voxels .* scan of \(23, 66, 50\)"):
         oai_zib.aligned(np.moveaxis(labels, 0, -1), image[1:])

@@ -13,8 +13,8 @@ Picture = NDArray[np.uint8]
 
 
 @pytest.fixture
-def image() -> Picture:
-    pixels = np.random.default_rng().integers(60, 200, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+def image(rng: np.random.Generator) -> Picture:
+    pixels = rng.integers(60, 200, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     pixels.flags.writeable = False
     return pixels
 

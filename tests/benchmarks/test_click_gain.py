@@ -17,10 +17,9 @@ from bench.quality.acselect import LargestRegion
 from tests.eval.fakes import blob, write_pairs
 
 
-def test_each_rule_starts_from_the_same_mask():
-    random = np.random.default_rng()
+def test_each_rule_starts_from_the_same_mask(rng):
     session = Session(create_model())
-    image, truth = random.integers(0, 256, (70, 93, 3), dtype=np.uint8), blob(random, 70, 93)
+    image, truth = rng.integers(0, 256, (70, 93, 3), dtype=np.uint8), blob(rng, 70, 93)
     session.set_image(image)
     rules = {"widest": AcSelect(prominence=1), "ape": AcSelect((0, 1, 0), prominence=0), "largest": LargestRegion()}
     found = list(click_gain.gains(session, truth, rules, clicks=3))

@@ -110,8 +110,8 @@ def test_nothing_is_timed_before_it_is_checked():
     assert fixture.extra_info["error"] == 0.25
 
 
-def test_probabilities_that_are_off_are_refused():
-    p = np.random.default_rng().random((3, 5), dtype=np.float32) * 0.9
+def test_probabilities_that_are_off_are_refused(rng):
+    p = rng.random((3, 5), dtype=np.float32) * 0.9
     assert probabilities_agree(p + np.float32(0.008), p) == pytest.approx(0.008, abs=1e-6)
     with pytest.raises(AssertionError, match=r"differ by 0\.012"):
         probabilities_agree(p + np.float32(0.012), p)

@@ -6,8 +6,7 @@ import pytest
 from bench.quality import refined
 
 
-def test_the_change_is_told_with_its_interval() -> None:
-    rng = np.random.default_rng()
+def test_the_change_is_told_with_its_interval(rng: np.random.Generator) -> None:
     without = np.sort(rng.uniform(0.5, 0.85, (40, refined.CLICKS)), axis=1)
     better = without.copy()
     better[:, 1] += 0.02

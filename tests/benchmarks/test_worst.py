@@ -9,7 +9,6 @@ from activefreq_engine import Click
 from activefreq_engine.eval import Dataset, Report, Sample, SampleResult, Settings
 from bench.quality import worst
 
-RANDOM = np.random.default_rng()
 H, W = 67, 91
 
 
@@ -32,9 +31,9 @@ def report(curves, clicks=()):
     return Report(settings, tuple(results), 1.0)
 
 
-def squares():
+def squares(rng):
     """One sample: a square of 40 pixels, clicked five times, and the report of `Square` on it."""
-    image = RANDOM.integers(0, 255, (H, W, 3), np.uint8)
+    image = rng.integers(0, 255, (H, W, 3), np.uint8)
     truth = np.zeros((H, W), np.int8)
     truth[:40, :40] = 1
     data = Dataset("d", "masks", (Sample("s0", 1, "s0", lambda: image, lambda: truth),))
@@ -49,22 +48,22 @@ def test_the_worst_come_first():
     assert worst.worst(report(curves), 2) == [4, 1]
 
 
-def test_replay_gives_the_masks_of_the_report():
-    data, found = squares()
+def test_replay_gives_the_masks_of_the_report(rng):
+    data, found = squares(rng)
     case = worst.replay(Square(), data, found, 0)
     assert [int(m.sum()) for m in case.masks] == [100, 400, 2500]
     assert case.title == "s0: 4 clicks"
 
 
-def test_replay_refuses_another_model():
-    data, found = squares()
+def test_replay_refuses_another_model(rng):
+    data, found = squares(rng)
     other = replace(found.samples[0], ious=(0.5, *found.samples[0].ious[1:]))
     with pytest.raises(ValueError, match=r"after click 1 is 0\.062, in the report 0\.500"):
         worst.replay(Square(), data, replace(found, samples=(other,)), 0)
 
 
-def test_a_sample_with_one_click_shows_its_last_mask():
-    data, found = squares()
+def test_a_sample_with_one_click_shows_its_last_mask(rng):
+    data, found = squares(rng)
     one = replace(found.samples[0], clicks=found.samples[0].clicks[:1], milliseconds=(1.0,))
     case = worst.replay(Square(), data, replace(found, samples=(one,)), 0)
     assert [int(m.sum()) for m in case.masks] == [100, 100, 100]
@@ -94,8 +93,8 @@ def test_clicks_are_drawn_where_they_fall():
     assert not (whole == (0, 114, 178)).all(axis=2).any()
 
 
-def test_the_sheet_has_room_for_all():
-    data, found = squares()
+def test_the_sheet_has_room_for_all(rng):
+    data, found = squares(rng)
     case = worst.replay(Square(), data, found, 0)
     three = worst.sheet([case] * 3, [found.samples[0].ious] * 3)
     four = worst.sheet([case] * 4, [found.samples[0].ious] * 4)

@@ -43,28 +43,28 @@ def checkerboard(height: int, width: int) -> np.ndarray:
 
 MASKS = {
     **{
-        f"random{density}-{height}x{width}": lambda density=density, height=height, width=width: (
-            np.random.default_rng().random((height, width)) < density
+        f"random{density}-{height}x{width}": lambda rng, density=density, height=height, width=width: (
+            rng.random((height, width)) < density
         )
         for density in (0.05, 0.407, 0.59, 0.95)  # 0.407 and 0.59: percolation of 8- and 4-connected sites
         for height, width in ((37, 61), (64, 48))
     },
-    "spiral-33x47": lambda: spiral(33, 47),
-    "comb-21x35": lambda: comb(21, 35),
-    "upturned-comb-21x35": lambda: comb(21, 35)[::-1].copy(),
-    "checkerboard-15x22": lambda: checkerboard(15, 22),
-    "all-19x31": lambda: np.ones((19, 31), bool),
-    "all-but-one-19x31": lambda: np.arange(19 * 31).reshape(19, 31) != 300,
-    "none-7x5": lambda: np.zeros((7, 5), bool),
-    "row-1x53": lambda: np.random.default_rng().random((1, 53)) < 0.6,
-    "column-53x1": lambda: np.random.default_rng().random((53, 1)) < 0.6,
-    "pixel-1x1": lambda: np.ones((1, 1), bool),
+    "spiral-33x47": lambda _: spiral(33, 47),
+    "comb-21x35": lambda _: comb(21, 35),
+    "upturned-comb-21x35": lambda _: comb(21, 35)[::-1].copy(),
+    "checkerboard-15x22": lambda _: checkerboard(15, 22),
+    "all-19x31": lambda _: np.ones((19, 31), bool),
+    "all-but-one-19x31": lambda _: np.arange(19 * 31).reshape(19, 31) != 300,
+    "none-7x5": lambda _: np.zeros((7, 5), bool),
+    "row-1x53": lambda rng: rng.random((1, 53)) < 0.6,
+    "column-53x1": lambda rng: rng.random((53, 1)) < 0.6,
+    "pixel-1x1": lambda _: np.ones((1, 1), bool),
 }
 
 
 @pytest.fixture(params=MASKS)
-def mask(request) -> np.ndarray:
-    return MASKS[request.param]()
+def mask(request, rng) -> np.ndarray:
+    return MASKS[request.param](rng)
 
 
 @pytest.fixture

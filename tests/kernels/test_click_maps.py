@@ -22,8 +22,7 @@ def slow(points: np.ndarray, height: int, width: int, radius: float) -> np.ndarr
 
 @pytest.mark.parametrize("radius", [0, 1.5, 5])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (17, 29), (32, 11)], ids=lambda v: str(v))
-def test_equals_the_loop(height: int, width: int, radius: float) -> None:
-    rng = np.random.default_rng()
+def test_equals_the_loop(height: int, width: int, radius: float, rng: np.random.Generator) -> None:
     points = rng.integers(0, 30, (3, 6, 2)).astype(np.float32)  # quarter pixels, so distances are exact; some outside
     points += rng.integers(0, 4, points.shape) / 4
     points[rng.random((3, 6)) < 0.3] = -1

@@ -13,8 +13,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(not cuda_on_host.sanitizers(), reason="g++ and its sanitizer libraries are not installed")
-def test_the_sources_are_clean():
+def test_the_sources_are_clean(pytestconfig):
     command = [sys.executable, "-m", "tests.cuda_on_host.exercise", "--sanitize", "--side", "60", "--batches", "4"]
+    command += ["--seed", str(pytestconfig.getoption("seed"))]
     environment = {**os.environ, **cuda_on_host.preload()}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -36,9 +36,9 @@ def check_points(labels: np.ndarray, n: int) -> None:
     np.testing.assert_array_equal(points, expected_points)
 
 
-def blobs(height: int, width: int) -> np.ndarray:
+def blobs(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Smooth regions, wide enough for distances that are not 1."""
-    noise = ndimage.gaussian_filter(np.random.default_rng().random((height, width)), 3)
+    noise = ndimage.gaussian_filter(rng.random((height, width)), 3)
     return noise > np.median(noise)
 
 
@@ -48,8 +48,8 @@ def test_distance_equals_scipy(mask):
     np.testing.assert_array_equal(distance[0], exact(mask))
 
 
-def test_distance_of_blobs_and_of_a_batch():
-    masks = np.stack([blobs(67, 90) for _ in range(3)])
+def test_distance_of_blobs_and_of_a_batch(rng):
+    masks = np.stack([blobs(rng, 67, 90) for _ in range(3)])
     distance = distance_transform(torch.from_numpy(masks))
     for b in range(3):
         np.testing.assert_array_equal(distance[b], exact(masks[b]))
@@ -78,8 +78,8 @@ def test_inscribed_points_of_components(mask, connectivity):
     check_points(stats.labels[0].numpy(), len(stats))
 
 
-def test_inscribed_points_of_blobs():
-    labels, n = ndimage.label(blobs(71, 95), np.ones((3, 3)))
+def test_inscribed_points_of_blobs(rng):
+    labels, n = ndimage.label(blobs(rng, 71, 95), np.ones((3, 3)))
     check_points(labels.astype(np.int32), n)
 
 

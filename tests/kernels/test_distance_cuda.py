@@ -11,8 +11,8 @@ from scipy import ndimage
 from tests.cuda_on_host import Schedule
 
 
-def schedules():
-    seed = int(np.random.default_rng().integers(1 << 30))
+def schedules(rng):
+    seed = int(rng.integers(1 << 30))
     return [Schedule(live=1), Schedule(seed, 0.3, 8)]
 
 
@@ -27,19 +27,19 @@ def scipy_squared(mask: np.ndarray) -> np.ndarray:
     return ((nearest - np.indices(padded.shape)) ** 2).sum(0)[1:-1, 1:-1]
 
 
-def check_points(host, device, labels: np.ndarray, counts: list[int]) -> None:
+def check_points(rng: np.random.Generator, host, device, labels: np.ndarray, counts: list[int]) -> None:
     labels, counts = torch.from_numpy(labels), torch.tensor(counts)
     points, radius = inscribed_points(labels, counts, backend="reference")
-    for host.schedule in schedules():
+    for host.schedule in schedules(rng):
         got = cupy_impl.inscribed_points(labels.to(device), counts.to(device))
         assert [g.dtype for g in got] == [torch.int64, torch.float64]
         np.testing.assert_array_equal(got[1].cpu(), radius)
         np.testing.assert_array_equal(got[0].cpu(), points)
 
 
-def test_distance_equals_scipy_opencv_and_the_reference(host, device, mask):
+def test_distance_equals_scipy_opencv_and_the_reference(host, device, mask, rng):
     masks = torch.from_numpy(mask[None])
-    for host.schedule in schedules():
+    for host.schedule in schedules(rng):
         got = cupy_impl.distance_transform(masks.to(device))
         np.testing.assert_array_equal(squared(got[0]), scipy_squared(mask))
         assert torch.equal(got.cpu(), distance_transform(masks, backend="reference"))
@@ -47,8 +47,8 @@ def test_distance_equals_scipy_opencv_and_the_reference(host, device, mask):
     np.testing.assert_allclose(got[0].cpu(), opencv, rtol=1e-6, atol=0)
 
 
-def test_distance_of_blobs_in_a_batch(host, device):
-    noise = ndimage.gaussian_filter(np.random.default_rng().random((3, 97, 121)), (0, 5, 5))
+def test_distance_of_blobs_in_a_batch(host, device, rng):
+    noise = ndimage.gaussian_filter(rng.random((3, 97, 121)), (0, 5, 5))
     masks = noise > np.quantile(noise, 0.3)
     got = cupy_impl.distance_transform(torch.from_numpy(masks).to(device))
     assert got.max() > 8
@@ -73,30 +73,29 @@ def test_a_large_image(host, device):
 
 
 @pytest.mark.parametrize("connectivity", [4, 8])
-def test_points_of_components(host, device, mask, connectivity):
+def test_points_of_components(rng, host, device, mask, connectivity):
     masks = torch.from_numpy(mask[None])
     stats = region_stats(masks, torch.zeros(masks.shape), connectivity=connectivity, backend="reference")
-    check_points(host, device, stats.labels.numpy(), stats.counts.tolist())
+    check_points(rng, host, device, stats.labels.numpy(), stats.counts.tolist())
 
 
-def test_points_of_regions_that_touch(host, device):
+def test_points_of_regions_that_touch(rng, host, device):
     """Regions that share edges, lie in several pieces, and surround each other."""
-    rng = np.random.default_rng()
     for side in (3, 9, 40):
         labels = rng.integers(0, 4, (2, side, side + 5)).astype(np.int32)
         labels[:, 0, :4] = [0, 1, 2, 3]
-        check_points(host, device, labels, [3, 3])
+        check_points(rng, host, device, labels, [3, 3])
     labels = np.kron(rng.integers(0, 4, (1, 6, 9)), np.ones((1, 7, 5), int)).astype(np.int32)
     labels[0, 0, :4] = [0, 1, 2, 3]
-    check_points(host, device, labels, [3])
+    check_points(rng, host, device, labels, [3])
 
 
-def test_batch_with_an_empty_image_and_first_of_equal_maxima(host, device):
+def test_batch_with_an_empty_image_and_first_of_equal_maxima(rng, host, device):
     labels = np.zeros((3, 11, 37), np.int32)
     labels[0, 4:7, 2:19] = 1  # distance 2 along the middle row
     labels[2] = 1
     labels[2, :, 20:] = 2
-    check_points(host, device, labels, [1, 0, 2])
+    check_points(rng, host, device, labels, [1, 0, 2])
     points, radius = cupy_impl.inscribed_points(torch.from_numpy(labels).to(device), torch.tensor([1, 0, 2]).to(device))
     assert points.tolist() == [[3, 5], [5, 5], [25, 5]]
     assert radius.tolist() == [2, 6, 6]

@@ -54,13 +54,13 @@ def check_against_scipy(mask: np.ndarray, probs: np.ndarray, connectivity: int) 
     np.testing.assert_array_equal(stats.peak, np.stack(np.unravel_index(first, mask.shape)[::-1], axis=1))
 
 
-def sixteenths(shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
-    return (np.random.default_rng().integers(0, 17, shape) / 16).astype(dtype)
+def sixteenths(rng: np.random.Generator, shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
+    return (rng.integers(0, 17, shape) / 16).astype(dtype)
 
 
 @pytest.mark.parametrize("connectivity", [4, 8])
-def test_equals_scipy(mask, connectivity):
-    check_against_scipy(mask, sixteenths(mask.shape), connectivity)
+def test_equals_scipy(mask, connectivity, rng):
+    check_against_scipy(mask, sixteenths(rng, mask.shape), connectivity)
 
 
 @given(npst.arrays(bool, npst.array_shapes(min_dims=2, max_dims=2, max_side=12)), st.sampled_from([4, 8]), st.data())
@@ -71,8 +71,7 @@ def test_equals_scipy_on_any_small_mask(mask, connectivity, data):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_means_of_arbitrary_probabilities(dtype):
-    rng = np.random.default_rng()
+def test_means_of_arbitrary_probabilities(dtype, rng):
     mask, probs = rng.random((45, 70)) < 0.5, rng.random((45, 70)).astype(dtype)
     stats = stats_of(mask, probs)
     labels, index = stats.labels[0].numpy(), stats.label.numpy()
@@ -92,8 +91,7 @@ def test_bfloat16_probabilities():
     assert stats.mean_prob.tolist() == [0.25]
 
 
-def test_batch_is_the_images_one_by_one():
-    rng = np.random.default_rng()
+def test_batch_is_the_images_one_by_one(rng):
     masks = rng.random((4, 23, 40)) < np.array([0.4, 0.0, 1.0, 0.6])[:, None, None]
     probs = rng.random(masks.shape)
     together = region_stats(torch.from_numpy(masks), torch.from_numpy(probs))
@@ -133,8 +131,7 @@ def test_one_pixel():
     assert stats.mean_entropy.item() == pytest.approx(h, abs=MEAN)
 
 
-def test_strided_inputs_and_inputs_that_need_gradients():
-    rng = np.random.default_rng()
+def test_strided_inputs_and_inputs_that_need_gradients(rng):
     mask = torch.from_numpy(rng.random((1, 40, 30)) < 0.5)
     probs = torch.from_numpy(rng.random((1, 40, 30)))
     plain = region_stats(mask.transpose(1, 2).contiguous(), probs.transpose(1, 2).contiguous())

@@ -19,15 +19,14 @@ CLOSE = {"max_entropy": 1e-12, "mean_entropy": MEAN, "mean_prob": MEAN, "centroi
 KERNELS = ["label_tiles", "join_tiles", "count_roots", "number_roots", "measure_regions", "finish_regions"]
 
 
-def schedules():
+def schedules(rng):
     """Sequential, and two that interleave threads and blocks; new seeds in every run."""
-    seeds = np.random.default_rng().integers(1 << 30, size=2)
+    seeds = rng.integers(1 << 30, size=2)
     return [Schedule(live=1), Schedule(int(seeds[0]), 0.05, 4), Schedule(int(seeds[1]), 0.3, 8)]
 
 
-def random_probs(shape) -> np.ndarray:
+def random_probs(rng: np.random.Generator, shape) -> np.ndarray:
     """Half arbitrary, half multiples of 1/16: equal entropies, certainty, and p = 1/2."""
-    rng = np.random.default_rng()
     coarse = rng.integers(0, 17, shape) / 16
     return np.where(rng.random(shape) < 0.5, coarse, rng.random(shape)).astype(np.float32)
 
@@ -43,12 +42,12 @@ def assert_equals(got: RegionStats, expected: RegionStats) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance, err_msg=name)
 
 
-def check(host, device, masks, probs, connectivity) -> None:
+def check(rng: np.random.Generator, host, device, masks, probs, connectivity) -> None:
     """Equal to the reference under every schedule, and bit for bit the same under all of them."""
     masks, probs = torch.from_numpy(masks), torch.from_numpy(probs)
     expected = region_stats(masks, probs, connectivity=connectivity, backend="reference")
     first = None
-    for host.schedule in schedules():
+    for host.schedule in schedules(rng):
         got = cupy_impl.region_stats(masks.to(device), probs.to(device), connectivity=connectivity)
         assert_equals(got, expected)
         first = first or got
@@ -57,51 +56,50 @@ def check(host, device, masks, probs, connectivity) -> None:
 
 
 @pytest.mark.parametrize("connectivity", [4, 8])
-def test_equals_the_reference(host, device, mask, connectivity):
-    check(host, device, mask[None], random_probs((1, *mask.shape)), connectivity)
+def test_equals_the_reference(host, device, mask, connectivity, rng):
+    check(rng, host, device, mask[None], random_probs(rng, (1, *mask.shape)), connectivity)
 
 
 @pytest.mark.parametrize("connectivity", [4, 8])
 @pytest.mark.parametrize("density", [0.407, 0.593])
-def test_noise_at_the_percolation_threshold(host, device, density, connectivity):
-    masks = np.random.default_rng().random((2, 83, 101)) < density
-    check(host, device, masks, random_probs(masks.shape), connectivity)
+def test_noise_at_the_percolation_threshold(host, device, density, connectivity, rng):
+    masks = rng.random((2, 83, 101)) < density
+    check(rng, host, device, masks, random_probs(rng, masks.shape), connectivity)
 
 
-def test_random_shapes_and_batches(host, device):
-    rng = np.random.default_rng()
+def test_random_shapes_and_batches(host, device, rng):
     for _ in range(6):
         shape = rng.integers(1, (4, 70, 100))
         masks = rng.random(shape) < rng.choice([0.3, 0.5, 0.7, 0.95, 1.0])
-        check(host, device, masks, random_probs(shape), int(rng.choice([4, 8])))
+        check(rng, host, device, masks, random_probs(rng, shape), int(rng.choice([4, 8])))
 
 
-def test_batch_of_empty_full_and_noise(host, device):
-    masks = np.random.default_rng().random((4, 35, 50)) < np.array([0.0, 1.0, 0.5, 0.0])[:, None, None]
-    check(host, device, masks, random_probs(masks.shape), 8)
+def test_batch_of_empty_full_and_noise(host, device, rng):
+    masks = rng.random((4, 35, 50)) < np.array([0.0, 1.0, 0.5, 0.0])[:, None, None]
+    check(rng, host, device, masks, random_probs(rng, masks.shape), 8)
 
 
 @pytest.mark.parametrize("shape", [(16, 32), (17, 33), (32, 64), (15, 31), (33, 32), (16, 65)], ids=str)
-def test_sizes_around_a_tile(host, device, shape):
+def test_sizes_around_a_tile(host, device, shape, rng):
     for density in (1.0, 0.8):
-        masks = np.random.default_rng().random((1, *shape)) < density
-        check(host, device, masks, random_probs(masks.shape), 4)
+        masks = rng.random((1, *shape)) < density
+        check(rng, host, device, masks, random_probs(rng, masks.shape), 4)
 
 
-def test_labels_equal_scipy(host, device):
-    mask = np.random.default_rng().random((70, 99)) < 0.45
+def test_labels_equal_scipy(host, device, rng):
+    mask = rng.random((70, 99)) < 0.45
     labels, n = ndimage.label(mask, np.ones((3, 3)))
     got = cupy_impl.region_stats(torch.from_numpy(mask[None]).to(device), torch.rand(1, 70, 99).to(device))
     assert got.counts.tolist() == [n]
     np.testing.assert_array_equal(got.labels[0].cpu(), labels)
 
 
-def test_one_region_over_many_tiles_has_exact_integers(host, device):
+def test_one_region_over_many_tiles_has_exact_integers(host, device, rng):
     """Sums that a tile does not hold, and the peak in the last tile."""
     height, width = 90, 131
     masks, probs = torch.ones(1, height, width, dtype=torch.bool), torch.full((1, height, width), 0.25)
     probs[0, height - 1, width - 2] = 0.5
-    host.schedule = schedules()[1]
+    host.schedule = schedules(rng)[1]
     got = cupy_impl.region_stats(masks.to(device), probs.to(device))
     assert got.area.tolist() == [height * width]
     assert got.bbox.tolist() == [[0, 0, width, height]]
@@ -148,10 +146,10 @@ def test_fixed_form_and_overflow(host, device, capacity):
         np.testing.assert_allclose(a, b, rtol=0, atol=CLOSE.get(field.name, 0), err_msg=field.name)
 
 
-def test_more_regions_than_there_is_room_for_at_first(host, device, monkeypatch):
+def test_more_regions_than_there_is_room_for_at_first(host, device, monkeypatch, rng):
     monkeypatch.setattr(cupy_impl, "CAPACITY", 5)
-    masks = np.random.default_rng().random((2, 30, 41)) < 0.2
-    check(host, device, masks, random_probs(masks.shape), 8)
+    masks = rng.random((2, 30, 41)) < 0.2
+    check(rng, host, device, masks, random_probs(rng, masks.shape), 8)
 
 
 def test_six_launches_whatever_the_input(host, device):

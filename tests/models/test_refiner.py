@@ -22,8 +22,7 @@ def sample(image: np.ndarray, x: float, y: float) -> float:
 
 @pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("scale", [1.0, 0.25])
-def test_roi_align_equals_explicit_sampling(samples: int, scale: float) -> None:
-    rng = np.random.default_rng()
+def test_roi_align_equals_explicit_sampling(samples: int, scale: float, rng: np.random.Generator) -> None:
     maps = rng.normal(size=(3, 2, 9, 14))
     # fractional, inside, and reaching beyond the map on all sides
     boxes = np.array([[1.3, 2.7, 8.9, 6.1], [-2.5, -1.0, 16.5, 11.0], [10.2, 0.4, 13.9, 8.8]]) / scale

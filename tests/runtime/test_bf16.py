@@ -20,8 +20,6 @@ NAMES = sorted(p.stem for p in (EXAMPLES / "images").glob("*.jpg"))
 LOGITS = 0.03  # relative error in the Euclidean norm; 0.006 was seen
 PIXELS = 1e-3  # of the mask, outside of a band of 2 pixels around its outline
 
-pytestmark = pytest.mark.usefixtures("seed")
-
 
 @pytest.fixture(scope="module")
 def model():
@@ -29,12 +27,11 @@ def model():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_masks_of_a_session(model, name):
+def test_masks_of_a_session(model, name, rng):
     with Image.open(EXAMPLES / "images" / f"{name}.jpg") as file:
         image = np.array(file.convert("RGB"))
     with Image.open(EXAMPLES / "masks" / f"{name}.png") as file:
         truth = np.array(file.convert("L")) > 127
-    rng = np.random.default_rng(int(torch.randint(2**31, ())))
     fast, exact = (Session(engine=Engine(model, precision=p)) for p in ("bf16", "fp32"))
     fast.set_image(image)
     exact.set_image(image)

@@ -10,8 +10,6 @@ from activefreq_engine.session.features import FeatureCache
 
 from .modules import random_model
 
-pytestmark = pytest.mark.usefixtures("seed")
-
 
 def features(kilobytes):
     """A tuple of two tensors."""
@@ -48,12 +46,11 @@ def engine():
     return Engine(random_model(dtype=torch.float32, refine_size=64), precision="fp32")
 
 
-def test_prepare_runs_once_for_each_image_and_region(engine, monkeypatch):
+def test_prepare_runs_once_for_each_image_and_region(engine, monkeypatch, rng):
     """Not at a click in a known region, not at undo or redo, not for another object in the same region."""
     calls = []
     forward = Prepare.forward
     monkeypatch.setattr(Prepare, "forward", lambda self, image: calls.append(image.shape) or forward(self, image))
-    rng = np.random.default_rng()
     with Session(engine=engine, zoom=False) as s:
         s.set_image(rng.integers(0, 256, (150, 200, 3), np.uint8))
         s.click(50, 40)
@@ -73,11 +70,10 @@ def test_prepare_runs_once_for_each_image_and_region(engine, monkeypatch):
         assert len(calls) == 2
 
 
-def test_prepare_runs_once_for_each_region_of_a_zooming_session(engine, monkeypatch):
+def test_prepare_runs_once_for_each_region_of_a_zooming_session(engine, monkeypatch, rng):
     calls = []
     forward = Prepare.forward
     monkeypatch.setattr(Prepare, "forward", lambda self, image: calls.append(image.shape) or forward(self, image))
-    rng = np.random.default_rng()
     seen = set()
     with Session(engine=engine) as s:
         s.set_image(rng.integers(0, 256, (900, 1200, 3), np.uint8))
@@ -90,8 +86,7 @@ def test_prepare_runs_once_for_each_region_of_a_zooming_session(engine, monkeypa
     assert len(calls) == len(seen)
 
 
-def test_timings(engine):
-    rng = np.random.default_rng()
+def test_timings(engine, rng):
     with Session(engine=engine, zoom=False) as s:
         s.set_image(rng.integers(0, 256, (150, 200, 3), np.uint8))
         assert s.click(50, 40).timings is None

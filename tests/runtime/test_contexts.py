@@ -18,17 +18,8 @@ from .clicking import box, play, poison, request, slots
 from .modules import random_model
 from .runners import Eager, FakeGraphs
 
-pytestmark = pytest.mark.usefixtures("seed")
-
 SHAPES = [(64, 96), (32, 64)]
 TOLERANCE = 2.6e-5  # of probabilities: other batch sizes sum in another order; their steps are of 1.5e-5
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    seed = int(np.random.SeedSequence().generate_state(1)[0])
-    print(f"rng seed {seed}")
-    return np.random.default_rng(seed)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,6 @@ from activefreq_engine.models import normalise
 from activefreq_engine.runtime import cpu
 from activefreq_engine.runtime.cpu import click_maps
 
-pytestmark = pytest.mark.usefixtures("seed")
-
 
 @pytest.mark.parametrize("radius", [5.0, 3.0, 0.5, 7.3])
 @pytest.mark.parametrize("shape", [(37, 64), (64, 33), (8, 9)])
@@ -33,8 +31,8 @@ def test_click_maps_equal_the_op(radius, shape):
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 64), (3, 17, 5)], ids=str)
-def test_normalised_crops_are_the_models_own_bit_by_bit(shape):
-    crops = list(np.random.default_rng().integers(0, 256, (*shape, 3), np.uint8))
+def test_normalised_crops_are_the_models_own_bit_by_bit(shape, rng):
+    crops = list(rng.integers(0, 256, (*shape, 3), np.uint8))
     crops[0][0, :5] = [[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]]
     expected = normalise(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2))
     got = cpu.normalise(crops)

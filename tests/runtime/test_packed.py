@@ -15,8 +15,6 @@ from activefreq_engine.runtime.plan import Folded
 
 from .modules import random_model, relative
 
-pytestmark = pytest.mark.usefixtures("seed")
-
 needs_packing = pytest.mark.skipif(not packed.available(torch.float32), reason="this torch has no packed layers")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}

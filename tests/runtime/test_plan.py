@@ -8,8 +8,6 @@ from activefreq_engine.runtime.plan import compile_plan
 
 from .modules import random_model, relative
 
-pytestmark = pytest.mark.usefixtures("seed")
-
 SHAPES = [(64, 96), (160, 32)]
 
 

@@ -4,7 +4,6 @@ import logging
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 import torch
 
 from activefreq_engine import Engine, Session
@@ -16,21 +15,18 @@ from activefreq_engine.runtime.plan import Answer, Prepared
 
 from .modules import random_model
 
-pytestmark = pytest.mark.usefixtures("seed")
 
-
-def request(h, w):
+def request(rng, h, w):
     """A click of random content on a network grid."""
-    rng = np.random.default_rng()
     points = np.full((48, 2), -1, np.float32)
     points[0], points[24] = rng.uniform(0, (w, h)), rng.uniform(0, (w, h))
     return StepRequest(rng.integers(0, 256, (h, w, 3), dtype=np.uint8), None, rng.random((h, w), np.float32), points)
 
 
-def test_engine_with_plans_equals_engine_without():
+def test_engine_with_plans_equals_engine_without(rng):
     model = random_model(dtype=torch.float32, refine_size=64)
     planned_, plain = Engine(model, precision="fp32"), Engine(model, plan=False)
-    requests = [request(*shape) for shape in ((64, 96), (32, 64), (64, 96))]
+    requests = [request(rng, *shape) for shape in ((64, 96), (32, 64), (64, 96))]
     got, expected = planned_.run(requests), plain.run(requests)
     for a, b in zip(got, expected, strict=True):
         assert np.abs(a.probs - b.probs).max() <= 1e-4
@@ -44,8 +40,7 @@ def test_engine_with_plans_equals_engine_without():
         assert np.abs(probabilities(a) - probabilities(b)).max() <= 1e-4
 
 
-def test_a_box_is_refined_from_the_part_of_the_answer_around_it():
-    rng = np.random.default_rng()
+def test_a_box_is_refined_from_the_part_of_the_answer_around_it(rng):
     full = Answer(torch.randn(1, 1, 64, 96, dtype=torch.float64), torch.randn(1, 5, 16, 24, dtype=torch.float64))
     smaller = 0
     for _ in range(50):
@@ -64,9 +59,9 @@ def test_a_box_is_refined_from_the_part_of_the_answer_around_it():
     assert smaller > 25
 
 
-def test_changed_weights_are_seen_with_the_next_image():
+def test_changed_weights_are_seen_with_the_next_image(rng):
     model = random_model(dtype=torch.float32, refiner_width=0)
-    engine, r = Engine(model, precision="fp32"), request(32, 64)
+    engine, r = Engine(model, precision="fp32"), request(rng, 32, 64)
     before = engine.run([r])[0].probs
     with torch.no_grad():
         model.decoder.head.bias += 3

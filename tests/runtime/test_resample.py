@@ -7,8 +7,6 @@ from activefreq_engine.models.freqnet import upsample
 from activefreq_engine.models.refiner import roi_align
 from activefreq_engine.runtime.resample import SumEnlarged, crop
 
-pytestmark = pytest.mark.usefixtures("seed")
-
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(("parts", "size"), [([(12, 8), (6, 4), (3, 2)], (24, 16)), ([(5, 3)], (7, 11))])

@@ -12,8 +12,6 @@ from .modules import relative, scramble
 
 TOLERANCE = 1e-10
 
-pytestmark = pytest.mark.usefixtures("seed")
-
 
 def made(module):
     return scramble(module).double().eval()

@@ -16,7 +16,7 @@ import torch
 
 from activefreq_engine import Engine, Session, create_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("seed", "one_thread")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 FLAT = 1.15
 MEMORY = 50e6  # bytes

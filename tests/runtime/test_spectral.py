@@ -15,9 +15,8 @@ FORMS = ("auto", "fft", "matmul", "dense")
 MAPS = [(7, 12), (14, 7), (16, 28), (28, 14), (5, 56), (56, 1), (1, 3), (2, 2)]
 
 
-def random_module(quarter: int, seed: int, **options: object) -> FreqModule:
+def random_module(quarter: int, **options: object) -> FreqModule:
     """Random filters; their DC and Nyquist columns are not Hermitian, as learned ones need not be."""
-    torch.manual_seed(seed)
     module = FreqModule(4 * quarter, **options).double().eval().requires_grad_(False)
     for p in module.parameters():
         nn.init.normal_(p)
@@ -31,8 +30,8 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("quarter", [1, 2, 5, 8, 16, 40])
 def test_every_form_is_the_reference_in_float64(form: str, quarter: int) -> None:
-    for i, (height, width) in enumerate(MAPS):
-        freq = random_module(quarter, seed=i)
+    for height, width in MAPS:
+        freq = random_module(quarter)
         x = torch.randn(2, 4 * quarter, height, width, dtype=torch.float64)
         got = spectral_module(freq, height, width, form, torch.float64)(x)
         want = freq(x)
@@ -43,7 +42,7 @@ def test_every_form_is_the_reference_in_float64(form: str, quarter: int) -> None
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("options", [{"axes": "hw"}, {"kind": "magnitude"}, {"kind": "none"}, {"kernel": 5}])
 def test_every_variant_of_the_module(form: str, options: dict[str, object]) -> None:
-    freq = random_module(5, seed=0, **options)
+    freq = random_module(5, **options)
     x = torch.randn(1, 20, 12, 7, dtype=torch.float64)
     got = spectral_module(freq, 12, 7, form, torch.float64)(x)
     assert (got - freq(x)).abs().max() <= 1e-10
@@ -53,7 +52,7 @@ def test_every_variant_of_the_module(form: str, options: dict[str, object]) -> N
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 4e-3), (torch.float16, 1e-3)])
 def test_lower_precision_costs_little_more_than_its_rounding(form: str, dtype: torch.dtype, tolerance: float) -> None:
     """bfloat16 rounds to 2^-9 = 2e-3 of a value, so only the output's rounding may show, not the operands'."""
-    freq = random_module(16, seed=1)
+    freq = random_module(16)
     x = (3 * torch.randn(1, 64, 28, 20) + 1).to(dtype)
     got = spectral_module(freq, 28, 20, form, dtype)(x)
     want = freq(x.double())
@@ -65,7 +64,7 @@ def test_lower_precision_costs_little_more_than_its_rounding(form: str, dtype: t
 
 @pytest.mark.parametrize("form", FORMS)
 def test_strides_do_not_matter(form: str) -> None:
-    freq = random_module(5, seed=2)
+    freq = random_module(5)
     x = torch.randn(2, 20, 12, 7, dtype=torch.float64)
     module = spectral_module(freq, 12, 7, form, torch.float64)
     maps = x.contiguous(memory_format=torch.channels_last)
@@ -76,7 +75,7 @@ def test_strides_do_not_matter(form: str) -> None:
 
 @pytest.mark.parametrize("form", ["matmul", "dense"])
 def test_the_exportable_forms_have_no_complex_number(form: str) -> None:
-    module = spectral_module(random_module(8, seed=3), 12, 8, form)
+    module = spectral_module(random_module(8), 12, 8, form)
     graph = torch.export.export(module, (torch.randn(1, 32, 12, 8),))
     names = [str(n.target) for n in graph.graph.nodes if n.op == "call_function"]
     assert names
@@ -85,7 +84,7 @@ def test_the_exportable_forms_have_no_complex_number(form: str) -> None:
 
 
 def test_the_weights_are_copies_and_the_module_is_left_alone() -> None:
-    freq = random_module(2, seed=4)
+    freq = random_module(2)
     before = [p.clone() for p in freq.parameters()]
     x = torch.randn(1, 8, 7, 7, dtype=torch.float64)
     for form in FORMS:
@@ -99,7 +98,7 @@ def test_the_weights_are_copies_and_the_module_is_left_alone() -> None:
 
 
 def test_what_it_refuses() -> None:
-    freq = random_module(1, seed=5)
+    freq = random_module(1)
     with pytest.raises(InvalidArgumentError, match="allowed are auto, fft, matmul, dense"):
         spectral_module(freq, 7, 7, "circulant")
     with pytest.raises(InvalidArgumentError, match="0x7"):

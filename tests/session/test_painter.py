@@ -10,14 +10,6 @@ CASES = [((24, 32), (150, 400)), ((64, 96), (64, 96)), ((96, 64), (700, 65)), ((
 CASES += [((33, 50), (901, 800))]  # larger than what is enlarged as a whole
 
 
-@pytest.fixture
-def rng() -> np.random.Generator:
-    """Fresh inputs each run; the seed is in the failure report."""
-    seed = int(np.random.SeedSequence().generate_state(1)[0])
-    print(f"seed {seed}")
-    return np.random.default_rng(seed)
-
-
 def smooth(rng, shape):
     """float32 probabilities with large regions on either side of one half."""
     values = cv2.GaussianBlur(rng.random(shape, np.float32), (0, 0), 5)

@@ -231,10 +231,9 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_module, "FADED", 0.0)
 
 
-def test_image_and_label_stay_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_and_label_stay_aligned(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
     """An image whose colour is its mask: after any crop the colour must still say what the label says."""
     plain(monkeypatch)
-    rng = np.random.default_rng()
     checked = 0
     for trial in range(60):
         h, w = int(rng.integers(90, 250)), int(rng.integers(90, 250))
@@ -258,10 +257,9 @@ def test_image_and_label_stay_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checked >= 5
 
 
-def test_coordinates_map_by_one_similarity(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_coordinates_map_by_one_similarity(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
     """An image that holds its own coordinates shows the warp: linear, square up to the stretch, and where it says."""
     plain(monkeypatch)
-    rng = np.random.default_rng()
     h, w, size = 180, 240, 96
     mask = disk(h, w, 110, 90, 25).astype(np.uint8)
     rows, columns = np.mgrid[:h, :w]
@@ -285,10 +283,9 @@ def test_coordinates_map_by_one_similarity(monkeypatch: pytest.MonkeyPatch) -> N
     assert seen_flip == {True, False}
 
 
-def test_beyond_the_image_nothing_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beyond_the_image_nothing_counts(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
     """All-background masks but for a corner: a rim of wrong labels along the image's border would show."""
     plain(monkeypatch)
-    rng = np.random.default_rng()
     mask = np.zeros((70, 40), np.uint8)
     mask[30:40, 15:25] = 1
     image = np.full((70, 40, 3), 90, np.uint8)
@@ -302,8 +299,7 @@ def test_beyond_the_image_nothing_counts(monkeypatch: pytest.MonkeyPatch) -> Non
     assert ignored > 0  # a crop of a narrow image reaches beyond it
 
 
-def test_crops_of_objects_at_the_rim_and_of_one_pixel() -> None:
-    rng = np.random.default_rng()
+def test_crops_of_objects_at_the_rim_and_of_one_pixel(rng: np.random.Generator) -> None:
     for y, x in ((0, 0), (44, 60), (20, 30)):
         mask = np.zeros((45, 61), np.uint8)
         mask[y, x] = 1
@@ -311,8 +307,7 @@ def test_crops_of_objects_at_the_rim_and_of_one_pixel() -> None:
             assert random_crop(np.zeros((45, 61, 3), np.uint8), mask, 32, rng).label.shape == (32, 32)
 
 
-def test_photometric_changes_pixels_but_not_their_places() -> None:
-    rng = np.random.default_rng()
+def test_photometric_changes_pixels_but_not_their_places(rng: np.random.Generator) -> None:
     image = np.zeros((48, 48, 3), np.uint8)
     image[:, 24:] = 200
     changed = 0

@@ -65,13 +65,13 @@ def test_it_learns(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
-def test_clicks_played_without_gradient_do_not_stop_the_gradient(autocast: bool) -> None:
+def test_clicks_played_without_gradient_do_not_stop_the_gradient(autocast: bool, rng: np.random.Generator) -> None:
     """Casts that autocast keeps from the simulation would cut the pass that is learnt from off the weights."""
     step = CoarseStep(create_model("freqformer_b0", **OVERRIDES))
     labels = torch.zeros(2, 1, 32, 64, dtype=torch.int8)
     labels[:, :, 8:24, 20:40] = 1
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        loss = step(torch.randn(2, 3, 32, 64), labels, 2, np.random.default_rng())
+        loss = step(torch.randn(2, 3, 32, 64), labels, 2, rng)
     loss.backward()
     without = [n for n, p in step.model.named_parameters() if p.grad is None and not n.startswith("refiner.")]
     assert without == []
@@ -79,7 +79,7 @@ def test_clicks_played_without_gradient_do_not_stop_the_gradient(autocast: bool)
 
 
 @pytest.mark.parametrize("encoder", ["mit_tiny", "tinyvit_5m"])
-def test_frozen_norms_learn_what_will_run(encoder: str) -> None:
+def test_frozen_norms_learn_what_will_run(encoder: str, rng: np.random.Generator) -> None:
     """The loss is that of the network as it runs after training, and the running statistics stay."""
     model = create_model("freqformer_b0", **{**OVERRIDES, "encoder": encoder, "drop_path": 0.0})
     step = CoarseStep(model)
@@ -90,7 +90,7 @@ def test_frozen_norms_learn_what_will_run(encoder: str) -> None:
         norm.running_mean.normal_()
         norm.running_var.uniform_(0.5, 2.0)
     before = {k: v.clone() for k, v in model.named_buffers() if "running" in k and not k.startswith("refiner.")}
-    seed = int(np.random.default_rng().integers(1000))
+    seed = int(rng.integers(1000))
 
     def loss(frozen: bool) -> torch.Tensor:
         step.frozen = frozen
@@ -105,7 +105,7 @@ def test_frozen_norms_learn_what_will_run(encoder: str) -> None:
     assert not any(torch.equal(v, before[k]) for k, v in model.named_buffers() if k in before)
 
 
-def test_the_refiner_learns_with_frozen_norms_too() -> None:
+def test_the_refiner_learns_with_frozen_norms_too(rng: np.random.Generator) -> None:
     model = create_model("freqformer_b0", **OVERRIDES)
     assert model.refiner is not None
     step = RefinerStep(model)
@@ -115,7 +115,7 @@ def test_the_refiner_learns_with_frozen_norms_too() -> None:
     def changed(frozen: bool) -> bool:
         before = {k: v.clone() for k, v in model.named_buffers() if "running" in k}
         step.frozen = frozen
-        step(torch.randn(2, 3, 64, 96), labels, 0, np.random.default_rng())
+        step(torch.randn(2, 3, 64, 96), labels, 0, rng)
         return not all(torch.equal(v, before[k]) for k, v in model.named_buffers() if k in before)
 
     assert not changed(frozen=True)
@@ -394,9 +394,8 @@ def test_a_model_without_refiner_cannot_train_it(pairs: Path, tmp_path: Path) ->
         RefinerStep(FreqFormer(replace(create_model("freqformer_b0", **plain).config)))
 
 
-def test_focus_boxes() -> None:
+def test_focus_boxes(rng: np.random.Generator) -> None:
     """Each is what a session would redraw after the sample's last click, a third smaller to a third larger."""
-    rng = np.random.default_rng()
     before, after = torch.zeros(3, 64, 96), torch.zeros(3, 64, 96)
     after[0, 20:45, 10:50] = 0.9  # a first mask
     before[1] = after[0]
@@ -424,8 +423,7 @@ def test_focus_boxes() -> None:
     assert np.std(ratios) > 0.05
 
 
-def test_placed_clicks_are_where_a_session_puts_them() -> None:
-    rng = np.random.default_rng()
+def test_placed_clicks_are_where_a_session_puts_them(rng: np.random.Generator) -> None:
     boxes = [(8, 4, 40, 36), (0, 0, 96, 64)]
     clicks = ClickBatch(2)
     for b in range(2):

@@ -24,11 +24,6 @@ from .conftest import disk
 H, W = 41, 67
 
 
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng()
-
-
 def test_central_pixel_is_well_inside(rng: np.random.Generator) -> None:
     region = np.zeros((H, W), bool)
     region[10:31, 5:60] = True  # 21 high: largest distance to the border 11 (pixel centres to the first pixel outside)
@@ -155,7 +150,7 @@ def test_network_input() -> None:
 
 
 @pytest.mark.parametrize("iterations", [0, 3])
-def test_simulation(iterations: int) -> None:
+def test_simulation(iterations: int, rng: np.random.Generator) -> None:
     """No gradient, one click more than answers, each answer shown at the next step, clicks only added."""
     torch.manual_seed(0)
     model = FreqFormer(FreqFormerConfig(embed_dim=8, refiner_width=0)).eval()
@@ -169,7 +164,7 @@ def test_simulation(iterations: int) -> None:
 
     model.decode_clicks = spy
     labels = torch.from_numpy(np.stack([disk(32, 64, 20, 15, r) for r in (9, 5)]))[:, None].to(torch.int8)
-    maps, clicks = simulate(model, torch.randn(2, 3, 32, 64), labels, iterations, np.random.default_rng())
+    maps, clicks = simulate(model, torch.randn(2, 3, 32, 64), labels, iterations, rng)
     for (positive, negative), last in zip(clicks.clicks, clicks.last, strict=True):
         assert len(positive) + len(negative) == 1 + iterations
         assert last in (positive[-1:] + negative[-1:])

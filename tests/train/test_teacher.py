@@ -34,11 +34,10 @@ def write_teacher(folder, features, images):
 
 
 @pytest.mark.parametrize(("height", "width"), [(96, 144), (150, 90)])
-def test_features_follow_the_crop(tmp_path, monkeypatch, height, width):
+def test_features_follow_the_crop(tmp_path, monkeypatch, height, width, rng):
     """With a picture of smooth colours as its own features, a crop's features are the crop scaled down by 16."""
     monkeypatch.setattr(data_module, "photometric", lambda image, rng: image)
     monkeypatch.setattr(data_module, "FADED", 0.0)
-    rng = np.random.default_rng()
     coarse = torch.from_numpy(rng.uniform(30, 225, (1, 3, 5, 5)).astype(np.float32))
     picture = F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=True).clamp(0, 255)
     side, grid = max(height, width), 48

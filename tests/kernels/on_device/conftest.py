@@ -2,7 +2,6 @@
 chosen before Triton is imported: `tests/kernels/test_interpreter.py` runs this folder in a process of its own."""
 
 import os
-import secrets
 
 import pytest
 import torch
@@ -12,15 +11,6 @@ def pytest_ignore_collect(config: pytest.Config) -> bool | None:
     if os.environ.get("TRITON_INTERPRET") == "1" or config.getoption("--device").startswith("cuda"):
         return None
     return True
-
-
-@pytest.fixture(autouse=True)
-def seed() -> int:
-    """New random inputs in every run; a failing test prints how to have them again."""
-    value = secrets.randbits(32)
-    print(f"torch.manual_seed({value})")
-    torch.manual_seed(value)
-    return value
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 
@@ -14,12 +13,3 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def float32_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch lets cuDNN round the operands of float32 convolutions to TF32: three digits."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    """Fresh inputs each run; the seed is in the failure report."""
-    seed = int(np.random.SeedSequence().generate_state(1)[0])
-    print(f"seed {seed}")
-    torch.manual_seed(seed)
-    return np.random.default_rng(seed)
