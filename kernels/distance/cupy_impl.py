@@ -30,7 +30,7 @@ def verify(images: torch.Tensor | None = None, *_: torch.Tensor, capacity: int |
 def launch(
     labels: torch.Tensor,
     gaps: torch.Tensor,
-    squared: torch.Tensor | None,
+    distance: torch.Tensor | None,
     best: torch.Tensor | None,
     *outputs: torch.Tensor,
 ) -> None:
@@ -41,7 +41,7 @@ def launch(
     Args:
         labels: int32 `[B, H, W]`, contiguous, on a CUDA device, sides up to `MAX_SIDE`; 0 is background.
         gaps: int32 `[B, H, W]`, scratch.
-        squared: int32 `[B, H, W]`, gets the squared distances to the nearest pixel of another label; or None.
+        distance: float64 `[B, H, W]`, gets the distances to the nearest pixel of another label; or None.
         best: int64 `[B, capacity]`, scratch; None if only the distances are asked for.
         outputs: with `best`, points int64 `[B, capacity, 2]`, (x, y), and radius float64 `[B, capacity]`.
     """
@@ -50,7 +50,7 @@ def launch(
     columns = cdiv(width, _COLUMNS), batch
     with launching(SOURCE, labels.device) as run:
         run("column_distances", columns, (_COLUMNS, _SEGMENTS), labels, gaps, best, height, width, capacity)
-        run("row_distances", (height, batch), (_THREADS,), labels, gaps, squared, best, height, width, capacity)
+        run("row_distances", (height, batch), (_THREADS,), labels, gaps, distance, best, height, width, capacity)
         if best is not None:
             run("region_points", (cdiv(capacity, _THREADS), batch), (_THREADS,), best, *outputs, width, capacity)
 
@@ -58,9 +58,10 @@ def launch(
 def distance_transform(mask: torch.Tensor) -> torch.Tensor:
     """Arguments and result of the public `distance_transform`; the argument is not checked here."""
     labels = mask.int().contiguous()
-    squared = torch.empty_like(labels)
-    launch(labels, torch.empty_like(labels), squared, None)
-    return squared.double().sqrt()
+    # The kernel takes the square roots: not every torch rounds float64 ones correctly on every CPU.
+    distance = torch.empty(labels.shape, dtype=torch.float64, device=labels.device)
+    launch(labels, torch.empty_like(labels), distance, None)
+    return distance
 
 
 def inscribed_points_fixed(labels: torch.Tensor, *, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:

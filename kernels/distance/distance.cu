@@ -5,7 +5,7 @@
 // The squared distance of pixel (x, y) is the minimum over columns c of (x - c)^2 + g(c)^2, where g(c) is the distance from
 // (c, y) along column c to the next pixel that has another label than (x, y): 0 if (c, y) has, else what the first pass
 // stored.  Columns farther than the minimum so far cannot lower it, so the search from a pixel is as long as its distance.
-// Everything is an integer until the last square root.
+// Everything is an integer until the last square root, which is that of IEEE 754: correctly rounded.
 #ifndef COLUMNS
 #define COLUMNS 16
 #define SEGMENTS 32
@@ -66,7 +66,7 @@ extern "C" __global__ void column_distances(
 extern "C" __global__ void row_distances(
     const int* __restrict__ labels,  // [B, H, W], W <= MAX_WIDTH
     const int* __restrict__ gaps,    // [B, H, W]
-    int* __restrict__ squared,       // [B, H, W] out, or null: squared distance, 0 where the label is 0
+    double* __restrict__ distance,   // [B, H, W] out, or null: 0 where the label is 0
     u64* __restrict__ best,          // [B, capacity] in: zeros; out: squared distance << 32 | ~pixel
     int H, int W, int capacity) {
     SHARED(int, label, MAX_WIDTH);
@@ -92,7 +92,7 @@ extern "C" __global__ void row_distances(
             if (k * k + g * g < d) d = k * k + g * g;
         }
         found[x] = d;
-        if (squared) squared[row + x] = d;
+        if (distance) distance[row + x] = sqrt((double)d);
     }
     __syncthreads();
     for (int x = threadIdx.x; x < W; x += blockDim.x) {

@@ -1,5 +1,8 @@
 """distance.cu on the host under random interleavings, or on the GPU with --device cuda.  All comparisons are exact."""
 
+import math
+from fractions import Fraction
+
 import cv2
 import numpy as np
 import pytest
@@ -25,6 +28,12 @@ def scipy_squared(mask: np.ndarray) -> np.ndarray:
     padded = np.pad(mask, 1)
     nearest = ndimage.distance_transform_edt(padded, return_distances=False, return_indices=True)
     return ((nearest - np.indices(padded.shape)) ** 2).sum(0)[1:-1, 1:-1]
+
+
+def root(n: int) -> float:
+    """The square root of n, correctly rounded, by integers alone."""
+    floor = math.isqrt(n << 120)
+    return float(Fraction(2 * floor + (floor * floor < n << 120), 1 << 61))  # a half more where it is not whole
 
 
 def check_points(rng: np.random.Generator, host, device, labels: np.ndarray, counts: list[int]) -> None:
@@ -62,6 +71,28 @@ def test_full_images_up_to_the_largest(host, device, shape):
     masks[0, -1, -1] = False
     got = cupy_impl.distance_transform(torch.from_numpy(masks).to(device))
     np.testing.assert_array_equal(squared(got[0]), scipy_squared(masks[0]))
+
+
+def test_distances_are_the_roots_of_integers_however_torch_rounds(host, device, monkeypatch):
+    """On some CPUs torch's float64 square root is one unit in the last place off."""
+    correct = torch.Tensor.sqrt
+
+    def off(t: torch.Tensor) -> torch.Tensor:
+        return torch.nextafter(correct(t), torch.full_like(t, torch.inf))
+
+    for name in ("sqrt", "sqrt_"):
+        monkeypatch.setattr(torch.Tensor, name, off)
+        monkeypatch.setattr(torch, name, off)
+    mask = np.ones((121, 161), bool)
+    mask[60, 80] = False  # so many distances are no whole numbers
+    labels = torch.from_numpy(mask[None]).int()
+    expected = scipy_squared(mask)
+    assert len(np.unique(expected)) > 500
+    roots = np.vectorize(root, otypes=[float])(expected)
+    np.testing.assert_array_equal(cupy_impl.distance_transform(labels.bool().to(device))[0].cpu(), roots)
+    np.testing.assert_array_equal(distance_transform(labels.bool(), backend="reference")[0], roots)
+    _, radius = cupy_impl.inscribed_points(labels.to(device), torch.tensor([1], device=device))
+    assert radius.item() == roots.max()
 
 
 def test_a_large_image(host, device):
