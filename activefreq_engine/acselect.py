@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from activefreq_engine.conventions import THRESHOLD
 from activefreq_engine.errors import BackendUnavailableError, InvalidArgumentError
 from activefreq_engine.kernels import dispatch
 from activefreq_engine.kernels.distance import inscribed_points
@@ -138,7 +139,7 @@ class AcSelect:
         min_area: int = 16,
         min_radius: float = 2.0,
         prominence: float = 0.5,
-        threshold: float = 0.49,
+        threshold: float = THRESHOLD,
         backend: str = "auto",
     ) -> None:
         if len(weights) != 3:

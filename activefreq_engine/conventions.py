@@ -1,3 +1,20 @@
-"""What more than one part of the package must agree on."""
+"""What all parts of the package agree on: the geometry rule, and the numbers of the protocol and of the network.
 
-SLOTS = 24  # clicks of each sign that the network sees, the newest ones
+**Geometry.**  Pixel i of any grid, image or network, covers [i, i + 1); its centre is i + 0.5.  Points are (x, y), x
+along the width.  A click means the pixel that it lies in, and where the network is concerned that pixel's centre.
+Boxes are (x0, y0, x1, y1) and half-open: x1 and y1 lie outside.  A box of the image maps linearly onto the whole
+network grid, so edges meet edges: no resampling shifts anything.  ``cv2.resize`` follows the same rule; in torch it is
+``align_corners=False``.  Arrays are `[H, W]`, rows first.
+"""
+
+THRESHOLD = 0.49
+"""A pixel is in the mask when its probability is above this, as in RITM and its successors."""
+
+SLOTS = 24
+"""Clicks of each sign that the network sees, the newest ones.  The rest of a list is filled with (-1, -1)."""
+
+STRIDE = 32
+"""Of the encoder: both sides of the network's input are multiples of this."""
+
+MIOU_CLICKS = (1, 2, 3, 5, 10, 20)
+"""After these clicks the protocol reports the mean IoU."""

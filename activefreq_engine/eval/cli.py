@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from activefreq_engine.conventions import THRESHOLD
 from activefreq_engine.errors import InvalidArgumentError
 
 
@@ -25,7 +26,7 @@ def eval_command(
     stop_at: Annotated[
         float | None, typer.Option(help="Stop a sample at this IoU; faster, but mIoU is then no longer the protocol's.")
     ] = None,
-    threshold: Annotated[float, typer.Option(help="Probability above which a pixel belongs to the mask.")] = 0.49,
+    threshold: Annotated[float, typer.Option(help="Probability above which a pixel belongs to the mask.")] = THRESHOLD,
     size: Annotated[int | None, typer.Option(help="Network input size; default: the engine's.")] = None,
     zoom: Annotated[bool, typer.Option(help="Zoom in on the object.")] = True,
     refine: Annotated[bool, typer.Option(help="Refine around the last change.")] = True,

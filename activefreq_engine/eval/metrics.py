@@ -14,8 +14,6 @@ from activefreq_engine.errors import InvalidArgumentError
 
 IOU_TARGETS = (0.80, 0.85, 0.90, 0.95)
 """Targets of the reported NoC."""
-MIOU_CLICKS = (1, 2, 3, 5, 10, 20)
-"""Clicks at which the mean IoU is reported."""
 
 Curves = NDArray[np.float32]
 

@@ -19,6 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from activefreq_engine.conventions import MIOU_CLICKS
 from activefreq_engine.errors import DatasetError, InvalidArgumentError
 from activefreq_engine.eval import metrics
 from activefreq_engine.eval.datasets import Dataset
@@ -98,7 +99,7 @@ class Report:
         has90 = 0.9 in reachable
         out["nof90"] = metrics.nof(curves, 0.9) if has90 else None
         out["never90"] = metrics.never_reached(curves, 0.9) if has90 else None
-        out["miou"] = {str(k): metrics.mean_iou(curves, k) for k in metrics.MIOU_CLICKS if k <= settings.max_clicks}
+        out["miou"] = {str(k): metrics.mean_iou(curves, k) for k in MIOU_CLICKS if k <= settings.max_clicks}
         out["intervals"] = {
             "noc90": metrics.bootstrap_interval(metrics.noc(curves, 0.9)) if has90 else None,
             "miou2": metrics.bootstrap_interval(curves[:, 1]) if settings.max_clicks >= 2 else None,
@@ -250,7 +251,7 @@ def to_csv(report: Report) -> str:
 
 def to_markdown(reports: Sequence[Report]) -> str:
     """A table with one row a report; IoU in per cent, intervals in brackets."""
-    columns = [k for k in metrics.MIOU_CLICKS if all(k <= r.settings.max_clicks for r in reports)]
+    columns = [k for k in MIOU_CLICKS if all(k <= r.settings.max_clicks for r in reports)]
     head = ["model", "clicker", "data", "samples", "NoC@80", "NoC@85", "NoC@90", "NoC@95", "NoF@90 (never)"]
     head += [f"mIoU@{k}" for k in columns] + ["SPC s", "click ms p50/p95/p99"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
@@ -315,7 +316,7 @@ def plot(reports: Sequence[Report], path: str | Path) -> None:
     axes.axhline(90, color="0.6", linewidth=0.8, linestyle="--")
     axes.set(xlabel="clicks", ylabel="mean IoU, %", title=", ".join(sorted({r.settings.dataset for r in reports})))
     most = max(r.settings.max_clicks for r in reports)
-    axes.set_xticks([k for k in metrics.MIOU_CLICKS if k <= most])
+    axes.set_xticks([k for k in MIOU_CLICKS if k <= most])
     axes.set_ylim(top=100)
     axes.grid(alpha=0.25)
     axes.legend(loc="best", frameon=False)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from activefreq_engine.conventions import THRESHOLD
 from activefreq_engine.errors import DatasetError, InvalidArgumentError, InvalidMaskError
 from activefreq_engine.eval.clickers import ClickerFactory, RobotClicker, check_clicker, make_clicker, sample_seed
 from activefreq_engine.eval.datasets import Dataset, Rgb, Sample, Truth
@@ -25,11 +26,9 @@ if TYPE_CHECKING:
     from activefreq_engine.runtime.engine import Engine
 
 MAX_CLICKS = 20
-THRESHOLD = 0.49
-"""Probability above which a pixel belongs to the mask; the value the peers evaluate with."""
 
 
-class Step(Protocol):
+class Clicked(Protocol):
     """What a click returns; a `ClickResult` is one."""
 
     @property
@@ -49,7 +48,7 @@ class Predictor(Protocol):
         """Take a new image, uint8 ``[H, W, 3]`` RGB, and forget all clicks."""
         ...
 
-    def click(self, x: float, y: float, *, positive: bool = True) -> Step:
+    def click(self, x: float, y: float, *, positive: bool = True) -> Clicked:
         """Add a click at pixel (x, y) and return the new mask."""
         ...
 
@@ -58,7 +57,7 @@ class Predictor(Protocol):
         ...
 
 
-ClickBatch = Callable[[Sequence[Any], Sequence[Click]], Sequence[Step]]
+ClickBatch = Callable[[Sequence[Any], Sequence[Click]], Sequence[Clicked]]
 """One click on each of several predictors at once -> their new masks, in the same order."""
 
 
@@ -213,7 +212,7 @@ class _Lanes:
             self.image_ids[lane] = sample.image_id
 
 
-def _one_by_one(predictors: Sequence[Any], clicks: Sequence[Click]) -> list[Step]:
+def _one_by_one(predictors: Sequence[Any], clicks: Sequence[Click]) -> list[Clicked]:
     return [p.click(c.x, c.y, positive=c.positive) for p, c in zip(predictors, clicks, strict=True)]
 
 

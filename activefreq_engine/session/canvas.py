@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from activefreq_engine.kernels.region_stats import binary_entropy
 from activefreq_engine.runtime.levels import ONE, probabilities
-from activefreq_engine.session.painter import Painter
-from activefreq_engine.session.zoom import bbox_from_sides, mask_bbox, resize, to_pixels, union
+from activefreq_engine.session.boxes import bbox_from_sides, mask_bbox, to_pixels, union
+from activefreq_engine.session.painter import Painter, interpolate, neighbours
+from activefreq_engine.session.zoom import resize
 from activefreq_engine.types import Box, Click
 
 _STRIP_VALUES = 4_000_000  # floats painted at once: bounds the temporary memory to a few times 16 MB
@@ -187,8 +188,8 @@ class Canvas:
                 max(1, round((x1 - x0) * width / (box[2] - box[0]))),
             )
             h, w = values.shape
-            values = _interpolate(values, (ys[rows] - y0) * (h / (y1 - y0)) - 0.5)
-            values = _interpolate(values.T, (xs[cols] - x0) * (w / (x1 - x0)) - 0.5).T
+            values = interpolate(values, *neighbours((ys[rows] - y0) * (h / (y1 - y0)) - 0.5, h))
+            values = interpolate(values.T, *neighbours((xs[cols] - x0) * (w / (x1 - x0)) - 0.5, w)).T
             out[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1] = values
         if self.fixed is not None:
             crop = self.fixed.bool_rows(self.fixed.rows(), box[1], box[3])[:, box[0] : box[2]]
@@ -220,15 +221,6 @@ class Canvas:
                 if y0 <= int(c.y) < y1:
                     strip[int(c.y) - y0, int(c.x)] = 1.0 if c.positive else 0.0
             yield y0, y1, strip
-
-
-def _interpolate(values: NDArray[np.float32], at: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Linear interpolation between the rows of `[h, w]` at positions counted from row centres; ends are held."""
-    at = np.clip(at, 0, values.shape[0] - 1)
-    low = np.minimum(at.astype(np.intp), max(0, values.shape[0] - 2))
-    weight = (at - low).astype(np.float32)[:, None]
-    high = np.minimum(low + 1, values.shape[0] - 1)
-    return values[low] * (1 - weight) + values[high] * weight
 
 
 def changed_bbox(before: NDArray[np.bool_], after: NDArray[np.bool_], within: Box | None) -> Box | None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from activefreq_engine.runtime.engine import Engine, RefineRequest, StepAnswer, StepRequest
 from activefreq_engine.runtime.timing import Stopwatch
-from activefreq_engine.session import zoom
+from activefreq_engine.session import boxes, zoom
 from activefreq_engine.session.canvas import Canvas, Layer, PackedMask, changed_bbox, merge_click
 from activefreq_engine.session.history import Scene, Step
 from activefreq_engine.types import Box, Click
@@ -67,7 +67,7 @@ def loaded_step(scene: Scene, mask: NDArray[np.bool_], packed: PackedMask) -> St
     """The step that starts from a given mask; `packed` is the same mask, packed."""
     blank = scene.blank.canvas
     canvas = Canvas(blank.height, blank.width, blank.threshold, fixed=packed)
-    return Step(packed, canvas, None, zoom.mask_bbox(mask))
+    return Step(packed, canvas, None, boxes.mask_bbox(mask))
 
 
 def _turn(engine: Engine, scene: Scene, click: Click) -> _Turn:
@@ -96,18 +96,18 @@ def _focus(engine: Engine, turn: _Turn, answer: StepAnswer) -> tuple[Box, Refine
     h, w = answer.levels.shape
     if zoom.sharp(turn.box, h, w):
         return None
-    u, v = zoom.to_network(int(turn.click.x) + 0.5, int(turn.click.y) + 0.5, turn.box, h, w)
+    u, v = boxes.to_network(int(turn.click.x) + 0.5, int(turn.click.y) + 0.5, turn.box, h, w)
     # a negative click may lie outside the region
     at = min(max(int(u), 0), w - 1), min(max(int(v), 0), h - 1)
     focus = zoom.focus_box(turn.request.previous, answer.probs, at, turn.scene.settings.threshold)
     if focus is None:
         return None
-    box = zoom.to_pixels(zoom.to_image(focus, turn.box, h, w), turn.box)
+    box = boxes.to_pixels(boxes.to_image(focus, turn.box, h, w), turn.box)
     halvings = zoom.halvings(box, side)  # what a crop costs then does not grow with the image
-    box = zoom.aligned(box, 2**halvings, turn.scene.bounds)
+    box = boxes.aligned(box, 2**halvings, turn.scene.bounds)
     return box, RefineRequest(
         coarse=answer.coarse,
-        box=(*zoom.to_network(box[0], box[1], turn.box, h, w), *zoom.to_network(box[2], box[3], turn.box, h, w)),
+        box=(*boxes.to_network(box[0], box[1], turn.box, h, w), *boxes.to_network(box[2], box[3], turn.box, h, w)),
         crop=turn.scene.crop(box, halvings, side, side),
         points=zoom.point_slots(turn.clicks, box, side, side),
     )
@@ -121,8 +121,8 @@ def _outcome(turn: _Turn, layers: tuple[Layer, ...]) -> tuple[Step, NDArray[np.b
     mask, reach = canvas.mask(), canvas.reach()
     before_box = turn.scene.history.step.mask_box
     if last.fixed is not None:
-        mask, reach = merge_click(before, mask, turn.click, turn.box), zoom.union(before_box, reach)
+        mask, reach = merge_click(before, mask, turn.click, turn.box), boxes.union(before_box, reach)
         canvas = Canvas(last.height, last.width, last.threshold, layers, turn.clicks, PackedMask.of(mask))
-    mask_box = zoom.bbox_from_sides(lambda box: mask[box[1] : box[3], box[0] : box[2]], reach)
-    changed = changed_bbox(before, mask, zoom.union(before_box, mask_box))
+    mask_box = boxes.bbox_from_sides(lambda box: mask[box[1] : box[3], box[0] : box[2]], reach)
+    changed = changed_bbox(before, mask, boxes.union(before_box, mask_box))
     return Step(turn.click, canvas, turn.roi, mask_box), mask, changed

@@ -146,7 +146,7 @@ class History:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class SessionSettings:
     """How a session works; see `Session` for the meaning."""
 
     threshold: float
@@ -162,7 +162,7 @@ class Scene:
     """`[H, W]` or `[H, W, 3]`."""
     window: tuple[float, float] | None
     """As given to `set_image`."""
-    settings: Settings
+    settings: SessionSettings
     blank: Step
     objects: list[History]
     selected: int = 0
@@ -180,7 +180,7 @@ class Scene:
     def crop(self, box: Box, halvings: int, height: int, width: int) -> NDArray[np.uint8]:
         """uint8 `[height, width, 3]`: the content of a box, resampled from the image after so many halvings.
 
-        The box is `zoom.aligned` to 2 ** halvings.
+        The box is `boxes.aligned` to 2 ** halvings.
         """
         if halvings == 0:
             return zoom.crop_rgb(self.image, box, height, width)

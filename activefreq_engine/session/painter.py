@@ -28,9 +28,7 @@ class _Axis:
     """Where the pixels of one axis lie between the values: pixel i is `values[low] + weight * (next - values[low])`."""
 
     def __init__(self, pixels: int, values: int) -> None:
-        at = np.clip((np.arange(pixels) + 0.5) * (values / pixels) - 0.5, 0, values - 1)
-        self.low = np.minimum(at.astype(np.intp), max(0, values - 2))
-        self.weight = (at - self.low).astype(np.float32)
+        self.low, self.weight = neighbours((np.arange(pixels) + 0.5) * (values / pixels) - 0.5, values)
         self.values = values
         self.cells = max(_CELLS, -(-_TILE * values // pixels))
         starts = np.arange(0, max(1, values - 1), self.cells)
@@ -141,14 +139,20 @@ class Painter:
         if self._values.shape == (len(self._y.low), len(self._x.low)):
             return self._values[rows, columns]
         values = self._values[reach]
-        values = _interpolate(values.T, self._x.low[columns] - reach[1].start, self._x.weight[columns]).T
-        return _interpolate(values, self._y.low[rows] - reach[0].start, self._y.weight[rows])
+        values = interpolate(values.T, self._x.low[columns] - reach[1].start, self._x.weight[columns]).T
+        return interpolate(values, self._y.low[rows] - reach[0].start, self._y.weight[rows])
 
 
-def _interpolate(
-    values: NDArray[np.float32], low: NDArray[np.intp], weight: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Rows between the rows of `values`."""
+def neighbours(at: NDArray[np.floating[Any]], values: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """For positions among `values` values, counted from their centres: the value before each, and the weight of the
+    one after it.  Positions beyond the ends are held there."""
+    at = np.clip(at, 0, values - 1)
+    low = np.minimum(at.astype(np.intp), max(0, values - 2))
+    return low, (at - low).astype(np.float32)
+
+
+def interpolate(values: NDArray[np.float32], low: NDArray[np.intp], weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows between the rows of `[h, w]`, at what `neighbours` says."""
     out = values.take(np.minimum(low + 1, len(values) - 1), axis=0)
     start = values.take(low, axis=0)
     out -= start

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activefreq_engine import masks
+from activefreq_engine.conventions import THRESHOLD
 from activefreq_engine.errors import (
     InvalidArgumentError,
     InvalidClickError,
@@ -29,10 +30,10 @@ from activefreq_engine.images import MAX_PIXELS, Window, image_digest, load_imag
 from activefreq_engine.models import list_models
 from activefreq_engine.runtime.engine import Engine
 from activefreq_engine.runtime.timing import Stopwatch
-from activefreq_engine.session import zoom as zooming
+from activefreq_engine.session import boxes
 from activefreq_engine.session.canvas import Canvas, PackedMask, changed_bbox
 from activefreq_engine.session.click import advance, loaded_step
-from activefreq_engine.session.history import History, Scene, Settings, Step
+from activefreq_engine.session.history import History, Scene, SessionSettings, Step
 from activefreq_engine.session.state import dump as dump_state
 from activefreq_engine.session.state import parse as parse_state
 from activefreq_engine.session.suggest import propose
@@ -79,7 +80,7 @@ class Session:
         precision: str = "auto",
         size: int | None = None,
         engine: Engine | None = None,
-        threshold: float = 0.49,
+        threshold: float = THRESHOLD,
         zoom: bool = True,
         refine: bool = True,
         acselect: AcSelect | None = None,
@@ -88,7 +89,7 @@ class Session:
             raise InvalidArgumentError(f"threshold is {threshold!r}; expected a number above 0 and below 1")
         if engine is not None and (model, device, precision, size) != ("freqformer_b0", "auto", "auto", None):
             raise InvalidArgumentError("engine= was given along with model, device, precision or size; choose one way")
-        self._settings = Settings(float(threshold), bool(zoom), bool(refine))
+        self._settings = SessionSettings(float(threshold), bool(zoom), bool(refine))
         self._acselect = acselect
         self._engine: Engine | None = engine or Engine.shared(model, device, precision, size)
         self._scene: Scene | None = None
@@ -187,7 +188,7 @@ class Session:
                         advance(self._engine_in_use(), [scene], [click])
                 step = history.step
                 mask_after = scene.mask(step.canvas)
-                changed = changed_bbox(mask_before, mask_after, zooming.union(before.extent, step.canvas.extent))
+                changed = changed_bbox(mask_before, mask_after, boxes.union(before.extent, step.canvas.extent))
             except BaseException:
                 history.done[:], history.undone[:] = done, undone
                 raise

@@ -15,7 +15,7 @@ from activefreq_engine.errors import SessionStateError
 from activefreq_engine.images import Window, image_digest
 from activefreq_engine.runtime.engine import SIZES, Engine
 from activefreq_engine.session.canvas import PackedMask
-from activefreq_engine.session.history import Scene, Settings, Step
+from activefreq_engine.session.history import Scene, SessionSettings, Step
 from activefreq_engine.types import Click
 
 FORMAT = "activefreq_engine.session"
@@ -42,7 +42,7 @@ class SavedSession:
     selected: int
     model: str
     size: int
-    settings: Settings
+    settings: SessionSettings
 
 
 def dump(scene: Scene, engine: Engine) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def parse(state: Any) -> SavedSession:
             selected=_typed(state["selected"], int),
             model=_typed(settings["model"], str),
             size=_typed(settings["size"], int),
-            settings=Settings(
+            settings=SessionSettings(
                 threshold=_typed(settings["threshold"], float),
                 zoom=_typed(settings["zoom"], bool),
                 refine=_typed(settings["refine"], bool),

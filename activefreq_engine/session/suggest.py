@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from activefreq_engine.session import zoom
+from activefreq_engine.session import boxes
 from activefreq_engine.session.history import Scene
 from activefreq_engine.types import Box, Click, Suggestion
 
@@ -37,7 +37,7 @@ def _away_from(clicks: Sequence[Click], box: Box, height: int, width: int) -> ND
     """bool `[height, width]`: False near earlier clicks, where another one would say little new."""
     valid = np.ones((height, width), np.bool_)
     for c in clicks:
-        u, v = (int(p) for p in zoom.to_network(int(c.x) + 0.5, int(c.y) + 0.5, box, height, width))
+        u, v = (int(p) for p in boxes.to_network(int(c.x) + 0.5, int(c.y) + 0.5, box, height, width))
         if 0 <= u < width and 0 <= v < height:
             away = AWAY
             valid[max(0, v - away) : v + away + 1, max(0, u - away) : u + away + 1] = False
@@ -46,8 +46,8 @@ def _away_from(clicks: Sequence[Click], box: Box, height: int, width: int) -> ND
 
 def _to_image(s: Suggestion, box: Box, height: int, width: int, mask: NDArray[np.bool_]) -> Suggestion:
     """A suggestion on the grid of `box` in image pixels."""
-    x, y, *_ = (int(p) for p in zoom.to_image((s.x + 0.5, s.y + 0.5, 0, 0), box, height, width))
-    region = zoom.to_pixels(zoom.to_image(s.region_bbox, box, height, width), box)
+    x, y, *_ = (int(p) for p in boxes.to_image((s.x + 0.5, s.y + 0.5, 0, 0), box, height, width))
+    region = boxes.to_pixels(boxes.to_image(s.region_bbox, box, height, width), box)
     pixels = (box[2] - box[0]) * (box[3] - box[1]) / (height * width)
     return Suggestion(
         x, y, not mask[y, x], s.score, region, max(1, round(s.area * pixels)), mpe=s.mpe, ape=s.ape, rgu=s.rgu

@@ -1,19 +1,19 @@
 """Where the network looks: the region of interest, the focus box, and the resampling between image and network.
 
-Geometry: pixel i of any grid covers [i, i + 1) and its centre is i + 0.5.  Boxes are (x0, y0, x1, y1), half-open,
-and a box maps linearly onto the whole network grid.  cv2.resize follows the same rule, so nothing shifts.
+A box maps linearly onto the whole network grid, by the geometry rule of `activefreq_engine.conventions`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from activefreq_engine.conventions import SLOTS, STRIDE
+from activefreq_engine.session.boxes import clamp, expand, iou, mask_bbox, to_network, to_pixels
 from activefreq_engine.types import Box, Click
 
-STRIDE = 32  # of the encoder: both sides of its input are multiples of this
 EXPANSION = 1.4  # region of interest and focus box, per side length (RITM, FocalClick)
 MIN_CROP = 200  # smallest region of interest, image pixels (RITM)
 MIN_GAIN = 2.0  # a region that is enlarged less than this is not worth the surroundings that it loses,
@@ -23,8 +23,6 @@ FOCUS_PART = 1 / 3  # a change smaller than this part of the object is looked at
 FOCUS_REACH = 0.2  # these surroundings: click +- this part of the object's longer side (FocalClick)
 SHARP = 1.5  # image pixels to a network pixel up to which the refiner has nothing to add (docs/experiments.md, 5 and 9)
 MIN_FOCUS = 16.0  # smallest side of a focus box, network pixels
-_READ = 1 << 16  # pixels of a mask read at once
-SLOTS = 24  # clicks of each sign that the network sees, the newest ones
 
 
 def network_shape(box: Box, size: int) -> tuple[int, int]:
@@ -76,13 +74,6 @@ def shrunk(image: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
             if part.size:
                 out[ys, xs] = resize(part, *out[ys, xs].shape[:2]).reshape(out[ys, xs].shape)
     return out
-
-
-def aligned(box: Box, step: int, bounds: Box) -> Box:
-    """The smallest box around `box` whose corners are multiples of `step` or at the end of `bounds`, which starts at
-    (0, 0)."""
-    x0, y0 = box[0] // step * step, box[1] // step * step
-    return x0, y0, min(-(-box[2] // step) * step, bounds[2]), min(-(-box[3] // step) * step, bounds[3])
 
 
 def next_roi(
@@ -185,88 +176,3 @@ def point_slots(clicks: Sequence[Click], box: Box, height: int, width: int) -> N
             # click_maps counts from pixel centres; the first half pixel must not read as an empty slot
             slots[i] = max(0.0, u - 0.5), max(0.0, v - 0.5)
     return slots
-
-
-def to_network(x: float, y: float, box: Box, height: int, width: int) -> tuple[float, float]:
-    """Image coordinates -> coordinates on the network grid of `box`."""
-    return (x - box[0]) * width / (box[2] - box[0]), (y - box[1]) * height / (box[3] - box[1])
-
-
-def to_image(
-    region: tuple[float, float, float, float], box: Box, height: int, width: int
-) -> tuple[float, float, float, float]:
-    """A region on the network grid of `box` -> image coordinates."""
-    sx, sy = (box[2] - box[0]) / width, (box[3] - box[1]) / height
-    return box[0] + region[0] * sx, box[1] + region[1] * sy, box[0] + region[2] * sx, box[1] + region[3] * sy
-
-
-def expand(box: tuple[float, float, float, float], ratio: float, min_side: float) -> tuple[float, float, float, float]:
-    """Scale a box about its centre; each side at least `min_side`."""
-    cx, cy = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-    half_w, half_h = max(ratio * (box[2] - box[0]), min_side) / 2, max(ratio * (box[3] - box[1]), min_side) / 2
-    return cx - half_w, cy - half_h, cx + half_w, cy + half_h
-
-
-def clamp(box: tuple[float, float, float, float], bounds: Box) -> tuple[float, float, float, float]:
-    """Intersection with `bounds`."""
-    return max(box[0], bounds[0]), max(box[1], bounds[1]), min(box[2], bounds[2]), min(box[3], bounds[3])
-
-
-def to_pixels(box: tuple[float, float, float, float], bounds: Box) -> Box:
-    """The smallest whole-pixel box that covers `box` within `bounds`."""
-    x0, y0, x1, y1 = clamp(box, bounds)
-    return int(np.floor(x0)), int(np.floor(y0)), int(np.ceil(x1)), int(np.ceil(y1))
-
-
-def iou(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes that are not empty."""
-    w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    common = max(0, w) * max(0, h)
-    return common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)
-
-
-def union(a: Box | None, b: Box | None) -> Box | None:
-    """Smallest box around both; None stands for an empty box."""
-    if a is None or b is None:
-        return a or b
-    return min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
-
-
-def bbox_from_sides(part: Callable[[Box], NDArray[np.bool_]], within: Box | None) -> Box | None:
-    """Smallest box around the true pixels of a mask, which is read from its sides inwards and no further.
-
-    Args:
-        part: the content of a box of the mask.
-        within (Box, optional): the mask is empty outside of it.
-
-    Returns:
-        The box, or None when nothing is true.
-    """
-    if within is None:
-        return None
-    x0, y0, x1, y1 = within
-
-    def search(strips: Iterator[Box]) -> Box | None:
-        for strip in strips:
-            found = mask_bbox(part(strip))
-            if found is not None:
-                left, top = strip[:2]
-                return found[0] + left, found[1] + top, found[2] + left, found[3] + top
-        return None
-
-    rows = max(1, _READ // (x1 - x0))
-    box = search((x0, y, x1, min(y + rows, y1)) for y in range(y0, y1, rows))
-    if box is None:
-        return None
-    box = union(box, search((x0, max(y - rows, box[3]), x1, y) for y in range(y1, box[3], -rows))) or box
-    top, bottom = box[1], box[3]
-    columns = max(1, _READ // (bottom - top))
-    left = search((x, top, min(x + columns, box[0]), bottom) for x in range(x0, box[0], columns))
-    right = search((max(x - columns, box[2]), top, x, bottom) for x in range(x1, box[2], -columns))
-    return union(union(left, box), right)
-
-
-def mask_bbox(mask: NDArray[np.bool_]) -> Box | None:
-    """Smallest box around the true pixels of a bool `[H, W]` array, or None."""
-    x, y, w, h = cv2.boundingRect(mask.view(np.uint8))
-    return (x, y, x + w, y + h) if w else None

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..conventions import MIOU_CLICKS
 from ..errors import DatasetError
 from ..models import FreqFormer
 
 if TYPE_CHECKING:
     from ..eval.datasets import Dataset
 
-MIOU_CLICKS = (1, 2, 3, 5, 10, 20)
 SCORES = ("noc85", "noc90", *(f"miou{k}" for k in MIOU_CLICKS))
 """Columns of the log that validation fills; mIoU in 0..1."""
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..acselect import AcSelect
+from ..conventions import SLOTS, THRESHOLD
 from ..kernels.click_maps import click_maps
 from ..models import FreqFormer
 
@@ -20,9 +21,6 @@ CLICKERS = {
     "acselect": "in the mislabelled region that AcSelect scores highest",
 }
 """Where a simulated click on an error falls."""
-
-SLOTS = 24  # clicks of each sign that the network is shown
-THRESHOLD = 0.49  # of the training clicker (RITM)
 
 
 class ClickBatch:

@@ -14,6 +14,7 @@ from ..models.freqformer import Coarse
 from ..models.freqnet import upsample
 from ..models.refiner import Refined, roi_align
 from ..session import zoom
+from ..session.boxes import clamp, expand
 from .losses import coarse_loss, feature_loss, refiner_loss
 from .simulate import THRESHOLD, ClickBatch, Clicker, simulate
 
@@ -137,9 +138,9 @@ def focus_boxes(previous: Tensor, probs: Tensor, clicks: ClickBatch, rng: np.ran
         x, y = last or (width // 2, height // 2)  # a crop of ignored pixels alone has no click
         box = zoom.focus_box(before, after, (x, y), THRESHOLD)
         if box is None:
-            box = zoom.expand((x, y, x + 1, y + 1), 1.0, min(height, width) * rng.uniform(0.3, 1.0))
+            box = expand((x, y, x + 1, y + 1), 1.0, min(height, width) * rng.uniform(0.3, 1.0))
         ratio = 0.75 * (4 / 3 / 0.75) ** rng.random()
-        boxes.append(zoom.clamp(zoom.expand(box, ratio, zoom.MIN_FOCUS), (0, 0, width, height)))
+        boxes.append(clamp(expand(box, ratio, zoom.MIN_FOCUS), (0, 0, width, height)))
     return torch.tensor(boxes, dtype=torch.float32)
 
 

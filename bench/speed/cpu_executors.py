@@ -24,6 +24,7 @@ from activefreq_engine.kernels.click_maps import click_maps
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from activefreq_engine.conventions import THRESHOLD
 from activefreq_engine.export import MANIFEST, export_onnx
 from activefreq_engine.models import create_model, normalise
 from activefreq_engine.runtime.plan import Folded
@@ -33,8 +34,7 @@ from bench.tools.scene import scene
 RESULT = Path(__file__).parents[1] / "results" / "cpu_executors.csv"
 FILES = Path(__file__).parents[2] / "out" / "onnx"
 MODEL = "freqformer_b0"
-PROBABILITY = 0.49
-LOGIT = float(np.log(PROBABILITY / (1 - PROBABILITY)))
+LOGIT = float(np.log(THRESHOLD / (1 - THRESHOLD)))
 BAND = 0.1  # logits this close to the threshold may fall on either side of it
 COLUMNS = ["executor", "precision", "size", "threads", "median_ms", "lower_ms", "upper_ms", "times_as_fast_as_plan"]
 COLUMNS += ["largest_logit_error", "pixels_that_differ", "of_them_clearly", "machine"]

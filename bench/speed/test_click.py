@@ -19,7 +19,7 @@ from activefreq_engine import Engine, Session, acselect
 from activefreq_engine.images import image_digest
 from activefreq_engine.runtime.engine import SIZES, RefineRequest, StepRequest
 from activefreq_engine.runtime.levels import probabilities
-from activefreq_engine.session import zoom
+from activefreq_engine.session import boxes, zoom
 from bench.speed.test_region_stats import naive
 from bench.tools import scene
 from bench.tools.verify import measure, probabilities_agree, sessions_agree
@@ -125,7 +125,7 @@ def coarse_and_request(engine: Engine) -> RefineRequest:
     assert s is not None
     return RefineRequest(
         coarse=answer.coarse,
-        box=(*zoom.to_network(*focus[:2], box, side, side), *zoom.to_network(*focus[2:], box, side, side)),
+        box=(*boxes.to_network(*focus[:2], box, side, side), *boxes.to_network(*focus[2:], box, side, side)),
         crop=zoom.crop_rgb(SCENE.image, focus, s, s),
         points=zoom.point_slots(CLICKS[:3], focus, s, s),
     )

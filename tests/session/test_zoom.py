@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from activefreq_engine import Click
-from activefreq_engine.session import zoom
+from activefreq_engine.session import boxes, zoom
+from activefreq_engine.session.boxes import mask_bbox
 from activefreq_engine.session.canvas import Canvas, Layer, PackedMask, changed_bbox, merge_click
-from activefreq_engine.session.history import History, Scene, Settings, Step
-from activefreq_engine.session.zoom import mask_bbox
+from activefreq_engine.session.history import History, Scene, SessionSettings, Step
 
 from .fakes import random_image
 
@@ -44,7 +44,7 @@ def test_crop_to_network_and_back_does_not_shift(height, width):
     network = zoom.crop_rgb(image, box, h, w)[..., 0]
     ox, oy = centre_of_mass(image)
     nx, ny = centre_of_mass(network)
-    u, v = zoom.to_network(ox, oy, box, h, w)
+    u, v = boxes.to_network(ox, oy, box, h, w)
     assert abs(nx - u) < 0.1 * max(1, w / width)
     assert abs(ny - v) < 0.1 * max(1, h / height)
     back = Canvas(*image.shape, 0.49, (Layer.of(box, network.astype(np.float32) / 255),)).probs()
@@ -229,7 +229,7 @@ def test_a_packed_layer_is_small(rng):
 
 
 def test_changed_bbox(rng, monkeypatch):
-    monkeypatch.setattr(zoom, "_READ", 40)
+    monkeypatch.setattr(boxes, "_READ", 40)
     before = random_image(rng, 30, 45, 1) > 128
     after = before.copy()
     assert changed_bbox(before, after, (0, 0, 45, 30)) is None
@@ -242,12 +242,12 @@ def test_changed_bbox(rng, monkeypatch):
 
 @pytest.mark.parametrize("read", [1, 7, 60, 1000])
 def test_a_box_found_from_the_sides_is_the_mask_s(rng, monkeypatch, read):
-    monkeypatch.setattr(zoom, "_READ", read)
+    monkeypatch.setattr(boxes, "_READ", read)
     for _ in range(60):
         mask = np.zeros((23, 31), bool)
         for _ in range(rng.integers(0, 5)):
             mask[rng.integers(0, 23), rng.integers(0, 31)] = True
-        assert zoom.bbox_from_sides(lambda b, m=mask: m[b[1] : b[3], b[0] : b[2]], (0, 0, 31, 23)) == mask_bbox(mask)
+        assert boxes.bbox_from_sides(lambda b, m=mask: m[b[1] : b[3], b[0] : b[2]], (0, 0, 31, 23)) == mask_bbox(mask)
 
 
 def test_the_inside_of_an_object_is_not_read_for_its_box():
@@ -260,7 +260,7 @@ def test_the_inside_of_an_object_is_not_read_for_its_box():
         read += (box[2] - box[0]) * (box[3] - box[1])
         return mask[box[1] : box[3], box[0] : box[2]]
 
-    assert zoom.bbox_from_sides(part, (0, 0, 2900, 2100)) == (70, 60, 2850, 2040)
+    assert boxes.bbox_from_sides(part, (0, 0, 2900, 2100)) == (70, 60, 2850, 2040)
     assert read < mask.size / 8
 
 
@@ -274,7 +274,7 @@ def test_a_mask_lies_within_the_reach_of_its_canvas(rng):
         clicks = (Click(rng.uniform(0, 410), 3, True), Click(2, 250, False))
         canvas = Canvas(300, 410, 0.49, layers, clicks)
         box, reach = mask_bbox(canvas.mask()), canvas.reach()
-        assert zoom.union(box, reach) == reach
+        assert boxes.union(box, reach) == reach
         for layer in layers:
             own = Canvas(300, 410, 0.49, (layer,))
             box, reach = mask_bbox(own.mask()), own.reach()
@@ -327,19 +327,19 @@ def test_shrunk(rng, shape, step):
 
 
 def test_aligned():
-    assert zoom.aligned((3, 4, 9, 13), 4, (0, 0, 101, 203)) == (0, 4, 12, 16)
-    assert zoom.aligned((97, 200, 101, 203), 4, (0, 0, 101, 203)) == (96, 200, 101, 203)
-    assert zoom.aligned((3, 5, 9, 13), 1, (0, 0, 101, 203)) == (3, 5, 9, 13)
+    assert boxes.aligned((3, 4, 9, 13), 4, (0, 0, 101, 203)) == (0, 4, 12, 16)
+    assert boxes.aligned((97, 200, 101, 203), 4, (0, 0, 101, 203)) == (96, 200, 101, 203)
+    assert boxes.aligned((3, 5, 9, 13), 1, (0, 0, 101, 203)) == (3, 5, 9, 13)
 
 
 @pytest.mark.parametrize("shape", [(2600, 3001), (2201, 2700, 3)])
 def test_a_crop_of_a_shrunk_image_is_a_crop_of_the_image(rng, shape):
     """Within a grey level or two: shrinking rounds."""
     image = cv2.GaussianBlur(rng.integers(0, 256, shape, dtype=np.uint8), (0, 0), 3)
-    settings = Settings(0.49, True, True)
+    settings = SessionSettings(0.49, True, True)
     blank = Step(None, Canvas(shape[0], shape[1], 0.49))
     scene = Scene(image, None, settings, blank, [History(blank)])
-    box = zoom.aligned((13, 101, shape[1], shape[0] - 7), 4, (0, 0, shape[1], shape[0]))
+    box = boxes.aligned((13, 101, shape[1], shape[0] - 7), 4, (0, 0, shape[1], shape[0]))
     difference = scene.crop(box, 2, 64, 64).astype(int) - zoom.crop_rgb(image, box, 64, 64).astype(int)
     assert np.abs(difference).max() <= 2
     assert list(scene.shrunk) == [2]

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from activefreq_engine.conventions import SLOTS
 from activefreq_engine.errors import ActiveFreqError, BackendUnavailableError, DatasetError, InvalidArgumentError
 from activefreq_engine.models import FreqFormer, create_model, load_checkpoint, read_metadata, save_checkpoint
 from activefreq_engine.session import zoom
@@ -437,7 +438,7 @@ def test_placed_clicks_are_where_a_session_puts_them(rng: np.random.Generator) -
         wanted = torch.from_numpy(zoom.point_slots(known, box, 48, 48))
         for k, half in enumerate(points.chunk(2)):
             filled = half[(half >= 0).all(1)]
-            theirs = wanted[k * zoom.SLOTS : (k + 1) * zoom.SLOTS]
+            theirs = wanted[k * SLOTS : (k + 1) * SLOTS]
             torch.testing.assert_close(filled, theirs[(theirs >= 0).all(1)])
             assert (half[(half < 0).any(1)] == -1).all()
 
