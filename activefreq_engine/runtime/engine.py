@@ -26,10 +26,10 @@ from activefreq_engine.errors import ActiveFreqError, BackendUnavailableError, I
 from activefreq_engine.kernels.click_maps import click_maps
 from activefreq_engine.models import FreqFormer, create_model, list_models, load_checkpoint, normalise
 from activefreq_engine.runtime import cpu, levels
-from activefreq_engine.runtime.contexts import Contexts, Found
-from activefreq_engine.runtime.cuda import Graphs
+from activefreq_engine.runtime.graphs.contexts import Contexts, Found
+from activefreq_engine.runtime.graphs.cuda import Graphs
 from activefreq_engine.runtime.plan import PRECISIONS
-from activefreq_engine.runtime.planned import Planned
+from activefreq_engine.runtime.plan.planned import Planned
 from activefreq_engine.runtime.timing import Stopwatch
 
 SIZES = (256, 384, 448, 512)
@@ -95,7 +95,7 @@ class Engine:
         size (int, optional): long side of the network input, one of `SIZES`. Default: 256.
         plan (bool): run compiled plans, see `runtime.plan`. False runs the model's own modules, for comparison; so does
             a model that is not a FreqFormer.
-        graph (bool): on CUDA replay each plan as a graph, captured on first use or by `warmup`; see `runtime.contexts`.
+        graph (bool): on CUDA replay each plan as a graph, captured on first use or by `warmup`; see `runtime.graphs`.
             False launches its operations one by one, for comparison.
 
     Raises:

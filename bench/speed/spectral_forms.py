@@ -1,4 +1,4 @@
-"""Time the forms of `runtime.spectral` at the map sizes of every click, on the CPU.
+"""Time the forms of `runtime.plan.spectral` at the map sizes of every click, on the CPU.
 
     python -m bench.speed.spectral_forms             # the table, a minute
     python -m bench.speed.spectral_forms --write     # and record it in bench/results/spectral_forms.csv
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from activefreq_engine.models.freqnet import FreqModule
 from activefreq_engine.models.mit import MIT_SPECS
 from activefreq_engine.runtime.engine import SIZES
-from activefreq_engine.runtime.spectral import spectral_module
+from activefreq_engine.runtime.plan.spectral import spectral_module
 from bench.tools.cpu import describe, side_by_side
 
 RESULT = Path(__file__).parents[1] / "results" / "spectral_forms.csv"

@@ -12,7 +12,7 @@ import torch
 from activefreq_engine.kernels.freq_module import FreqModulePlan, reference
 
 from activefreq_engine.models.freqnet import FreqModule
-from activefreq_engine.runtime.spectral import spectral_module
+from activefreq_engine.runtime.plan.spectral import spectral_module
 from bench.tools.verify import measure
 
 LEVELS = {"C32-64x64": (32, 64, 64), "C64-32x32": (64, 32, 32), "C160-16x16": (160, 16, 16), "C256-8x8": (256, 8, 8)}

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 # Loaded as a plugin, it makes one implementation of one op wrong by one per cent.
 WRONG = """
-from activefreq_engine.runtime import spectral
+from activefreq_engine.runtime.plan import spectral
 
 right = spectral.spectral_module
 spectral.spectral_module = lambda *args, **kwargs: Wrong(right(*args, **kwargs))

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from activefreq_engine import Engine, Session
-from activefreq_engine.runtime.contexts import Parcel
 from activefreq_engine.runtime.engine import StepRequest
+from activefreq_engine.runtime.graphs.contexts import Parcel
 
 
 def slots(rng: np.random.Generator, h: int, w: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from activefreq_engine.runtime.contexts import Work
+from activefreq_engine.runtime.graphs.contexts import Work
 
 FORBIDDEN = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "bincount", "equal"}
 """Operators that wait for a device: to hand over a number, or to learn the size of a result."""

@@ -10,7 +10,7 @@ from PIL import Image
 from activefreq_engine import Engine, Session, create_model
 from activefreq_engine.models import normalise
 from activefreq_engine.runtime import cpu
-from activefreq_engine.runtime.plan import Folded, compile_plan
+from activefreq_engine.runtime.plan.plan import Folded, compile_plan
 
 from .measures import disagreement
 from .modules import random_model, relative

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from activefreq_engine import Engine, Session
-from activefreq_engine.runtime.plan import Prepare
+from activefreq_engine.runtime.plan.plan import Prepare
 from activefreq_engine.session.features import FeatureCache
 
 from .modules import random_model

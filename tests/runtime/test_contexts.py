@@ -9,9 +9,9 @@ import torch
 
 from activefreq_engine import ActiveFreqError, Engine
 from activefreq_engine.models import FreqFormer
-from activefreq_engine.runtime import contexts
-from activefreq_engine.runtime.contexts import BATCHES, Contexts, Parcel
 from activefreq_engine.runtime.engine import RefineRequest, StepRequest
+from activefreq_engine.runtime.graphs import contexts
+from activefreq_engine.runtime.graphs.contexts import BATCHES, Contexts, Parcel
 from activefreq_engine.runtime.levels import probabilities
 
 from .clicking import box, play, poison, request, slots

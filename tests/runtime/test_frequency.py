@@ -11,8 +11,8 @@ import torch
 from activefreq_engine.kernels import triton_support
 
 from activefreq_engine.models.freqnet import FreqBlock
-from activefreq_engine.runtime import frequency, layers
-from activefreq_engine.runtime.frequency import OneLaunch, frequency_block
+from activefreq_engine.runtime.plan import frequency, layers
+from activefreq_engine.runtime.plan.frequency import OneLaunch, frequency_block
 
 FILE = Path(__file__).parent / "on_device" / "test_one_launch.py"
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from activefreq_engine import create_model
 from activefreq_engine.models import normalise
-from activefreq_engine.runtime.plan import compile_plan
+from activefreq_engine.runtime.plan.plan import compile_plan
 
 from .measures import disagreement
 from .modules import random_model, relative

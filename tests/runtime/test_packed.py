@@ -10,8 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from activefreq_engine.runtime import packed
-from activefreq_engine.runtime.plan import Folded
+from activefreq_engine.runtime.plan import Folded, packed
 
 from .modules import random_model, relative
 

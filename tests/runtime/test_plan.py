@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from activefreq_engine import InvalidArgumentError
-from activefreq_engine.runtime.plan import compile_plan
+from activefreq_engine.runtime.plan.plan import compile_plan
 
 from .modules import random_model, relative
 

@@ -8,10 +8,10 @@ import torch
 
 from activefreq_engine import Engine, Session
 from activefreq_engine.models.refiner import roi_align
-from activefreq_engine.runtime import planned
 from activefreq_engine.runtime.engine import RefineRequest, StepRequest
 from activefreq_engine.runtime.levels import probabilities
-from activefreq_engine.runtime.plan import Answer, Prepared
+from activefreq_engine.runtime.plan import planned
+from activefreq_engine.runtime.plan.plan import Answer, Prepared
 
 from .modules import random_model
 

@@ -5,7 +5,7 @@ import torch
 
 from activefreq_engine.models.freqnet import upsample
 from activefreq_engine.models.refiner import roi_align
-from activefreq_engine.runtime.resample import SumEnlarged, crop
+from activefreq_engine.runtime.plan.resample import SumEnlarged, crop
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from activefreq_engine.models.freqnet import upsample
-from activefreq_engine.runtime import rewrites
+from activefreq_engine.runtime.plan import rewrites
 
 from .modules import relative, scramble
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from activefreq_engine.errors import InvalidArgumentError
 from activefreq_engine.models.freqnet import FreqModule
-from activefreq_engine.runtime.spectral import FASTEST, spectral_module
+from activefreq_engine.runtime.plan.spectral import FASTEST, spectral_module
 
 FORMS = ("auto", "fft", "matmul", "dense")
 MAPS = [(7, 12), (14, 7), (16, 28), (28, 14), (5, 56), (56, 1), (1, 3), (2, 2)]

@@ -12,11 +12,11 @@ from PIL import Image
 
 from activefreq_engine import Engine
 from activefreq_engine.models import FreqFormer
-from activefreq_engine.runtime.contexts import Contexts
-from activefreq_engine.runtime.cuda import Graphs
 from activefreq_engine.runtime.engine import RefineRequest, StepAnswer, StepRequest
-from activefreq_engine.runtime.frequency import OneLaunch
+from activefreq_engine.runtime.graphs.contexts import Contexts
+from activefreq_engine.runtime.graphs.cuda import Graphs
 from activefreq_engine.runtime.levels import probabilities
+from activefreq_engine.runtime.plan.frequency import OneLaunch
 
 from ..clicking import box, play, poison, request, slots
 from ..measures import disagreement

@@ -7,9 +7,9 @@ import torch
 from activefreq_engine.kernels import triton_support
 
 from activefreq_engine.models.freqnet import FreqBlock
-from activefreq_engine.runtime import layers
-from activefreq_engine.runtime.frequency import OneLaunch, frequency_block
-from activefreq_engine.runtime.plan import compile_plan
+from activefreq_engine.runtime.plan import layers
+from activefreq_engine.runtime.plan.frequency import OneLaunch, frequency_block
+from activefreq_engine.runtime.plan.plan import compile_plan
 
 from ..measures import disagreement
 from ..modules import random_model, relative, scramble

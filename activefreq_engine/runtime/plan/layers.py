@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from activefreq_engine.models.freqnet import FreqBlock
 from activefreq_engine.models.mit import EfficientAttention, MiTBlock, MiTStage, MixFFN, OverlapPatchEmbed
-from activefreq_engine.runtime import packed, rewrites
-from activefreq_engine.runtime.packed import Activation
-from activefreq_engine.runtime.rewrites import Affine
+from activefreq_engine.runtime.plan import packed, rewrites
+from activefreq_engine.runtime.plan.packed import Activation
+from activefreq_engine.runtime.plan.rewrites import Affine
 
 
 class Layer(nn.Module):

@@ -18,10 +18,11 @@ from activefreq_engine.models import FreqFormer
 from activefreq_engine.models.freqnet import FreqModule, upsample
 from activefreq_engine.models.mit import MiTStage
 from activefreq_engine.models.refiner import Refiner, SeparableBlock, roi_align
-from activefreq_engine.runtime import cpu, layers, packed, rewrites
-from activefreq_engine.runtime.frequency import frequency_block
-from activefreq_engine.runtime.resample import SumEnlarged, crop
-from activefreq_engine.runtime.spectral import Form
+from activefreq_engine.runtime import cpu
+from activefreq_engine.runtime.plan import layers, packed, rewrites
+from activefreq_engine.runtime.plan.frequency import frequency_block
+from activefreq_engine.runtime.plan.resample import SumEnlarged, crop
+from activefreq_engine.runtime.plan.spectral import Form
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 """bf16 and fp16 have float32 islands: statistics of norms, softmax, spectra, boxes and logits.  "auto" is fp16 on CUDA,

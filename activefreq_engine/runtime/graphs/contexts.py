@@ -24,8 +24,8 @@ from activefreq_engine.conventions import SLOTS
 from activefreq_engine.kernels.click_maps import click_maps
 from activefreq_engine.models.freqformer import IMAGE_MEAN, IMAGE_STD, FreqFormerConfig
 from activefreq_engine.runtime import levels
-from activefreq_engine.runtime.plan import Answer, Plan, Prepared
-from activefreq_engine.runtime.planned import Planned
+from activefreq_engine.runtime.plan.plan import Answer, Plan, Prepared
+from activefreq_engine.runtime.plan.planned import Planned
 
 BATCHES = (1, 2, 4, 8)
 """Batch sizes of contexts: a batch takes the smallest that holds it, a larger one goes through the largest in turns."""

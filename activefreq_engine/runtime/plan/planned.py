@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from activefreq_engine.models import FreqFormer
-from activefreq_engine.runtime.plan import Answer, Folded, Plan, Prepared
+from activefreq_engine.runtime.plan.plan import Answer, Folded, Plan, Prepared
 
 PLANS_KEPT = 8  # network shapes whose plans stay in memory; one costs about 10 ms to make
 

@@ -23,7 +23,7 @@ KERNELS_KEPT = 256
 
 _LIMITS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")  # oneDNN's own store, and that of torch's binding
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("activefreq_engine.runtime.packed")
 _ops = torch.ops.mkldnn
 
 

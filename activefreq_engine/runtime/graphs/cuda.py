@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from activefreq_engine.runtime.contexts import Work
+from activefreq_engine.runtime.graphs.contexts import Work
 
 _one_capture = threading.Lock()
 """A capture begins by waiting for the device, which CUDA forbids while any of its streams is captured."""

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from activefreq_engine.kernels import triton_support
 from activefreq_engine.kernels.freq_module import FreqModulePlan
 from activefreq_engine.models.freqnet import FreqModule, SpectralFilter
-from activefreq_engine.runtime import layers
-from activefreq_engine.runtime.spectral import Form, spectral_module
+from activefreq_engine.runtime.plan import layers
+from activefreq_engine.runtime.plan.spectral import Form, spectral_module
 
 KERNEL_PAIRS = ("hw", "cw", "ch")
 KERNEL_SIDES = (3, 5, 7)  # of the depth-wise convolution
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("activefreq_engine.runtime.frequency")
 _said: set[str] = set()
 
 

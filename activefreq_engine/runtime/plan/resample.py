@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from activefreq_engine.runtime.layers import Layer
+from activefreq_engine.runtime.plan.layers import Layer
 
 
 class SumEnlarged(Layer):
