@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from activefreq_engine import __version__
-from activefreq_engine.errors import BackendUnavailableError, InvalidArgumentError
+from activefreq_engine.errors import BackendUnavailableError, InvalidArgumentError, ModelLoadError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -75,10 +75,13 @@ def export_onnx(
     import torch
     from tqdm import tqdm
 
+    from activefreq_engine.models import FreqFormer
     from activefreq_engine.runtime.engine import resolve_model
     from activefreq_engine.runtime.plan import Folded
 
     name, module = resolve_model(model)
+    if not isinstance(module, FreqFormer):
+        raise ModelLoadError(f"model is a {type(module).__name__}; only a FreqFormer can be exported")
     module = copy.deepcopy(module).float().cpu().eval()
     with torch.inference_mode():
         plan = Folded(module, precision="fp32").plan(height, width or height, form="matmul")

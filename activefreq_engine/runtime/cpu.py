@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def _is_running(task: Path) -> bool:
         return False
 
 
-def normalise(crops: list[NDArray[np.uint8]]) -> Tensor:
+def normalise(crops: Sequence[NDArray[np.uint8]]) -> Tensor:
     """`models.normalise` of crops `[H, W, 3]` of one size -> float32 `[B, 3, H, W]`, the same bits by a table: torch's
     arithmetic on three channels that lie together in memory takes three to five times as long."""
     return torch.from_numpy(np.stack([cv2.LUT(crop, _levels()) for crop in crops])).permute(0, 3, 1, 2)

@@ -5,14 +5,12 @@ An engine holds one model on one device.  Any number of sessions may share it; a
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import threading
 import weakref
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,19 +21,15 @@ from numpy.typing import NDArray
 
 from activefreq_engine.conventions import SLOTS
 from activefreq_engine.errors import ActiveFreqError, BackendUnavailableError, InvalidArgumentError, ModelLoadError
-from activefreq_engine.kernels.click_maps import click_maps
-from activefreq_engine.models import FreqFormer, create_model, list_models, load_checkpoint, normalise
-from activefreq_engine.runtime import cpu, levels
-from activefreq_engine.runtime.graphs.contexts import Contexts, Found
-from activefreq_engine.runtime.graphs.cuda import Graphs
+from activefreq_engine.models import FreqFormer, create_model, list_models, load_checkpoint
+from activefreq_engine.runtime import levels
+from activefreq_engine.runtime.executor import executor_for
+from activefreq_engine.runtime.levels import Found
 from activefreq_engine.runtime.plan import PRECISIONS
-from activefreq_engine.runtime.plan.planned import Planned
 from activefreq_engine.runtime.timing import Stopwatch
 
 SIZES = (256, 384, 448, 512)
 """Allowed lengths of the long side of the network input."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,21 +117,11 @@ class Engine:
             raise InvalidArgumentError(f"size is {size!r}; allowed are {', '.join(map(str, SIZES))}")
         if precision not in PRECISIONS:
             raise InvalidArgumentError(f"precision is {precision!r}; allowed are {', '.join(PRECISIONS)}")
-        self.precision = "fp32"
         self.device = resolve_device(device)
         self.name, module = resolve_model(model)
-        self._model: Any = module.to(self.device).eval()
-        self._contexts: Contexts | None = None
-        if plan and isinstance(module, FreqFormer):
-            self._model = Planned(module, self.device, precision)
-            self.precision = self._model.precision
-            if graph and self.device.type == "cuda":
-                self._contexts = Contexts(self._model, Graphs(self.device))
-        elif plan:
-            _log.info("%s is not a FreqFormer: its own modules run, without a plan", self.name)
-        self._fast_cpu = self.device.type == "cpu" and isinstance(self._model, Planned)
-        if self._fast_cpu:
-            cpu.keep_freed_memory()
+        module = module.to(self.device).eval()
+        self._executor = executor_for(module, self.name, self.device, precision, plan=plan, graph=graph)
+        self.precision = self._executor.precision
         self._lock = threading.Lock()
 
     @classmethod
@@ -172,7 +156,8 @@ class Engine:
     @property
     def refine_size(self) -> int | None:
         """Side of the refiner's image crop; None when the model has no refiner."""
-        return None if self._model.refiner is None else self._model.config.refine_size
+        model = self._executor.model
+        return None if model.refiner is None else model.config.refine_size
 
     def run(self, requests: Sequence[StepRequest], watch: Stopwatch | None = None) -> list[StepAnswer]:
         """Answer clicks, one batched pass for each network shape among them.  The answers come in request order.
@@ -183,12 +168,13 @@ class Engine:
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, r in enumerate(requests):
             groups[r.previous.shape].append(i)
-        with self._lock, torch.inference_mode(), self._threads():
+        with self._lock, torch.inference_mode(), self._executor.active():
             for members in groups.values():
                 group = [requests[i] for i in members]
                 features = self._features(group, watch)
-                for i, item, (found, coarse) in zip(members, features, self._click(group, features), strict=True):
-                    answers[i] = StepAnswer(found, item, coarse)
+                clicked = self._executor.click(features, [r.previous for r in group], [r.points for r in group])
+                for i, item, (found, coarse) in zip(members, features, clicked, strict=True):
+                    answers[i] = StepAnswer(self._checked(found), item, coarse)
                 self._lap(watch, "click")
         return [a for a in answers if a is not None]
 
@@ -201,11 +187,17 @@ class Engine:
         for i, r in enumerate(requests):
             groups[tuple(r.coarse.logits.shape)].append(i)
         out: list[NDArray[np.uint16]] = [np.empty((0, 0), np.uint16)] * len(requests)
-        with self._lock, torch.inference_mode(), self._threads():
+        with self._lock, torch.inference_mode(), self._executor.active():
             for members in groups.values():
                 group = [requests[i] for i in members]
-                for i, found in zip(members, self._refine(group), strict=True):
-                    out[i] = found
+                refined = self._executor.refine(
+                    [r.coarse for r in group],
+                    [r.box for r in group],
+                    [r.crop for r in group],
+                    [r.points for r in group],
+                )
+                for i, found in zip(members, refined, strict=True):
+                    out[i] = self._checked(found)
                 self._lap(watch, "refine")
         return out
 
@@ -237,89 +229,20 @@ class Engine:
                     raise InvalidArgumentError("a StepRequest has neither crop nor features; give one of them")
                 crops.append((i, r.crop))
         if crops:
-            for (i, _), item in zip(crops, self._prepare([c for _, c in crops]), strict=True):
+            for (i, _), item in zip(crops, self._executor.prepare([c for _, c in crops]), strict=True):
                 features[i] = item
             self._lap(watch, "prepare")
         return features
 
-    def _threads(self) -> AbstractContextManager[None]:
-        return cpu.threads() if self._fast_cpu else nullcontext()
-
     def _lap(self, watch: Stopwatch | None, stage: str) -> None:
         if watch is not None:
-            if self._contexts is not None:
-                self._contexts.wait()
-            elif self.device.type == "cuda":
-                torch.cuda.current_stream(self.device).synchronize()
+            self._executor.wait()
             watch.lap(stage)
 
-    def _prepare(self, crops: list[NDArray[np.uint8]]) -> list[Any]:
-        """Features of crops of one network shape."""
-        if self._contexts is not None:
-            return list(self._contexts.prepare(crops))
-        batch = self._model.encode_image(self._image(crops))
-        return [_take(batch, k) for k in range(len(crops))]
-
-    def _click(self, group: list[StepRequest], features: list[Any]) -> list[tuple[NDArray[np.uint16], Any]]:
-        """Probabilities and coarse answer of each request, all of one network shape."""
-        if self._contexts is not None:
-            answers = self._contexts.click(features, [r.previous for r in group], [r.points for r in group])
-            probs = self._checked([found for found, _ in answers])
-            return [(p, coarse) for p, (_, coarse) in zip(probs, answers, strict=True)]
-        coarse = self._model.decode_clicks(_stack(features), self._click_input(group))
-        return [(probs, _take(coarse, k)) for k, probs in enumerate(self._to_host(coarse.logits))]
-
-    def _refine(self, group: list[RefineRequest]) -> list[NDArray[np.uint16]]:
-        """Probabilities on each focus box, all of one network shape."""
-        coarse, boxes, crops = [r.coarse for r in group], [r.box for r in group], [r.crop for r in group]
-        points = [r.points for r in group]
-        if self._contexts is not None:
-            return self._checked(self._contexts.refine(coarse, boxes, crops, points))
-        side = self._model.config.refine_size
-        placed = torch.tensor(boxes, dtype=torch.float32, device=self.device)
-        disks = self._disks(points, side, side)
-        return self._to_host(self._model.refine(_stack(coarse), placed, self._image(crops), disks))
-
-    def _image(self, crops: list[NDArray[np.uint8]]) -> torch.Tensor:
-        if self._fast_cpu:
-            return cpu.normalise(crops)
-        return normalise(torch.from_numpy(np.stack(crops)).to(self.device).permute(0, 3, 1, 2))
-
-    def _click_input(self, group: list[StepRequest]) -> torch.Tensor:
-        previous = torch.from_numpy(np.stack([r.previous for r in group])).to(self.device)
-        return torch.cat([previous[:, None], self._disks([r.points for r in group], *previous.shape[1:])], dim=1)
-
-    def _disks(self, points: list[NDArray[np.float32]], height: int, width: int) -> torch.Tensor:
-        slots = torch.from_numpy(np.stack(points)).to(self.device).unflatten(1, (2, -1))
-        # slots fill from the first on: leave out those that no request of the batch uses
-        used = max(1, int((slots >= 0).all(-1).sum(2).max()))
-        slots = slots[:, :, :used].flatten(1, 2)
-        radius = self._model.config.click_radius
-        if self._fast_cpu:
-            return cpu.click_maps(slots, height, width, radius)
-        return click_maps(slots, height, width, radius=radius)
-
-    def _to_host(self, logits: torch.Tensor) -> list[NDArray[np.uint16]]:
-        """`[B, 1, h, w]` logits -> probabilities `[h, w]` of each item."""
-        probs, totals = levels.from_logits(logits)
-        return self._checked([Found(p, t) for p, t in zip(probs.numpy(), totals.tolist(), strict=True)])
-
-    def _checked(self, found: list[Found]) -> list[NDArray[np.uint16]]:
-        if any(math.isnan(f.total) for f in found):
+    def _checked(self, found: Found) -> NDArray[np.uint16]:
+        if math.isnan(found.total):
             raise ActiveFreqError(f"model {self.name!r} returned NaN; its weights are damaged or its precision too low")
-        return [f.levels for f in found]
-
-
-def _stack(items: list[Any]) -> Any:
-    """Join named tuples of tensors with a batch axis of 1.  A single one comes back as it is, without a copy."""
-    if len(items) == 1:
-        return items[0]
-    return type(items[0])(*(torch.cat(tensors) for tensors in zip(*items, strict=True)))
-
-
-def _take(batch: Any, index: int) -> Any:
-    """One item of a named tuple of batched tensors; cloned, so that it does not keep the whole batch alive."""
-    return type(batch)(*(t[index : index + 1].clone() if t.shape[0] > 1 else t for t in batch))
+        return found.levels
 
 
 def resolve_device(name: str) -> torch.device:
@@ -349,7 +272,7 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_model(model: Any) -> tuple[str, Any]:
+def resolve_model(model: Any) -> tuple[str, torch.nn.Module]:
     """The name and the module of what users give as `model`: a shipped model's name, a checkpoint's path, or a module.
 
     Raises:

@@ -12,8 +12,17 @@ from torch import Tensor
 ONE = 65535
 
 
+class Found(NamedTuple):
+    """The probabilities of one item."""
+
+    levels: NDArray[np.uint16]
+    """`[h, w]`."""
+    total: float
+    """Their sum; NaN if one of them is."""
+
+
 class Levels(NamedTuple):
-    """Of a batch."""
+    """The probabilities of a batch."""
 
     levels: Tensor
     """uint16 `[B, h, w]`; meaningless where `total` is NaN."""
@@ -22,18 +31,18 @@ class Levels(NamedTuple):
 
 
 def write(logits: Tensor, out: Levels) -> None:
-    """What logits `[B, 1, h, w]` mean."""
+    """Fill `out` with what logits `[B, 1, h, w]` mean."""
     probs = logits[:, 0].float().sigmoid()
     torch.sum(probs, (1, 2), out=out.total)
     out.levels.copy_(probs.mul_(ONE).round_())
 
 
-def from_logits(logits: Tensor) -> Levels:
-    """The same in new memory, on the host.  Waits for the device."""
+def from_logits(logits: Tensor) -> list[Found]:
+    """What logits `[B, 1, h, w]` mean, on the host.  Waits for the device."""
     b, _, h, w = logits.shape
     out = Levels(logits.new_empty((b, h, w), dtype=torch.uint16), logits.new_empty(b, dtype=torch.float32))
     write(logits, out)
-    return Levels(*(t.cpu() for t in out))
+    return [Found(found, total) for found, total in zip(out.levels.cpu().numpy(), out.total.tolist(), strict=True)]
 
 
 def probabilities(levels: NDArray[np.uint16]) -> NDArray[np.float32]:

@@ -56,7 +56,7 @@ class Compiled(Kept):
 
     def made(self, device: str, size: int) -> Engine:
         engine = Engine(device=device, size=size, plan=False)
-        model: Any = engine._model
+        model: Any = engine._executor.model
         how = {"mode": "reduce-overhead"} if self.compiler == "inductor" else {"backend": self.compiler}
         model.decode_clicks = torch.compile(model.decode_clicks, **how)
         engine.warmup()

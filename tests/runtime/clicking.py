@@ -8,7 +8,7 @@ import torch
 
 from activefreq_engine import Engine, Session
 from activefreq_engine.runtime.engine import StepRequest
-from activefreq_engine.runtime.graphs.contexts import Parcel
+from activefreq_engine.runtime.graphs.contexts import Contexts, Parcel
 
 
 def slots(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
@@ -27,11 +27,11 @@ def request(rng: np.random.Generator, h: int, w: int, features: Any = None) -> S
 
 def buffers(engine: Engine) -> Iterator[Any]:
     """Everything that a context keeps between requests: arrays of the host and tensors."""
-    assert engine._contexts is not None
-    for bucket in engine._contexts._buckets.values():
+    assert isinstance(engine._executor, Contexts)
+    for bucket in engine._executor._buckets.values():
         for context in bucket._made.values():
-            answer = vars(context).get("_answer")
-            for value in (*vars(context).values(), *(vars(answer).values() if answer else ())):
+            outbox = vars(context).get("_outbox")
+            for value in (*vars(context).values(), *(vars(outbox).values() if outbox else ())):
                 if isinstance(value, Parcel):
                     yield from value.arrays.values()
                     yield from value.tensors.values()

@@ -15,7 +15,7 @@ FORBIDDEN = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "_uniq
 
 
 class Eager:
-    """A `contexts.Runner` that calls work as it is, on any device."""
+    """A `contexts.Replayer` that calls work as it is, on any device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -10,7 +10,7 @@ from PIL import Image
 from activefreq_engine import Engine, Session, create_model
 from activefreq_engine.models import normalise
 from activefreq_engine.runtime import cpu
-from activefreq_engine.runtime.plan.plan import Folded, compile_plan
+from activefreq_engine.runtime.plan import Folded
 
 from .measures import disagreement
 from .modules import random_model, relative
@@ -52,7 +52,7 @@ def test_logits(model):
     image = normalise(torch.from_numpy(picture).permute(2, 0, 1)[None])
     clicks = torch.zeros(1, 3, height, width)
     clicks[:, 1, 90:100, 120:130] = 1
-    plan = compile_plan(model, height, width, precision="bf16")
+    plan = Folded(model, precision="bf16").plan(height, width)
     answer = plan.click(*plan.prepare(image), clicks)
     assert answer.embedding.dtype == torch.bfloat16
     assert answer.logits.dtype == torch.float32

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from activefreq_engine import Engine, Session
-from activefreq_engine.runtime.plan.plan import Prepare
+from activefreq_engine.runtime.plan.plan import PrepareModule
 from activefreq_engine.session.features import FeatureCache
 
 from .modules import random_model
@@ -49,8 +49,8 @@ def engine():
 def test_prepare_runs_once_for_each_image_and_region(engine, monkeypatch, rng):
     """Not at a click in a known region, not at undo or redo, not for another object in the same region."""
     calls = []
-    forward = Prepare.forward
-    monkeypatch.setattr(Prepare, "forward", lambda self, image: calls.append(image.shape) or forward(self, image))
+    forward = PrepareModule.forward
+    monkeypatch.setattr(PrepareModule, "forward", lambda self, image: calls.append(image.shape) or forward(self, image))
     with Session(engine=engine, zoom=False) as s:
         s.set_image(rng.integers(0, 256, (150, 200, 3), np.uint8))
         s.click(50, 40)
@@ -72,8 +72,8 @@ def test_prepare_runs_once_for_each_image_and_region(engine, monkeypatch, rng):
 
 def test_prepare_runs_once_for_each_region_of_a_zooming_session(engine, monkeypatch, rng):
     calls = []
-    forward = Prepare.forward
-    monkeypatch.setattr(Prepare, "forward", lambda self, image: calls.append(image.shape) or forward(self, image))
+    forward = PrepareModule.forward
+    monkeypatch.setattr(PrepareModule, "forward", lambda self, image: calls.append(image.shape) or forward(self, image))
     seen = set()
     with Session(engine=engine) as s:
         s.set_image(rng.integers(0, 256, (900, 1200, 3), np.uint8))

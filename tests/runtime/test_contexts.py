@@ -27,9 +27,9 @@ def model() -> FreqFormer:
     return random_model(dtype=torch.float32, refine_size=64)
 
 
-def engine_on(model: FreqFormer, runner: contexts.Runner) -> Engine:
+def engine_on(model: FreqFormer, runner: contexts.Replayer) -> Engine:
     engine = Engine(model, device="cpu", precision="fp32", size=256)
-    engine._contexts = Contexts(engine._model, runner)
+    engine._executor = Contexts(engine._executor.model, runner)
     return engine
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from activefreq_engine import create_model
 from activefreq_engine.models import normalise
-from activefreq_engine.runtime.plan.plan import compile_plan
+from activefreq_engine.runtime.plan import Folded
 
 from .measures import disagreement
 from .modules import random_model, relative
@@ -28,7 +28,7 @@ def test_shipped_weights(shape):
     """Clicks anywhere on a real image, two steps, then the refiner."""
     height, width = shape
     model = create_model("freqformer_b0", pretrained=True)
-    exact, plan = copy.deepcopy(model).double(), compile_plan(model, height, width, precision="fp16")
+    exact, plan = copy.deepcopy(model).double(), Folded(model, precision="fp16").plan(height, width)
     assert plan.refine is not None
     path = IMAGES[int(torch.randint(len(IMAGES), ()))]
     picture = Image.open(path).convert("RGB").resize((width, height))
@@ -65,7 +65,7 @@ def check(logits, expected):
 @pytest.mark.parametrize("name", ["freqformer_b0", "freqformer_tinyvit"])
 def test_random_weights(name):
     exact = random_model(name, refiner_width=0)
-    plan = compile_plan(copy.deepcopy(exact).float(), 64, 96, precision="fp16")
+    plan = Folded(copy.deepcopy(exact).float(), precision="fp16").plan(64, 96)
     image, clicks = torch.randn(2, 3, 64, 96), torch.rand(2, 3, 64, 96)
     coarse = exact.decode_clicks(exact.encode_image(image.double()), clicks.double())
     answer = plan.click(*plan.prepare(image), clicks)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from activefreq_engine import InvalidArgumentError
-from activefreq_engine.runtime.plan.plan import compile_plan
+from activefreq_engine.runtime.plan import Folded
 
 from .modules import random_model, relative
 
@@ -15,7 +15,7 @@ SHAPES = [(64, 96), (160, 32)]
 def errors(model, height, width, batch, precision="fp32"):
     """Relative errors of c1, logits, embedding and refined logits against the model's own modules."""
     dtype = next(model.parameters()).dtype
-    plan = compile_plan(model, height, width, batch, precision=precision)
+    plan = Folded(model, precision=precision).plan(height, width)
     image, clicks = torch.randn(batch, 3, height, width, dtype=dtype), torch.rand(batch, 3, height, width, dtype=dtype)
     features = model.encode_image(image)
     coarse = model.decode_clicks(features, clicks)
@@ -66,7 +66,7 @@ def test_other_encoders(name):
 def test_the_model_is_left_alone():
     model = random_model(dtype=torch.float32, refine_size=64)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    plan = compile_plan(model, 32, 64)
+    plan = Folded(model).plan(32, 64)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     x = torch.randn(1, 3, 32, 64)
     with torch.inference_mode():
@@ -80,6 +80,6 @@ def test_the_model_is_left_alone():
 def test_arguments():
     model = random_model(dtype=torch.float32, refiner_width=0)
     with pytest.raises(InvalidArgumentError, match="height is 40"):
-        compile_plan(model, 40, 64)
+        Folded(model).plan(40, 64)
     with pytest.raises(InvalidArgumentError, match="precision"):
-        compile_plan(model, 64, 64, precision="fp8")
+        Folded(model, precision="fp8")

@@ -7,11 +7,12 @@ import numpy as np
 import torch
 
 from activefreq_engine import Engine, Session
+from activefreq_engine.models import Coarse
 from activefreq_engine.models.refiner import roi_align
 from activefreq_engine.runtime.engine import RefineRequest, StepRequest
 from activefreq_engine.runtime.levels import probabilities
 from activefreq_engine.runtime.plan import planned
-from activefreq_engine.runtime.plan.plan import Answer, Prepared
+from activefreq_engine.runtime.plan.plan import ProjectedFeatures
 
 from .modules import random_model
 
@@ -41,7 +42,7 @@ def test_engine_with_plans_equals_engine_without(rng):
 
 
 def test_a_box_is_refined_from_the_part_of_the_answer_around_it(rng):
-    full = Answer(torch.randn(1, 1, 64, 96, dtype=torch.float64), torch.randn(1, 5, 16, 24, dtype=torch.float64))
+    full = Coarse(torch.randn(1, 1, 64, 96, dtype=torch.float64), torch.randn(1, 5, 16, 24, dtype=torch.float64))
     smaller = 0
     for _ in range(50):
         x, y = np.sort(rng.uniform(-3, 99, 2)), np.sort(rng.uniform(-3, 67, 2))
@@ -96,10 +97,10 @@ class Foreign(torch.nn.Module):
     refiner = None
 
     def encode_image(self, image):
-        return Prepared(image, image)
+        return ProjectedFeatures(image, image)
 
     def decode_clicks(self, features, clicks):
-        return Answer(clicks[:, 1:2] - 0.5, features.p1)
+        return Coarse(clicks[:, 1:2] - 0.5, features.p1)
 
 
 def test_a_foreign_model_runs_as_it_is(caplog):

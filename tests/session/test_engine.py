@@ -45,10 +45,10 @@ def test_features_are_reused(rng):
     engine = Engine(SquareModel())
     requests = [request(rng, 64, 96) for _ in range(3)]
     first = engine.run(requests)
-    assert engine._model.count == {"encode": 3, "encode batches": 1, "decode": 3, "decode batches": 1}
+    assert engine._executor.model.count == {"encode": 3, "encode batches": 1, "decode": 3, "decode batches": 1}
     again = [StepRequest(None, a.features, r.previous, r.points) for r, a in zip(requests, first, strict=True)]
     second = engine.run([again[0], requests[1], again[2]])
-    assert engine._model.count["encode"] == 4
+    assert engine._executor.model.count["encode"] == 4
     for a, b in zip(first, second, strict=True):
         assert np.allclose(a.probs, b.probs, atol=1e-6)
     with pytest.raises(InvalidArgumentError, match="neither"):

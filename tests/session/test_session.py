@@ -40,7 +40,7 @@ def session(engine, rng):
 
 
 def counts(session):
-    return session._engine._model.count
+    return session._engine._executor.model.count
 
 
 def fresh(engine, image, clicks, **settings):
@@ -145,7 +145,7 @@ def test_clicked_pixels_take_their_label(rng):
 
 
 def test_what_the_network_sees(engine, rng):
-    model = engine._model
+    model = engine._executor.model
     image = random_image(rng, 128, 256)
     s = fresh(engine, image, [Click(100, 50, True)], zoom=False, refine=False)
     assert model.seen["clicks"].shape == (1, 3, 128, 256)
@@ -432,7 +432,7 @@ def test_clicks_correct_a_given_mask_piece_by_piece(session):
     session.click(5, 5, False)
     assert not session.mask[5, 5]
     assert session.mask[44, 60]
-    seen = session._engine._model.seen["clicks"][0, 0]
+    seen = session._engine._executor.model.seen["clicks"][0, 0]
     assert seen.max() > 0.9
 
 

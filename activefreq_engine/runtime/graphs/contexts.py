@@ -2,7 +2,7 @@
 
 A context is one piece of work on one network shape and batch size: what depends on the image (`PrepareContext`), a
 click (`ClickContext`), a focus box (`RefineContext`).  Its `run` is a plain function of its buffers, the same on every
-device, from the copy to the device to the copy back; a `Runner` decides whether it is called or replayed.  `Contexts`
+device, from the copy to the device to the copy back; a `Replayer` decides whether it is called or replayed.  `Contexts`
 keeps them for an engine.
 """
 
@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from math import prod
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -22,9 +22,10 @@ from torch import Tensor
 
 from activefreq_engine.conventions import SLOTS
 from activefreq_engine.kernels.click_maps import click_maps
-from activefreq_engine.models.freqformer import IMAGE_MEAN, IMAGE_STD, FreqFormerConfig
+from activefreq_engine.models import IMAGE_MEAN, IMAGE_STD, Coarse, FreqFormerConfig
 from activefreq_engine.runtime import levels
-from activefreq_engine.runtime.plan.plan import Answer, Plan, Prepared
+from activefreq_engine.runtime.levels import Found
+from activefreq_engine.runtime.plan.plan import Plan, ProjectedFeatures
 from activefreq_engine.runtime.plan.planned import Planned
 
 BATCHES = (1, 2, 4, 8)
@@ -34,10 +35,10 @@ SHAPES_KEPT = 32
 """Network shapes whose contexts stay in memory: an engine of 512 pixels has 31."""
 
 Work = Callable[[], tuple[Tensor, ...]]
-"""From buffers to results.  What is returned is on the device."""
+"""Reads buffers and returns its results, which stay on the device."""
 
 
-class Runner(Protocol):
+class Replayer(Protocol):
     """How work is run.  What a captured work returns is overwritten by the next replay, of whichever work."""
 
     device: torch.device
@@ -79,7 +80,7 @@ class Parcel:
             self.tensors[name] = self._device[part].view(dtype).view(shape)
 
     def write(self, name: str, rows: Sequence[NDArray[Any]]) -> None:
-        """Fill the first rows of a part; the others keep what they have, and nobody reads what is made of it."""
+        """Fill the first rows of a part.  The others keep old values; the results made from them are not used."""
         for k, row in enumerate(rows):
             self.arrays[name][k] = row
 
@@ -95,8 +96,8 @@ class Parcel:
 class Context(ABC):
     """One piece of work with its buffers; captured on first use."""
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+    def __init__(self, replayer: Replayer) -> None:
+        self._replayer = replayer
         self._replay: Work | None = None
 
     @abstractmethod
@@ -106,8 +107,14 @@ class Context(ABC):
     def replay(self) -> Any:
         """Results of `run` for what the buffers hold now; to be copied before anything else is replayed."""
         if self._replay is None:
-            self._replay = self._runner.capture(self.run)
+            self._replay = self._replayer.capture(self.run)
         return self._replay()
+
+    def _put(self, buffers: Sequence[Tensor], items: Sequence[Sequence[Tensor]]) -> None:
+        """Copy tensors `[1, ...]` of each item into the first rows of the buffers."""
+        for k, item in enumerate(items):
+            for buffer, tensor in zip(buffers, item, strict=True):
+                buffer[k : k + 1].copy_(tensor)
 
 
 class _Image:
@@ -122,35 +129,26 @@ class _Image:
 
 
 class PrepareContext(Context):
-    """Crops -> `Prepared`."""
+    """Crops -> `ProjectedFeatures`."""
 
-    def __init__(self, plan: Plan, batch: int, runner: Runner) -> None:
-        super().__init__(runner)
+    def __init__(self, plan: Plan, batch: int, replayer: Replayer) -> None:
+        super().__init__(replayer)
         self._plan = plan
-        self._image = _Image(runner.device)
-        self._parcel = Parcel(runner.device, crops=((batch, plan.height, plan.width, 3), torch.uint8))
+        self._image = _Image(replayer.device)
+        self._parcel = Parcel(replayer.device, crops=((batch, plan.height, plan.width, 3), torch.uint8))
 
-    def run(self) -> Prepared:
+    def run(self) -> ProjectedFeatures:
         self._parcel.send()
         return self._plan.prepare(self._image(self._parcel.tensors["crops"]))
 
-    def __call__(self, crops: Sequence[NDArray[np.uint8]]) -> list[Prepared]:
-        """`Prepared` of each crop, in memory of its own."""
+    def __call__(self, crops: Sequence[NDArray[np.uint8]]) -> list[ProjectedFeatures]:
+        """`ProjectedFeatures` of each crop, in memory of its own."""
         self._parcel.write("crops", crops)
         out = self.replay()
-        return [Prepared(out.c1[k : k + 1].clone(), out.p1[k : k + 1].clone()) for k in range(len(crops))]
+        return [ProjectedFeatures(out.c1[k : k + 1].clone(), out.p1[k : k + 1].clone()) for k in range(len(crops))]
 
 
-class Found(NamedTuple):
-    """What a context has found for one item."""
-
-    levels: NDArray[np.uint16]
-    """`[h, w]`: probabilities as `levels.Levels`."""
-    total: float
-    """Their sum; NaN if one of them is."""
-
-
-class _Answer:
+class _Outbox:
     """Probabilities on their way to the host."""
 
     def __init__(self, batch: int, height: int, width: int, device: torch.device) -> None:
@@ -171,61 +169,61 @@ class _Answer:
 class ClickContext(Context):
     """Features, previous probabilities and click slots -> probabilities."""
 
-    def __init__(self, plan: Plan, batch: int, radius: float, like: Prepared, shelf: Shelf, runner: Runner) -> None:
-        super().__init__(runner)
+    def __init__(
+        self, plan: Plan, batch: int, radius: float, like: ProjectedFeatures, shelf: Shelf, replayer: Replayer
+    ) -> None:
+        super().__init__(replayer)
         self._plan, self._radius, self._shelf = plan, radius, shelf
         self._parcel = Parcel(
-            runner.device,
+            replayer.device,
             previous=((batch, plan.height, plan.width), torch.float32),
             points=((batch, 2 * SLOTS, 2), torch.float32),
         )
-        self._features = Prepared(_rows(like.c1, batch), _rows(like.p1, batch))
-        self._answer = _Answer(batch, plan.height, plan.width, runner.device)
+        self._features = ProjectedFeatures(_rows(like.c1, batch), _rows(like.p1, batch))
+        self._outbox = _Outbox(batch, plan.height, plan.width, replayer.device)
 
-    def run(self) -> Answer:
+    def run(self) -> Coarse:
         self._parcel.send()
         previous, points = self._parcel.tensors["previous"], self._parcel.tensors["points"]
         disks = click_maps(points, self._plan.height, self._plan.width, radius=self._radius)
-        answer: Answer = self._plan.click(*self._features, torch.cat([previous[:, None], disks], dim=1))
-        self._answer.fetch(answer.logits)
+        answer: Coarse = self._plan.click(*self._features, torch.cat([previous[:, None], disks], dim=1))
+        self._outbox.fetch(answer.logits)
         return answer
 
     def __call__(
         self,
-        features: Sequence[Prepared],
+        features: Sequence[ProjectedFeatures],
         previous: Sequence[NDArray[np.float32]],
         points: Sequence[NDArray[np.float32]],
-    ) -> list[tuple[Found, Coarse | None]]:
+    ) -> list[tuple[Found, KeptCoarse | None]]:
         """Probabilities `[h, w]` of each click, and what the refiner, if there is one, needs.  Waits for the device."""
         self._parcel.write("previous", previous)
         self._parcel.write("points", points)
-        for k, item in enumerate(features):
-            for buffer, tensor in zip(self._features, item, strict=True):
-                buffer[k : k + 1].copy_(tensor)
+        self._put(self._features, features)
         out = self.replay()
-        coarse: list[Coarse | None] = [None] * len(features)
+        coarse: list[KeptCoarse | None] = [None] * len(features)
         if self._plan.refine is not None:
             for k in range(len(features)):
                 coarse[k] = self._shelf.take(out.logits[k : k + 1], out.embedding[k : k + 1])
-        self._runner.wait()
-        return list(zip(self._answer.read(len(features)), coarse, strict=True))
+        self._replayer.wait()
+        return list(zip(self._outbox.read(len(features)), coarse, strict=True))
 
 
 class RefineContext(Context):
     """Coarse answers, boxes, crops and click slots -> probabilities on the boxes."""
 
-    def __init__(self, plan: Plan, side: int, batch: int, radius: float, like: Coarse, runner: Runner) -> None:
-        super().__init__(runner)
+    def __init__(self, plan: Plan, side: int, batch: int, radius: float, like: KeptCoarse, replayer: Replayer) -> None:
+        super().__init__(replayer)
         self._plan, self._side, self._radius = plan, side, radius
-        self._image = _Image(runner.device)
+        self._image = _Image(replayer.device)
         self._parcel = Parcel(
-            runner.device,
+            replayer.device,
             boxes=((batch, 4), torch.float32),
             points=((batch, 2 * SLOTS, 2), torch.float32),
             crops=((batch, side, side, 3), torch.uint8),
         )
-        self._logits, self._embedding = _rows(like.logits, batch), _rows(like.embedding, batch)
-        self._answer = _Answer(batch, side, side, runner.device)
+        self._coarse = Coarse(_rows(like.logits, batch), _rows(like.embedding, batch))
+        self._outbox = _Outbox(batch, side, side, replayer.device)
 
     def run(self) -> tuple[()]:
         assert self._plan.refine is not None
@@ -233,12 +231,13 @@ class RefineContext(Context):
         parts = self._parcel.tensors
         disks = click_maps(parts["points"], self._side, self._side, radius=self._radius)
         image = self._image(parts["crops"])
-        self._answer.fetch(self._plan.refine(self._embedding, self._logits, parts["boxes"], image, disks))
+        logits, embedding = self._coarse
+        self._outbox.fetch(self._plan.refine(embedding, logits, parts["boxes"], image, disks))
         return ()
 
     def __call__(
         self,
-        coarse: Sequence[Coarse],
+        coarse: Sequence[KeptCoarse],
         boxes: Sequence[tuple[float, float, float, float]],
         crops: Sequence[NDArray[np.uint8]],
         points: Sequence[NDArray[np.float32]],
@@ -247,15 +246,13 @@ class RefineContext(Context):
         self._parcel.write("boxes", [np.array(b, np.float32) for b in boxes])
         self._parcel.write("points", points)
         self._parcel.write("crops", crops)
-        for k, item in enumerate(coarse):
-            self._logits[k : k + 1].copy_(item.logits)
-            self._embedding[k : k + 1].copy_(item.embedding)
+        self._put(self._coarse, [(c.logits, c.embedding) for c in coarse])
         self.replay()
-        self._runner.wait()
-        return self._answer.read(len(coarse))
+        self._replayer.wait()
+        return self._outbox.read(len(coarse))
 
 
-class Coarse:
+class KeptCoarse:
     """A coarse answer that outlives the click after it; its memory goes back to the shelf with the last reference."""
 
     __slots__ = ("_shelf", "embedding", "logits")
@@ -273,7 +270,7 @@ class Shelf:
     def __init__(self) -> None:
         self._free: list[tuple[Tensor, Tensor]] = []
 
-    def take(self, logits: Tensor, embedding: Tensor) -> Coarse:
+    def take(self, logits: Tensor, embedding: Tensor) -> KeptCoarse:
         """Keep a copy of one answer."""
         try:
             kept = self._free.pop()
@@ -281,30 +278,30 @@ class Shelf:
             kept = torch.empty_like(logits), torch.empty_like(embedding)
         kept[0].copy_(logits)
         kept[1].copy_(embedding)
-        return Coarse(*kept, self._free)
+        return KeptCoarse(*kept, self._free)
 
 
 class _Bucket:
     """The contexts of one network shape."""
 
-    def __init__(self, plan: Plan, config: FreqFormerConfig, runner: Runner) -> None:
-        self.plan, self._config, self._runner = plan, config, runner
+    def __init__(self, plan: Plan, config: FreqFormerConfig, replayer: Replayer) -> None:
+        self.plan, self._config, self._replayer = plan, config, replayer
         self._shelf = Shelf()
         self._made: dict[tuple[type[Context], int], Any] = {}
 
     def prepare(self, batch: int) -> PrepareContext:
-        return self._get(PrepareContext, batch, lambda: PrepareContext(self.plan, batch, self._runner))
+        return self._get(PrepareContext, batch, lambda: PrepareContext(self.plan, batch, self._replayer))
 
-    def click(self, batch: int, like: Prepared) -> ClickContext:
+    def click(self, batch: int, like: ProjectedFeatures) -> ClickContext:
         radius = self._config.click_radius
         return self._get(
-            ClickContext, batch, lambda: ClickContext(self.plan, batch, radius, like, self._shelf, self._runner)
+            ClickContext, batch, lambda: ClickContext(self.plan, batch, radius, like, self._shelf, self._replayer)
         )
 
-    def refine(self, batch: int, like: Coarse) -> RefineContext:
+    def refine(self, batch: int, like: KeptCoarse) -> RefineContext:
         side, radius = self._config.refine_size, self._config.click_radius
         return self._get(
-            RefineContext, batch, lambda: RefineContext(self.plan, side, batch, radius, like, self._runner)
+            RefineContext, batch, lambda: RefineContext(self.plan, side, batch, radius, like, self._replayer)
         )
 
     def _get(self, kind: type[Context], batch: int, make: Callable[[], Any]) -> Any:
@@ -314,78 +311,66 @@ class _Bucket:
 
 
 class Contexts:
-    """All contexts of one model on one device.  One thread at a time, under `torch.inference_mode`.
+    """Plans run through contexts (an `Executor`).
 
     Args:
         model (Planned): the model.
-        runner (Runner): how work is run, and where.
+        replayer (Replayer): how work is run, and where.
     """
 
-    def __init__(self, model: Planned, runner: Runner) -> None:
-        self._model, self._runner = model, runner
+    def __init__(self, model: Planned, replayer: Replayer) -> None:
+        self.model, self.precision = model, model.precision
+        self._replayer = replayer
         self._folded = model.folded()
         self._buckets: OrderedDict[tuple[int, int], _Bucket] = OrderedDict()
 
-    def prepare(self, crops: Sequence[NDArray[np.uint8]]) -> list[Prepared]:
-        """What depends on the image alone, for uint8 RGB crops `[h, w, 3]` of one shape.  May not be done yet."""
-        features: list[Prepared] = []
-        folded = self._model.folded()
+    def active(self) -> AbstractContextManager[None]:
+        return self._replayer.active()
+
+    def prepare(self, crops: Sequence[NDArray[np.uint8]]) -> list[ProjectedFeatures]:
+        features: list[ProjectedFeatures] = []
+        folded = self.model.folded()
         if folded is not self._folded:  # the weights have changed
             self._folded = folded
             self._buckets.clear()
-        with self._runner.active():
-            for part in _parts(len(crops)):
-                self._runner.wait()  # the buffers of the part before may be on their way
-                batch = _batch(part)
-                features += self._bucket(crops[0].shape[:2]).prepare(batch)(crops[part])
+        for part in _parts(len(crops)):
+            self._replayer.wait()  # the buffers of the part before may be on their way
+            features += self._bucket(crops[0].shape[:2]).prepare(_batch(part))(crops[part])
         return features
 
     def click(
         self,
-        features: Sequence[Prepared],
+        features: Sequence[ProjectedFeatures],
         previous: Sequence[NDArray[np.float32]],
         points: Sequence[NDArray[np.float32]],
-    ) -> list[tuple[Found, Coarse | None]]:
-        """Of clicks on one network shape: probabilities `[h, w]`, and what the refiner, if any, needs.
-
-        Args:
-            features: what `prepare` returned.
-            previous: float32 `[h, w]`, probabilities before the click.
-            points: float32 `[2 * SLOTS, 2]`, click slots as `click_maps` takes them.
-        """
-        answers: list[tuple[Found, Coarse | None]] = []
-        with self._runner.active():
-            for part in _parts(len(features)):
-                context = self._bucket(previous[0].shape).click(_batch(part), features[0])
-                answers += context(features[part], previous[part], points[part])
+    ) -> list[tuple[Found, KeptCoarse | None]]:
+        answers: list[tuple[Found, KeptCoarse | None]] = []
+        for part in _parts(len(features)):
+            context = self._bucket(previous[0].shape).click(_batch(part), features[0])
+            answers += context(features[part], previous[part], points[part])
         return answers
 
     def refine(
         self,
-        coarse: Sequence[Coarse],
+        coarse: Sequence[KeptCoarse],
         boxes: Sequence[tuple[float, float, float, float]],
         crops: Sequence[NDArray[np.uint8]],
         points: Sequence[NDArray[np.float32]],
     ) -> list[Found]:
-        """Probabilities `[S, S]` on focus boxes; arguments as in `RefineRequest`, of one network shape."""
         found: list[Found] = []
-        with self._runner.active():
-            for part in _parts(len(coarse)):
-                h, w = coarse[0].logits.shape[2:]
-                context = self._bucket((h, w)).refine(_batch(part), coarse[0])
-                found += context(coarse[part], boxes[part], crops[part], points[part])
+        for part in _parts(len(coarse)):
+            context = self._bucket(coarse[0].logits.shape[2:]).refine(_batch(part), coarse[0])
+            found += context(coarse[part], boxes[part], crops[part], points[part])
         return found
 
     def wait(self) -> None:
-        """Return when everything that was started is done."""
-        with self._runner.active():
-            self._runner.wait()
+        self._replayer.wait()
 
     def _bucket(self, shape: tuple[int, ...]) -> _Bucket:
         height, width = shape
         bucket = self._buckets.pop((height, width), None)
         if bucket is None:
-            bucket = _Bucket(self._folded.plan(height, width), self._model.config, self._runner)
+            bucket = _Bucket(self._folded.plan(height, width), self.model.config, self._replayer)
         self._buckets[height, width] = bucket
         if len(self._buckets) > SHAPES_KEPT:
             self._buckets.popitem(last=False)

@@ -18,7 +18,7 @@ WARM_UPS = 3  # runs before a capture: they compile kernels, load modules and ma
 
 
 class Graphs:
-    """Runs work as CUDA graphs (a `contexts.Runner`).
+    """Runs work as CUDA graphs (a `contexts.Replayer`).
 
     All graphs share one memory pool, since they are replayed one after another: the memory of one graph's results may
     be another one's scratch.

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from activefreq_engine.conventions import STRIDE
 from activefreq_engine.errors import InvalidArgumentError
-from activefreq_engine.models import FreqFormer
+from activefreq_engine.models import Coarse, FreqFormer
 from activefreq_engine.models.freqnet import FreqModule, upsample
 from activefreq_engine.models.mit import MiTStage
 from activefreq_engine.models.refiner import Refiner, SeparableBlock, roi_align
@@ -31,8 +32,8 @@ _Shared = list[tuple[layers.Norm, FreqModule, nn.Module]]
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Prepared(NamedTuple):
-    """What depends on the image alone."""
+class ProjectedFeatures(NamedTuple):
+    """What depends on the image alone: `models.ImageFeatures` with the Freq layer's output projected."""
 
     c1: Tensor
     """`[B, C1, H/4, W/4]`: stage 1, before the clicks are added."""
@@ -40,29 +41,20 @@ class Prepared(NamedTuple):
     """`[B, E, H/4, W/4]`: the share of Freq layer 1 in the fused map."""
 
 
-class Answer(NamedTuple):
-    """The coarse answer to a set of clicks."""
-
-    logits: Tensor
-    """`[B, 1, H, W]` float32."""
-    embedding: Tensor
-    """`[B, E, H/4, W/4]`: the fused map that the refiner reads."""
-
-
-class Prepare(nn.Module):
-    """Normalised image `[B, 3, H, W]` -> `Prepared`."""
+class PrepareModule(nn.Module):
+    """Normalised image `[B, 3, H, W]` -> `ProjectedFeatures`."""
 
     def __init__(self, stage: nn.Module, freq: nn.Module, project: layers.Linear) -> None:
         super().__init__()
         self.stage, self.freq, self.project = stage, freq, project
 
-    def forward(self, image: Tensor) -> Prepared:
+    def forward(self, image: Tensor) -> ProjectedFeatures:
         c1 = self.stage(image.permute(0, 2, 3, 1).to(self.project.weight.dtype))
-        return Prepared(c1.permute(0, 3, 1, 2), self.project(self.freq(c1)).permute(0, 3, 1, 2))
+        return ProjectedFeatures(c1.permute(0, 3, 1, 2), self.project(self.freq(c1)).permute(0, 3, 1, 2))
 
 
-class Click(nn.Module):
-    """c1, p1 and click maps `[B, 3, H, W]` (previous soft mask, positive disks, negative disks) -> `Answer`."""
+class ClickModule(nn.Module):
+    """c1, p1 and click maps `[B, 3, H, W]` (previous soft mask, positive disks, negative disks) -> `Coarse`."""
 
     def __init__(
         self,
@@ -78,7 +70,7 @@ class Click(nn.Module):
         self.stages, self.freqs, self.projects = nn.ModuleList(stages), nn.ModuleList(freqs), nn.ModuleList(projects)
         self.total, self.head = total, head
 
-    def forward(self, c1: Tensor, p1: Tensor, clicks: Tensor) -> Answer:
+    def forward(self, c1: Tensor, p1: Tensor, clicks: Tensor) -> Coarse:
         x = self.embed(clicks.permute(0, 2, 3, 1).to(c1.dtype)).add_(c1.permute(0, 2, 3, 1))
         parts = []
         for stage, freq, project in zip(self.stages, self.freqs, self.projects, strict=True):
@@ -86,7 +78,7 @@ class Click(nn.Module):
             parts.append(project(freq(x)))
         fused = self.total(p1.permute(0, 2, 3, 1), parts).relu_()
         logits = self.head(fused).permute(0, 3, 1, 2).to(clicks.dtype)
-        return Answer(upsample(logits, clicks.shape[2:]), fused.permute(0, 3, 1, 2))
+        return Coarse(upsample(logits, clicks.shape[2:]), fused.permute(0, 3, 1, 2))
 
 
 class Separable(layers.Layer):
@@ -102,7 +94,7 @@ class Separable(layers.Layer):
         return self.pointwise(self.depthwise(x), x).relu_()
 
 
-class Refine(nn.Module):
+class RefineModule(nn.Module):
     """`refiner.Refiner`.  Its 1x1 convolution runs before RoIAlign, with which it commutes: fewer channels to align.
 
     embedding `[B, E, H/4, W/4]`, coarse logits `[B, 1, H, W]`, boxes `[B, 4]` in network pixels, normalised image crop
@@ -141,44 +133,21 @@ class Plan:
 
     height: int
     width: int
-    batch: int
-    """What the plan was made for; on a CPU the modules take any batch."""
     precision: str
     """"fp32", or what "auto" came to."""
-    prepare: Prepare
-    click: Click
-    refine: Refine | None
+    prepare: PrepareModule
+    click: ClickModule
+    refine: RefineModule | None
     """None when the model has no refiner."""
-
-
-def compile_plan(
-    model: FreqFormer,
-    height: int,
-    width: int,
-    batch: int = 1,
-    device: str | torch.device = "cpu",
-    precision: str = "auto",
-) -> Plan:
-    """Compile a model for one network shape; use `Folded` for several shapes of one model.
-
-    Args:
-        model (FreqFormer): its weights are copied; later changes to them do not reach the plan.
-        height, width (int): of the network input, multiples of 32.
-        batch (int): images at a time. Default: 1.
-        device: where the plan runs. Default: "cpu".
-        precision (str): one of `PRECISIONS`.
-
-    Raises:
-        InvalidArgumentError: a side is not a positive multiple of 32, or the precision is unknown.
-    """
-    return Folded(model, device, precision).plan(height, width, batch)
 
 
 class Folded:
     """A model with everything folded that does not depend on the network shape.
 
     Args:
-        model, device, precision: as for `compile_plan`.
+        model (FreqFormer): its weights are copied; later changes to them do not reach its plans.
+        device: where the plans run. Default: "cpu".
+        precision (str): one of `PRECISIONS`.
         pack (bool): on a CPU store weights in the order in which its kernels read them, where these can be had.  The
             modules can then be neither exported nor copied. Default: False.
     """
@@ -203,20 +172,25 @@ class Folded:
         self._head = self._place(layers.Linear(rewrites.affine(decoder.head)))
         self.refine = None if model.refiner is None else self._refine(model.refiner)
 
-    def plan(self, height: int, width: int, batch: int = 1, form: Form = "auto") -> Plan:
+    def plan(self, height: int, width: int, form: Form = "auto") -> Plan:
         """The plan for one network shape; plans share all weights but the resized filters.
 
-        `form`: how the FreqModules compute, see `spectral`.
+        Args:
+            height, width (int): of the network input, multiples of 32.
+            form: how the FreqModules compute, see `spectral`.
+
+        Raises:
+            InvalidArgumentError: a side is not a positive multiple of 32.
         """
         for name, side in (("height", height), ("width", width)):
-            if side <= 0 or side % 32:
-                raise InvalidArgumentError(f"{name} is {side}; expected a positive multiple of 32")
+            if side <= 0 or side % STRIDE:
+                raise InvalidArgumentError(f"{name} is {side}; expected a positive multiple of {STRIDE}")
         sizes = [(height // stride, width // stride) for stride in self._strides]
         freqs = [self._freq(layer, *size, form) for layer, size in zip(self._freq_layers, sizes, strict=True)]
-        prepare = Prepare(self._stages[0], freqs[0], self._projects[0])
+        prepare = PrepareModule(self._stages[0], freqs[0], self._projects[0])
         total = SumEnlarged(sizes[0], sizes[1:], self._dtype, self.device)
-        click = Click(self._embed, self._stages[1:], freqs[1:], self._projects[1:], total, self._head)
-        return Plan(height, width, batch, self.precision, prepare.eval(), click.eval(), self.refine)
+        click = ClickModule(self._embed, self._stages[1:], freqs[1:], self._projects[1:], total, self._head)
+        return Plan(height, width, self.precision, prepare.eval(), click.eval(), self.refine)
 
     def _freq(self, shared: _Shared, height: int, width: int, form: Form) -> nn.Module:
         """A Freq layer at one size of its maps."""
@@ -229,8 +203,8 @@ class Folded:
             for b in layer
         ]
 
-    def _refine(self, refiner: Refiner) -> Refine:
-        refine = Refine(refiner)
+    def _refine(self, refiner: Refiner) -> RefineModule:
+        refine = RefineModule(refiner)
         for name, part in refine.named_children():
             if name != "heads":
                 self._place(part)

@@ -8,8 +8,8 @@ from collections import OrderedDict
 import torch
 from torch import Tensor
 
-from activefreq_engine.models import FreqFormer
-from activefreq_engine.runtime.plan.plan import Answer, Folded, Plan, Prepared
+from activefreq_engine.models import Coarse, FreqFormer
+from activefreq_engine.runtime.plan.plan import Folded, Plan, ProjectedFeatures
 
 PLANS_KEPT = 8  # network shapes whose plans stay in memory; one costs about 10 ms to make
 
@@ -32,16 +32,16 @@ class Planned:
         self.refiner = model.refiner
         self._fold()
 
-    def encode_image(self, image: Tensor) -> Prepared:
-        """Normalised image `[B, 3, H, W]` -> `Prepared`."""
+    def encode_image(self, image: Tensor) -> ProjectedFeatures:
+        """Normalised image `[B, 3, H, W]` -> `ProjectedFeatures`."""
         self.folded()
         return self.plan(image.shape[2], image.shape[3]).prepare(image)
 
-    def decode_clicks(self, features: Prepared, clicks: Tensor) -> Answer:
-        """Features and click maps `[B, 3, H, W]` -> `Answer`."""
+    def decode_clicks(self, features: ProjectedFeatures, clicks: Tensor) -> Coarse:
+        """Features and click maps `[B, 3, H, W]` -> `Coarse`."""
         return self.plan(clicks.shape[2], clicks.shape[3]).click(*features, clicks)
 
-    def refine(self, coarse: Answer, boxes: Tensor, image_crop: Tensor, disks: Tensor) -> Tensor:
+    def refine(self, coarse: Coarse, boxes: Tensor, image_crop: Tensor, disks: Tensor) -> Tensor:
         """As `FreqFormer.refine`."""
         if self._folded.refine is None:
             raise ValueError("this model has no refiner (config.refiner_width is 0)")
@@ -73,13 +73,13 @@ class Planned:
             torch.cuda.current_stream(self._device).synchronize()  # plans are made and run on another stream
 
 
-def near(coarse: Answer, boxes: Tensor) -> tuple[Answer, Tensor]:
+def near(coarse: Coarse, boxes: Tensor) -> tuple[Coarse, Tensor]:
     """The part of a coarse answer that RoIAlign reads for a box, and the box in it; one image.
 
     The refiner's first product then covers that part alone.  The box is read on the host, so not for CUDA.
 
     Args:
-        coarse (Answer): embedding `[1, E, h, w]` and logits `[1, 1, H, W]`, H and W multiples of h and w.
+        coarse (Coarse): embedding `[1, E, h, w]` and logits `[1, 1, H, W]`, H and W multiples of h and w.
         boxes (Tensor): float32 `[1, 4]`, (x0, y0, x1, y1) in pixels of the logits.
     """
     step = coarse.logits.shape[3] // coarse.embedding.shape[3]
@@ -87,7 +87,7 @@ def near(coarse: Answer, boxes: Tensor) -> tuple[Answer, Tensor]:
     x0, y0, x1, y1 = boxes[0].tolist()
     left, top = max(0, math.floor(x0 / step) - 1), max(0, math.floor(y0 / step) - 1)
     right, bottom = min(width, math.ceil(x1 / step) + 1), min(height, math.ceil(y1 / step) + 1)
-    part = Answer(
+    part = Coarse(
         coarse.logits[:, :, top * step : bottom * step, left * step : right * step],
         coarse.embedding[:, :, top:bottom, left:right],
     )

@@ -43,8 +43,8 @@ def focus(rng: np.random.Generator, answer: StepAnswer, side: int) -> RefineRequ
 def test_replay_equals_eager(model, device, rng, precision):
     """Buffers and results are poisoned between requests: a graph that recorded nothing cannot pass."""
     captured, eager = (Engine(model, str(device), precision, 256) for _ in range(2))
-    assert isinstance(captured._contexts, Contexts)
-    eager._contexts = Contexts(eager._model, Eager(device))
+    assert isinstance(captured._executor, Contexts)
+    eager._executor = Contexts(eager._executor.model, Eager(device))
     for n in (1, 3, 1, 10):
         requests = [request(rng, *((64, 96), (32, 64))[rng.integers(2)]) for _ in range(n)]
         got, expected = captured.run(requests), eager.run(requests)
@@ -60,7 +60,7 @@ def test_replay_equals_eager(model, device, rng, precision):
 
 def test_half_precision_and_the_kernel_by_default(model, device):
     engine = Engine(model, str(device))
-    plan = engine._model.folded().plan(64, 96)
+    plan = engine._executor.model.folded().plan(64, 96)
     assert engine.precision == "fp16"
     assert sum(isinstance(m, OneLaunch) for half in (plan.prepare, plan.click) for m in half.modules()) == 4
 

@@ -7,9 +7,8 @@ import torch
 from activefreq_engine.kernels import triton_support
 
 from activefreq_engine.models.freqnet import FreqBlock
-from activefreq_engine.runtime.plan import layers
+from activefreq_engine.runtime.plan import Folded, layers
 from activefreq_engine.runtime.plan.frequency import OneLaunch, frequency_block
-from activefreq_engine.runtime.plan.plan import compile_plan
 
 from ..measures import disagreement
 from ..modules import random_model, relative, scramble
@@ -45,7 +44,7 @@ def test_block(size, dtype):
 def test_plan(precision):
     """The whole network with the kernel at every level."""
     exact = random_model(refiner_width=0)
-    plan = compile_plan(copy.deepcopy(exact).float().to(WHERE), 32, 64, device=WHERE, precision=precision)
+    plan = Folded(copy.deepcopy(exact).float().to(WHERE), WHERE, precision).plan(32, 64)
     assert sum(isinstance(m, OneLaunch) for half in (plan.prepare, plan.click) for m in half.modules()) == 4
     image, clicks = torch.randn(1, 3, 32, 64), torch.rand(1, 3, 32, 64)
     expected = exact.decode_clicks(exact.encode_image(image.double()), clicks.double()).logits

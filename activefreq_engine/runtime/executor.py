@@ -1,0 +1,80 @@
+"""What an engine asks of a model at work, whatever runs it: its own modules, plans, or plans replayed as graphs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from activefreq_engine.models import FreqFormer
+from activefreq_engine.runtime.graphs.contexts import Contexts
+from activefreq_engine.runtime.graphs.cuda import Graphs
+from activefreq_engine.runtime.levels import Found
+from activefreq_engine.runtime.modules import ClickModel, Modules
+from activefreq_engine.runtime.plan.on_cpu import CpuPlans
+from activefreq_engine.runtime.plan.planned import Planned
+
+_log = logging.getLogger("activefreq_engine.runtime.engine")  # the engine's choice, so it is said in its name
+
+
+class Executor(Protocol):
+    """A model at work on one device: `Modules`, `CpuPlans` or `Contexts`.
+
+    One thread at a time, under `torch.inference_mode` and within `active`.  All items of a call have one network
+    shape.  Features and coarse answers are handles: only the executor that made them looks inside.
+    """
+
+    precision: str
+    """"fp32", "bf16" or "fp16"."""
+
+    @property
+    def model(self) -> ClickModel:
+        """What runs: the model, or the plans that stand for it."""
+
+    def active(self) -> AbstractContextManager[None]:
+        """Everything else is called within this."""
+
+    def prepare(self, crops: Sequence[NDArray[np.uint8]]) -> list[Any]:
+        """Features of each crop, uint8 RGB `[h, w, 3]`.  May not be done yet when it returns."""
+
+    def click(
+        self, features: Sequence[Any], previous: Sequence[NDArray[np.float32]], points: Sequence[NDArray[np.float32]]
+    ) -> list[tuple[Found, Any]]:
+        """Probabilities `[h, w]` of each click, and its coarse answer.
+
+        Args:
+            features: what `prepare` returned.
+            previous: float32 `[h, w]`, probabilities before the click.
+            points: float32 `[2 * SLOTS, 2]`, click slots as `click_maps` takes them.
+        """
+
+    def refine(
+        self,
+        coarse: Sequence[Any],
+        boxes: Sequence[tuple[float, float, float, float]],
+        crops: Sequence[NDArray[np.uint8]],
+        points: Sequence[NDArray[np.float32]],
+    ) -> list[Found]:
+        """Probabilities `[S, S]` on focus boxes; arguments as in `RefineRequest`."""
+
+    def wait(self) -> None:
+        """Return when everything that was started is done."""
+
+
+def executor_for(
+    model: torch.nn.Module, name: str, device: torch.device, precision: str, *, plan: bool, graph: bool
+) -> Executor:
+    """The executor of a model that is on `device`, in evaluation mode; see `Engine` for the arguments."""
+    if not plan or not isinstance(model, FreqFormer):
+        if plan:
+            _log.info("%s is not a FreqFormer: its own modules run, without a plan", name)
+        return Modules(cast(ClickModel, model), device)
+    planned = Planned(model, device, precision)
+    if device.type == "cpu":
+        return CpuPlans(planned)
+    return Contexts(planned, Graphs(device)) if graph else Modules(planned, device, planned.precision)
