@@ -33,6 +33,7 @@ if version is None:
 train = ["matplotlib"]
 evaluate = ["matplotlib", "SimpleITK"]
 export = ["onnx", "onnxscript", "onnxruntime"]
+serve = ["fastapi", "uvicorn", "websockets"]
 bench = ["pytest", "pytest-benchmark", "matplotlib", "scipy"]
 
 setup(
@@ -46,7 +47,7 @@ setup(
     packages=packages,
     package_dir={"activefreq_engine": "activefreq_engine", "activefreq_engine.kernels": "kernels"},
     package_data={
-        "activefreq_engine": ["py.typed", "weights/*.safetensors", "weights/*.md"],
+        "activefreq_engine": ["py.typed", "weights/*.safetensors", "weights/*.md", "serve/page/*"],
         "activefreq_engine.kernels": ["**/*.cu", "**/*.json", "**/*.md"],
     },
     include_package_data=False,
@@ -69,8 +70,11 @@ setup(
         "bench": bench,
         "peers": [*bench, "transformers"],  # bench.peers.run: SAM's decoder and ViT-B, to compare with
         "export": export,
+        "serve": serve,
+        "medical": ["SimpleITK"],  # DICOM, NIfTI and MetaImage in `activefreq serve`
         "dev": [
-            *sorted({*train, *evaluate, *bench, *export}),
+            *sorted({*train, *evaluate, *bench, *export, *serve}),
+            "httpx",  # FastAPI's test client
             "hypothesis",
             "mypy",
             "nvidia-cuda-nvrtc-cu12; sys_platform == 'linux'",  # compiles the CUDA sources offline

@@ -1,4 +1,4 @@
-"""The command ``activefreq``: segment, eval, export, train, teacher, info.
+"""The command ``activefreq``: segment, serve, eval, export, train, teacher, info.
 
 Anything wrong with what the user gave ends in one line on stderr and exit code 2; other failures in one line and 1.
 """
@@ -26,11 +26,15 @@ from activefreq_engine.types import Click
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
 
 _LAZY = {
+    "serve": ("activefreq_engine.serve.command", "serve_command"),
     "eval": ("activefreq_engine.eval.cli", "eval_command"),
     "export": ("activefreq_engine.export", "export_command"),
     "train": ("activefreq_engine.train.cli", "train_command"),
     "teacher": ("activefreq_engine.train.cli", "teacher_command"),
 }
+
+_SERVE = ("fastapi", "pydantic", "starlette", "uvicorn", "websockets")
+"""What the extra "serve" brings."""
 
 
 class _Commands(TyperGroup):
@@ -44,7 +48,14 @@ class _Commands(TyperGroup):
             return super().get_command(ctx, cmd_name)
         module, function = _LAZY[cmd_name]
         command = typer.Typer(add_completion=False)
-        command.command(cmd_name)(getattr(importlib.import_module(module), function))
+        try:
+            command.command(cmd_name)(getattr(importlib.import_module(module), function))
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in _SERVE:
+                raise
+            raise InvalidArgumentError(
+                f"activefreq {cmd_name} needs {error.name}; pip install 'activefreq-engine[serve]'"
+            ) from error
         return typer.main.get_command(command)
 
 

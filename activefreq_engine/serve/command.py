@@ -1,0 +1,117 @@
+"""The command ``activefreq serve``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from activefreq_engine import Engine
+from activefreq_engine.errors import InvalidArgumentError
+from activefreq_engine.serve.app import create_app
+from activefreq_engine.serve.journal import Journals
+from activefreq_engine.serve.pictures import Folder
+from activefreq_engine.serve.security import Gate, is_loopback
+from activefreq_engine.serve.sessions import Limits, Sessions
+
+TOKEN_VARIABLE = "ACTIVEFREQ_TOKEN"
+SOCKET_BYTES = 64 * 2**20
+"""Longest message of the WebSocket: a mask in base64."""
+
+
+def serve_command(
+    host: Annotated[str, typer.Option(help="Address to listen on; beyond this machine a token is needed.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8040,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar=TOKEN_VARIABLE,
+            help="What clients must know; better given in the environment, where other users cannot read it.",
+        ),
+    ] = None,
+    model: Annotated[str, typer.Option(help="A model with shipped weights, or a checkpoint file.")] = "freqformer_b0",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    images: Annotated[Path | None, typer.Option(help="A folder of pictures to annotate.")] = None,
+    journal: Annotated[
+        Path | None, typer.Option(help="Where sessions are kept; by default in your home folder.", show_default=False)
+    ] = None,
+    no_journal: Annotated[
+        bool, typer.Option("--no-journal", help="Keep sessions, and the pictures sent, in memory only.")
+    ] = False,
+    fsync: Annotated[bool, typer.Option(help="Have each click survive a power cut, not only a crash.")] = True,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A further name under which this server is reached; repeat it.")
+    ] = None,
+    sessions: Annotated[int, typer.Option(min=1, max=1024, help="Sessions in memory at once.")] = 32,
+) -> None:
+    """Serve a page to annotate in, a REST interface and nnInteractive's protocol."""
+    import uvicorn
+
+    loopback = is_loopback(host)
+    if token is not None and len(token) < 8:
+        raise InvalidArgumentError("the token is shorter than 8 characters; give a longer one, or none")
+    if token is None and not loopback:
+        token = secrets.token_urlsafe(24)
+    if journal is not None and no_journal:
+        raise InvalidArgumentError("--journal and --no-journal were both given; choose one")
+    if images is not None and not images.is_dir():
+        raise InvalidArgumentError(f"--images {images} is not a folder")
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    engine = Engine.shared(model, device)
+    engine.warmup()
+    names = [*(allow_host or []), host, socket.gethostname()] if not loopback else [*(allow_host or [])]
+    gate = Gate(token, loopback=loopback, hosts=names)
+    served = Sessions(
+        engine,
+        Limits(sessions=sessions),
+        journals=None if no_journal else Journals(journal or default_journal()),
+        folder=None if images is None else Folder(images),
+        fsync=fsync,
+    )
+    config = uvicorn.Config(
+        create_app(served, gate),
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        ws_max_size=SOCKET_BYTES,
+        ws_per_message_deflate=False,
+        timeout_graceful_shutdown=2,
+    )
+    listener = _listen(host, port)
+    bound = listener.getsockname()[1]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"activefreq serves on http://{shown}:{bound}/{f'#token={token}' if token else ''}", flush=True)
+    uvicorn.Server(config).run([listener])
+
+
+def default_journal() -> Path:
+    """Where sessions are kept when nothing else is said."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    else:
+        base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "activefreq" / "sessions"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket: it is known to be free before the address is printed."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        if sys.platform != "win32":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise InvalidArgumentError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}; choose another --host or --port"
+        ) from error
+    return listener

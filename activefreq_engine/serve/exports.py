@@ -1,0 +1,174 @@
+"""Masks as files: PNG, indexed PNG, COCO JSON, GeoJSON, NIfTI."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from activefreq_engine import __version__, masks
+from activefreq_engine.serve.errors import ConflictError
+from activefreq_engine.serve.work import Work
+
+Export = tuple[bytes, str, str]
+"""Content, media type, ending of the file's name."""
+
+
+async def mask_png(work: Work) -> Export:
+    """The current object on the current slice: grey, 0 and 255."""
+    return _png(masks.save_png, await work.mask(work.current)), "image/png", f"-object{work.current}.png"
+
+
+async def labels_png(work: Work) -> Export:
+    """All objects on the current slice: an indexed PNG, the index being the object's number."""
+    return _png(masks.save_labels_png, await work.labels()), "image/png", "-labels.png"
+
+
+async def coco(work: Work) -> Export:
+    """All objects as one COCO file; each slice of a volume is an image of its own."""
+    return _json(await coco_document(work, work.opened().name)), "application/json", "-coco.json"
+
+
+def empty_coco() -> dict[str, Any]:
+    """COCO's "instances" without any."""
+    info = {"description": f"activefreq_engine {__version__}"}
+    return {"info": info, "images": [], "annotations": [], "categories": []}
+
+
+async def coco_document(work: Work, file_name: str, document: dict[str, Any] | None = None) -> dict[str, Any]:
+    """COCO's "instances", added to a document if one is given; run lengths, so that holes are kept.
+
+    Objects of one name share a category; those without a name are called "object".
+    """
+    document = empty_coco() if document is None else document
+    images, annotations = document["images"], document["annotations"]
+    categories = {c["name"]: c["id"] for c in document["categories"]}
+    picture = work.opened()
+    for index in work.touched_slices() if picture.slices > 1 else [0]:
+        image: dict[str, Any] = {"id": len(images) + 1, "file_name": file_name}
+        image.update(width=picture.width, height=picture.height)
+        if picture.slices > 1:
+            image["slice"] = index
+        images.append(image)
+        for number, name in work.objects.items():
+            mask = await work.mask(number, index)
+            if not mask.any():
+                continue
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            x, y = int(columns[0]), int(rows[0])
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image["id"],
+                    "category_id": categories.setdefault(name or "object", len(categories) + 1),
+                    "segmentation": masks.to_coco_rle(mask),
+                    "area": int(mask.sum()),
+                    "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
+                    "iscrowd": 0,
+                }
+            )
+    document["categories"] = [{"id": i, "name": name} for name, i in categories.items()]
+    return document
+
+
+async def geojson(work: Work) -> Export:
+    """All objects on the current slice as polygons with their holes, in image pixels, y down."""
+    features = []
+    for number, name in work.objects.items():
+        pieces = outlines(await work.mask(number))
+        if not pieces:
+            continue
+        geometry: dict[str, Any] = {"type": "MultiPolygon", "coordinates": pieces}
+        if len(pieces) == 1:
+            geometry = {"type": "Polygon", "coordinates": pieces[0]}
+        properties = {"objectType": "annotation", "object": number, "classification": {"name": name or "object"}}
+        features.append({"type": "Feature", "geometry": geometry, "properties": properties})
+    return _json({"type": "FeatureCollection", "features": features}), "application/geo+json", ".geojson"
+
+
+async def nifti(work: Work) -> Export:
+    """All objects on all slices as a label volume with the picture's own origin, spacing and direction."""
+    try:
+        import SimpleITK as sitk  # noqa: N813
+    except ImportError as error:
+        raise ConflictError("NIfTI needs SimpleITK on the server: pip install 'activefreq-engine[medical]'") from error
+    picture = work.opened()
+    labels = np.zeros((picture.slices, picture.height, picture.width), np.uint16)
+    for index in work.touched_slices():
+        labels[index] = await work.labels(index)
+    image = sitk.GetImageFromArray(labels if len(picture.geometry.get("origin", "xyz")) == 3 else labels[0])
+    if picture.geometry:
+        image.SetOrigin(picture.geometry["origin"])
+        image.SetSpacing(picture.geometry["spacing"])
+        image.SetDirection(picture.geometry["direction"])
+    return _written(".nii.gz", lambda path: sitk.WriteImage(image, path, True)), "application/gzip", "-labels.nii.gz"
+
+
+FORMATS: dict[str, Callable[[Work], Awaitable[Export]]] = {
+    "png": mask_png,
+    "labels": labels_png,
+    "coco": coco,
+    "geojson": geojson,
+    "nifti": nifti,
+}
+
+
+def outlines(mask: NDArray[np.bool_]) -> list[list[list[list[int]]]]:
+    """The 4-connected pieces of a mask, each as closed rings along the pixels' edges: the outer one, then the holes.
+
+    Areas are exact, and a single pixel is a square, as GeoJSON needs it; the outlines of `masks.to_polygons` run
+    through the pixels' centres.  Rings run with the mask on their right as seen on the screen, x to the right, y down.
+    """
+    _, pieces = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+    padded = np.pad(pieces, 1)
+    owner: dict[tuple[int, int, int, int], int] = {}
+    for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0)):  # the direction of the edge; the mask is on its right
+        oy, ox = -dx, dy  # from a pixel to its neighbour across the edge
+        inside = padded[1:-1, 1:-1]
+        across = padded[1 + oy : padded.shape[0] - 1 + oy, 1 + ox : padded.shape[1] - 1 + ox]
+        for y, x in np.argwhere((inside > 0) & (across != inside)).tolist():
+            # the corner where the edge begins
+            sy, sx = y + (dy < 0 or dx < 0), x + (dx < 0 or dy > 0)
+            owner[sx, sy, dx, dy] = int(inside[y, x])
+    found: dict[int, list[tuple[int, list[list[int]]]]] = {}
+    while owner:
+        (x, y, dx, dy), piece = next(iter(owner.items()))
+        ring: list[list[int]] = [[x, y]]
+        area = 0
+        while (x, y, dx, dy) in owner:
+            del owner[x, y, dx, dy]
+            area += x * dy - y * dx
+            x, y = x + dx, y + dy
+            # a right turn first: where two pixels touch by a corner, each keeps to itself
+            turns = ((-dy, dx), (dx, dy), (dy, -dx))
+            step = next((t for t in turns if owner.get((x, y, *t)) == piece), None)
+            if step is None:  # back at the start
+                break
+            if step != (dx, dy):
+                ring.append([x, y])
+            dx, dy = step
+        ring.append(ring[0])
+        found.setdefault(piece, []).append((area, ring))
+    return [[ring for _, ring in sorted(rings, key=lambda r: -abs(r[0]))] for _, rings in sorted(found.items())]
+
+
+def _json(document: Any) -> bytes:
+    return json.dumps(document).encode()
+
+
+def _png(save: Callable[[Any, Any], None], array: NDArray[Any]) -> bytes:
+    return _written(".png", lambda path: save(path, array))
+
+
+def _written(suffix: str, write: Callable[[str], None]) -> bytes:
+    """What a function that writes a file wrote."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"export{suffix}"
+        write(str(path))
+        return path.read_bytes()

@@ -1,0 +1,226 @@
+"""The WebSocket of a session: requests in as JSON, masks out as frames.
+
+The page says hello (with the token, if one is needed) and is sent the state and every mask; then it sends requests,
+numbered upwards, also those that an earlier connection left unanswered.  Each is answered, in order, by a mask frame
+where the mask changed, then by "done" or "error".  Suggestions and the uncertainty follow when nothing else waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from typing import Any
+
+import numpy as np
+from fastapi import WebSocket, WebSocketDisconnect
+from numpy.typing import NDArray
+
+from activefreq_engine.errors import ActiveFreqError, NoImageError, SessionClosedError
+from activefreq_engine.serve import frames, ops
+from activefreq_engine.serve.errors import ServeError
+from activefreq_engine.serve.security import Gate
+from activefreq_engine.serve.sessions import Sessions
+from activefreq_engine.serve.work import Work
+
+HELLO_S = 10.0
+"""Seconds in which a connection must say hello."""
+WAITING = 64
+"""Requests that are read ahead; more stay in the network."""
+UNAUTHORISED, NO_SESSION, TAKEN_OVER, BROKEN = 4401, 4404, 4409, 4400
+"""Close codes."""
+
+_ON_STEPS = ("click", "mask", "undo", "redo", "reset")  # these change nothing but the current object
+_log = logging.getLogger(__name__)
+
+
+class Live:
+    """One connection to one session."""
+
+    def __init__(self, socket: WebSocket, work: Work) -> None:
+        self._socket, self._work = socket, work
+        self._shown: dict[int, NDArray[np.bool_]] = {}
+        """What the page has of each object, on the current slice."""
+        self._requests: asyncio.Queue[tuple[dict[str, Any], float]] = asyncio.Queue(WAITING)
+        self._uncertainty = False
+        self._hints: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Serve until the page goes away."""
+        await self._send_all()
+        self._hint()
+        reader = asyncio.ensure_future(self._read())
+        worker = asyncio.ensure_future(self._serve())
+        try:
+            done, _ = await asyncio.wait({reader, worker}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for ended in [reader, worker] if self._hints is None else [reader, worker, self._hints]:
+                ended.cancel()
+                with contextlib.suppress(asyncio.CancelledError, WebSocketDisconnect, RuntimeError):
+                    await ended
+
+    async def _read(self) -> None:
+        while True:
+            message = decode(await self._socket.receive_text())
+            await self._requests.put((message, time.perf_counter()))
+
+    async def _serve(self) -> None:
+        while True:
+            message, start = await self._requests.get()
+            await self._answer(message, start)
+
+    async def _answer(self, message: dict[str, Any], start: float) -> None:
+        work = self._work
+        seq = message.get("seq")
+        try:
+            if message.get("op") == "uncertainty":
+                self._uncertainty = message.get("on") is True
+                self._hint()
+                return
+            op = ops.parse(message)
+            if op.seq is None:
+                raise ServeError("the request has no seq")
+            changed = await work.perform(op)
+        except ActiveFreqError as error:
+            await self._socket.send_json({"type": "error", "seq": seq, "message": str(error)})
+            return
+        except Exception:
+            _log.exception("request %s of session %s failed", message.get("op"), work.id)
+            await self._socket.send_json(
+                {"type": "error", "seq": seq, "message": "the server failed at this request; its log says why"}
+            )
+            return
+        async with work.lock:
+            if changed and isinstance(op, (ops.SliceOp, ops.WindowOp)):
+                await self._send_masks()
+            elif changed and self._requests.empty():  # else the answer would be stale when it arrived
+                await self._send_changes(op.seq, start)
+            state = work.state() if op.op not in _ON_STEPS else {"objects": [work.describe(work.current)]}
+        done = {"type": "done", "op": op.op, **state, "seq": op.seq, "ms": (time.perf_counter() - start) * 1e3}
+        await self._socket.send_json(done)
+        if self._requests.empty():
+            self._hint()
+
+    async def _send_changes(self, seq: int, start: float) -> None:
+        number = self._work.current
+        mask = await self._work.mask(number)
+        box = frames.changed_box(self._shown.get(number), mask)
+        self._shown = {n: m for n, m in self._shown.items() if n in self._work.objects}
+        self._shown[number] = mask
+        elapsed = (time.perf_counter() - start) * 1e3
+        await self._socket.send_bytes(frames.mask_frame(mask, box, number=number, seq=seq, elapsed_ms=elapsed))
+
+    async def _send_all(self) -> None:
+        async with self._work.lock:
+            await self._socket.send_json({"type": "state", **self._work.state()})
+            if self._work.picture is not None:
+                await self._send_masks()
+
+    async def _send_masks(self) -> None:
+        self._shown = {}
+        for number in self._work.objects:
+            mask = self._shown[number] = await self._work.mask(number)
+            box = frames.changed_box(None, mask)
+            frame = frames.mask_frame(mask, box, number=number, seq=self._work.seq, elapsed_ms=0, whole=True)
+            await self._socket.send_bytes(frame)
+
+    def _hint(self) -> None:
+        """Suggestions and uncertainty for what is shown now; those for an earlier state are dropped."""
+        if self._hints is not None:
+            self._hints.cancel()
+        self._hints = asyncio.ensure_future(self._send_hints())
+
+    async def _send_hints(self) -> None:
+        work = self._work
+        try:
+            async with work.lock:
+                version, seq, number = work.version, work.seq, work.current
+                session = await work.looked_at()
+            if session is None:
+                suggestions = []
+            else:  # without the lock: the next click need not wait
+                suggestions = await work.run(session.suggest, 1)
+            if version != work.version:
+                return
+            items = [{"x": s.x, "y": s.y, "positive": s.positive, "score": s.score} for s in suggestions]
+            await self._socket.send_json({"type": "suggestions", "seq": seq, "object": number, "items": items})
+            if self._uncertainty and session is not None:
+                uncertainty = await work.run(lambda: session.uncertainty)
+                frame = await work.run(lambda: frames.uncertainty_frame(uncertainty, number=number, seq=seq))
+                if version == work.version:
+                    await self._socket.send_bytes(frame)
+        except (SessionClosedError, NoImageError):  # the slice or the window changed meanwhile
+            _log.debug("suggestions of session %s came too late", work.id)
+        except (WebSocketDisconnect, RuntimeError) as error:  # the page went away
+            _log.debug("suggestions of session %s found nobody: %r", work.id, error)
+        except Exception:
+            _log.exception("suggestions of session %s failed", work.id)
+
+
+class Lives:
+    """The connections: one for each session, the latest."""
+
+    def __init__(self, sessions: Sessions, gate: Gate) -> None:
+        self._sessions, self._gate = sessions, gate
+        self._open: dict[str, WebSocket] = {}
+
+    async def serve(self, socket: WebSocket, identity: str) -> None:
+        """Greet a page and serve it to the end."""
+        await socket.accept()
+        try:
+            hello = decode(await asyncio.wait_for(socket.receive_text(), HELLO_S))
+            if hello.get("type") != "hello":
+                raise ServeError("the first message must be a hello")
+            token = hello.get("token")
+            self._gate.check_token(token if isinstance(token, str) else None)
+            work = await self._sessions.get(identity)
+        except (WebSocketDisconnect, RuntimeError):
+            return
+        except asyncio.TimeoutError:
+            await socket.close(BROKEN, "no hello came")
+            return
+        except ActiveFreqError as error:
+            status = getattr(error, "status", 400)
+            code = {401: UNAUTHORISED, 404: NO_SESSION, 410: NO_SESSION}.get(status, BROKEN)
+            await socket.close(code, _reason(error))
+            return
+        before, self._open[identity] = self._open.get(identity), socket
+        if before is not None:
+            with contextlib.suppress(RuntimeError, WebSocketDisconnect):
+                await before.close(TAKEN_OVER, "the session was opened in another place")
+        work.connections += 1
+        try:
+            await Live(socket, work).run()
+        except ServeError as error:
+            await socket.close(BROKEN, _reason(error))
+        except (WebSocketDisconnect, RuntimeError, asyncio.CancelledError) as error:
+            # RuntimeError is what the library raises for a socket that was closed from our side
+            _log.debug("connection to %s ended: %r", identity, error)
+        finally:
+            work.connections -= 1
+            work.touched = time.monotonic()
+            if self._open.get(identity) is socket:
+                del self._open[identity]
+
+
+def decode(text: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ServeError: it is none.
+    """
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ServeError("the message is not JSON") from None
+    if not isinstance(message, dict):
+        raise ServeError("the message is not a JSON object")
+    return message
+
+
+def _reason(error: Exception) -> str:
+    return str(error).encode()[:120].decode("utf-8", "ignore")  # all that a close frame holds

@@ -1,0 +1,113 @@
+"""What a client may ask of a session; each is one message of the WebSocket and one line of the journal."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from activefreq_engine.serve.errors import ServeError
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Op(BaseModel):
+    """Base of all; `seq` numbers the requests of a page, so that one that is sent again is not carried out twice."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    seq: Annotated[int, Field(ge=1, lt=2**32)] | None = None
+
+
+class ClickOp(Op):
+    """Click on the current object: (x, y) in image pixels, inside the object or outside it."""
+
+    op: Literal["click"] = "click"
+    x: Finite
+    y: Finite
+    positive: bool = True
+
+
+class MaskOp(Op):
+    """Go on from a mask: a grey or indexed PNG of the picture's size, base64; every value but 0 is inside."""
+
+    op: Literal["mask"] = "mask"
+    png: Annotated[str, Field(max_length=64 * 2**20)]
+
+
+class UndoOp(Op):
+    """Take back the current object's last step on this slice."""
+
+    op: Literal["undo"] = "undo"
+
+
+class RedoOp(Op):
+    """Do the last undone step again."""
+
+    op: Literal["redo"] = "redo"
+
+
+class ResetOp(Op):
+    """Undo all of the current object's steps on this slice; redo brings them back."""
+
+    op: Literal["reset"] = "reset"
+
+
+class NextOp(Op):
+    """Go to a new object; while the newest one is untouched, to that one."""
+
+    op: Literal["next"] = "next"
+
+
+class SelectOp(Op):
+    """Go to an object that exists."""
+
+    op: Literal["select"] = "select"
+    object: int
+
+
+class DeleteOp(Op):
+    """Remove an object with all its steps; this cannot be undone."""
+
+    op: Literal["delete"] = "delete"
+    object: int
+
+
+class RenameOp(Op):
+    """Name an object, for the list and for exports."""
+
+    op: Literal["rename"] = "rename"
+    object: int
+    name: Annotated[str, Field(max_length=100)]
+
+
+class SliceOp(Op):
+    """Go to a slice of a volume, counted from 0."""
+
+    op: Literal["slice"] = "slice"
+    index: int
+
+
+class WindowOp(Op):
+    """The values shown as black and as white.  The network sees the same, so all clicks are made anew."""
+
+    op: Literal["window"] = "window"
+    low: Finite
+    high: Finite
+
+
+AnyOp = ClickOp | MaskOp | UndoOp | RedoOp | ResetOp | NextOp | SelectOp | DeleteOp | RenameOp | SliceOp | WindowOp
+_ADAPTER: TypeAdapter[AnyOp] = TypeAdapter(Annotated[AnyOp, Field(discriminator="op")])
+
+
+def parse(message: Any) -> AnyOp:
+    """The request that a decoded JSON message, or a line of a journal, means.
+
+    Raises:
+        ServeError: it means none.
+    """
+    try:
+        return _ADAPTER.validate_python(message)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ServeError(f"the request cannot be understood: {where + ': ' if where else ''}{first['msg']}") from None

@@ -1,0 +1,423 @@
+// The page: what is open, what is shown, and which key or button does what.
+import { call, download, get, Refused, setToken } from './api.js';
+import { Folder } from './folder.js';
+import { decode } from './frames.js';
+import { Link } from './link.js';
+import { Mask } from './masks.js';
+import { colour, Objects } from './objects.js';
+import { View } from './view.js';
+
+const $ = id => document.getElementById(id);
+const LAST = 'activefreq.last';
+const ON_STEPS = new Set(['click', 'mask', 'undo', 'redo', 'reset']);
+const WORDS = { on: 'connected', off: 'reconnecting', gone: 'ended', elsewhere: 'open in another tab', refused: 'refused', token: 'token needed' };
+
+const app = {
+  link: null,
+  state: null,        // as the server tells it
+  masks: new Map(),   // object -> Mask, on this slice
+  sent: new Map(),    // seq -> when it was sent, for the latency
+  removing: false,
+  heat: false,
+  ring: null,
+  skipped: null,      // seq whose suggestion was skipped
+};
+
+const view = new View($('stage'), {
+  click: (x, y, other) => click(x, y, app.removing === other),
+});
+const objects = new Objects($('objects'), {
+  select: object => send({ op: 'select', object }),
+  rename: (object, name) => send({ op: 'rename', object, name }),
+  remove: async object => { if (await ask(`Delete object ${object}? This cannot be undone.`)) send({ op: 'delete', object }); },
+});
+const folder = new Folder({ open: name => openNew({ picture: name }), notice, get state() { return app.state; } });
+
+// --- opening ---
+
+async function openNew(body, file) {
+  try {
+    notice('');
+    said(`Opening ${file?.name ?? body.picture}`);
+    const session = body.picture ? await folder.session(body.picture) : (await (await call('POST', 'v1/sessions', body)).json()).id;
+    if (file) await call('PUT', `v1/sessions/${session}/image?name=${encodeURIComponent(file.name.slice(0, 200))}`, file);
+    connect(session);
+  } catch (error) { failed(error); }
+}
+
+function connect(session) {
+  app.link?.close();
+  Object.assign(app, { state: null, ring: null, skipped: null, shown: null });
+  app.masks.clear();
+  app.sent.clear();
+  history.replaceState(null, '', `#s=${session}`);
+  app.link = new Link(session, { state: onState, done: onDone, error: onError, suggestions: onSuggestions, frame: onFrame, status: onStatus });
+}
+
+function openFile(file) { if (file) openNew({}, file); }
+
+// --- what the server says ---
+
+function onStatus(status, reason) {
+  $('link').textContent = WORDS[status];
+  $('link').classList.toggle('on', status === 'on');
+  if (status === 'token') enter();
+  if (status === 'gone') { localStorage.removeItem(LAST); leave(); notice('This session is over. Open the picture again.'); }
+  if (status === 'elsewhere') notice('This picture was opened in another tab or place.', 'Use it here', () => connect(app.link.session));
+  if (status === 'refused') notice(reason || 'The server refused the connection.');
+  if (status === 'off') notice('The connection is lost. Clicks are kept, and sent when it is back.');
+  if (status === 'on') notice('');
+}
+
+async function onState(state, outbox) {
+  app.state = state;
+  app.masks = new Map(state.objects.map(o => [o.number, new Mask()]));
+  app.waiting = outbox.filter(r => r.op === 'click').map(r => [r.x, r.y, r.positive, true]);
+  if (!state.picture) return;
+  localStorage.setItem(LAST, JSON.stringify({ session: state.id, name: state.picture.name }));
+  $('empty').hidden = true;
+  document.body.classList.remove('blank');
+  if (app.heat) app.link.uncertainty(true);
+  size(state.picture.width, state.picture.height);
+  await showPicture();
+  folder.update();
+}
+
+function size(width, height) {
+  for (const id of ['mask', 'others']) Object.assign($(id), { width, height });
+  view.setSize(width, height);
+  refresh();
+}
+
+async function showPicture() {
+  const { id, slice, window: shown } = app.state;
+  const key = JSON.stringify([id, slice, shown]);
+  if (app.shown === key) return;
+  app.shown = key;
+  try {
+    const blob = await (await call('GET', `v1/sessions/${id}/image?slice=${slice}`)).blob();
+    if (app.shown !== key) return;
+    const before = $('picture').src;
+    $('picture').src = URL.createObjectURL(blob);
+    await $('picture').decode().catch(() => {});
+    if (before) URL.revokeObjectURL(before);
+  } catch (error) { failed(error); }
+}
+
+function onDone(message) {
+  const [first] = message.objects;
+  if (ON_STEPS.has(message.op)) {
+    const i = app.state.objects.findIndex(o => o.number === first.number);
+    if (i >= 0) app.state.objects[i] = first;
+  } else {
+    Object.assign(app.state, message);
+    const known = new Set(app.state.objects.map(o => o.number));
+    for (const number of app.masks.keys()) if (!known.has(number)) app.masks.delete(number);
+    compose();
+    if (message.op === 'slice' || message.op === 'window') showPicture();
+  }
+  app.waiting = app.link.outbox.filter(r => r.op === 'click').map(r => [r.x, r.y, r.positive, true]);
+  refresh();
+}
+
+function onError(message) {
+  app.waiting = [];
+  refresh();
+  notice(message.message);
+}
+
+function onSuggestions({ seq, object, items }) {
+  if (object !== app.state?.object) return;
+  setRing(seq === app.skipped ? null : items[0] ?? null);
+}
+
+function onFrame(data) {
+  const frame = decode(data);
+  if (frame.kind === 'uncertainty') return paintHeat(frame);
+  const mask = app.masks.get(frame.object) ?? new Mask();
+  app.masks.set(frame.object, mask);
+  if (frame.whole) mask.clear();
+  mask.patch(frame.box, frame.data);
+  if (frame.object !== app.painted) compose();
+  else if (frame.whole) compose();
+  else paint($('mask'), frame.object, frame.box);
+  const start = app.sent.get(frame.seq);
+  for (const seq of app.sent.keys()) if (seq <= frame.seq) app.sent.delete(seq);
+  requestAnimationFrame(() => {
+    drawOutline();
+    if (start !== undefined) setTimeout(() => {  // after the frame was painted
+      const ms = performance.now() - start;
+      performance.measure('click-to-paint', { start, end: start + ms, detail: { server: frame.ms } });
+      app.latency = ms;
+      numbers();
+    });
+  });
+}
+
+// --- painting ---
+
+function paint(canvas, object, box) {
+  app.masks.get(object)?.paint(canvas.getContext('2d'), box, colour(object).rgb);
+}
+
+// Both mask layers anew: the current object in one, all others in the other.
+function compose() {
+  if (!app.state?.picture) return;
+  const { width, height } = app.state.picture;
+  for (const id of ['mask', 'others']) $(id).getContext('2d').clearRect(0, 0, width, height);
+  app.painted = app.state.object;
+  const others = $('others').getContext('2d');
+  for (const [object, mask] of app.masks) {
+    if (object === app.painted) { mask.paint($('mask').getContext('2d'), mask, colour(object).rgb); continue; }
+    if (mask.empty) continue;
+    const part = new OffscreenCanvas(mask.x1 - mask.x0, mask.y1 - mask.y0);  // so that overlaps are drawn over
+    const moved = Object.assign(Object.create(Mask.prototype), mask, { x0: 0, y0: 0, x1: part.width, y1: part.height });
+    moved.paint(part.getContext('2d'), moved, colour(object).rgb);
+    others.drawImage(part, mask.x0, mask.y0);
+  }
+  drawOutline();
+}
+
+function drawOutline() {
+  const show = $('show-outline').getAttribute('aria-pressed') === 'true' && shows('show-mask');
+  const path = show ? app.masks.get(app.state?.object)?.outline() ?? '' : '';
+  for (const line of view.outline.children) line.setAttribute('d', path);
+  if (app.state) view.outline.lastElementChild.style.stroke = colour(app.state.object).css;
+}
+
+function paintHeat({ width, height, data, object }) {
+  if (object !== app.state.object) return;
+  const canvas = Object.assign($('heat'), { width, height });
+  const context = canvas.getContext('2d'), image = context.createImageData(width, height);
+  for (let i = 0; i < data.length; i++) {  // dark blue to yellow, clear where the network is certain
+    const v = data[i];
+    image.data.set([Math.min(255, v * 1.15), v * 0.9, Math.max(0, 150 - v * 0.6), Math.min(255, v * 2)], 4 * i);
+  }
+  context.putImageData(image, 0, 0);
+}
+
+// --- what the person does ---
+
+function send(request) {
+  if (!app.state?.picture) return;
+  const start = performance.now();
+  const seq = app.link.send(request);
+  app.sent.set(seq, start);
+}
+
+function click(x, y, positive) {
+  if (!app.state?.picture) return;
+  send({ op: 'click', x, y, positive });
+  app.waiting = [...(app.waiting ?? []), [x, y, positive, true]];
+  setRing(null);
+  marks();
+}
+
+function answerRing(agree) {
+  if (app.ring) click(app.ring.x + 0.5, app.ring.y + 0.5, agree);
+}
+
+function skipRing() {
+  app.skipped = app.link?.seq ?? null;
+  setRing(null);
+}
+
+function setRing(ring) {
+  app.ring = ring;
+  view.setRing(ring);
+  for (const id of ['hint-in', 'hint-out', 'hint-skip']) $(id).disabled = !ring;
+}
+
+// --- the panel ---
+
+const current = () => app.state?.objects.find(o => o.number === app.state.object);
+const shows = id => $(id).getAttribute('aria-pressed') === 'true';
+
+function marks() {
+  view.setMarks([...(current()?.clicks ?? []), ...(app.waiting ?? [])]);
+}
+
+function numbers() {
+  const object = current(), mask = app.masks.get(app.state?.object);
+  if (!object) return;
+  const { width, height } = app.state.picture;
+  const share = mask ? 100 * mask.area / (width * height) : 0;
+  const clicks = object.clicks.length;
+  $('numbers').textContent = `${clicks} click${clicks === 1 ? '' : 's'}${app.latency ? ` · ${app.latency.toFixed(0)} ms` : ''}`;
+  said(`Object ${object.number}, ${clicks} clicks, ${share.toFixed(1)} percent of the picture`);
+}
+
+function refresh() {
+  const { state } = app, object = current(), picture = state?.picture;
+  $('name').textContent = picture ? `${picture.name} · ${picture.width} × ${picture.height}` : '';
+  document.title = picture ? `${picture.name} – activefreq` : 'activefreq';
+  $('undo').disabled = $('reset').disabled = !object?.undo;
+  $('redo').disabled = !object?.redo;
+  objects.show(state?.objects ?? [], state?.object);
+  $('volume').hidden = !(picture?.slices > 1);
+  if (picture?.slices > 1) {
+    $('slice').max = picture.slices - 1;
+    $('slice').value = state.slice;
+    $('slice-number').textContent = `${state.slice + 1} of ${picture.slices}`;
+  }
+  $('window').hidden = !picture?.range;
+  if (picture?.range) {
+    const [low, high] = picture.range, [a, b] = state.window;
+    Object.assign($('level'), { min: low, max: high, value: (a + b) / 2 });
+    Object.assign($('width'), { min: (high - low) / 500, max: high - low, value: b - a });
+    $('window-numbers').textContent = `${+a.toPrecision(4)} to ${+b.toPrecision(4)}`;
+  }
+  if (object) { marks(); numbers(); }
+}
+
+function setWindow() {
+  const level = +$('level').value, width = +$('width').value;
+  send({ op: 'window', low: level - width / 2, high: level + width / 2 });
+}
+
+function toggle(id, apply) {
+  const on = !shows(id);
+  $(id).setAttribute('aria-pressed', on);
+  apply(on);
+}
+
+const showMask = on => { $('mask').hidden = $('others').hidden = !on; drawOutline(); };
+const showHeat = on => { app.heat = on; $('heat').hidden = !on; app.link?.uncertainty(on); };
+
+function mode(removing) {
+  app.removing = removing;
+  $('add').setAttribute('aria-pressed', !removing);
+  $('remove').setAttribute('aria-pressed', removing);
+}
+
+function goSlice(by) {
+  const index = (app.state?.slice ?? 0) + by;
+  if (app.state?.picture?.slices > 1 && index >= 0 && index < app.state.picture.slices) send({ op: 'slice', index });
+}
+
+// --- words ---
+
+let saidTimer;
+function said(text) {
+  clearTimeout(saidTimer);
+  saidTimer = setTimeout(() => { $('said').textContent = text; }, 150);
+}
+
+function notice(text, action, run) {
+  $('notice').replaceChildren(text);
+  if (action) {
+    const button = Object.assign(document.createElement('button'), { type: 'button', textContent: action });
+    button.onclick = () => { notice(''); run(); };
+    $('notice').append(' ', button);
+  }
+  $('notice').hidden = !text;
+}
+
+function failed(error) {
+  if (error instanceof Refused && error.status === 401) return enter();
+  notice(error.message);
+}
+
+function enter() { if (!$('enter').open) $('enter').showModal(); }
+
+function ask(text) {
+  $('ask-text').textContent = text;
+  $('ask').returnValue = 'no';
+  $('ask').showModal();
+  return new Promise(resolve => $('ask').addEventListener('close', () => resolve($('ask').returnValue === 'yes'), { once: true }));
+}
+
+function leave() {
+  app.link?.close();
+  app.link = app.state = null;
+  history.replaceState(null, '', location.pathname);
+  $('empty').hidden = false;
+  document.body.classList.add('blank');
+}
+
+// --- wiring ---
+
+const actions = {
+  open: () => $('file').click(), 'empty-open': () => $('file').click(),
+  add: () => mode(false), remove: () => mode(true),
+  undo: () => send({ op: 'undo' }), redo: () => send({ op: 'redo' }), reset: () => send({ op: 'reset' }),
+  next: () => send({ op: 'next' }),
+  'hint-in': () => answerRing(true), 'hint-out': () => answerRing(false), 'hint-skip': skipRing,
+  'show-mask': () => toggle('show-mask', showMask),
+  'show-outline': () => toggle('show-outline', drawOutline),
+  'show-heat': () => toggle('show-heat', showHeat),
+  fit: () => view.fit(),
+  'help-open': () => $('help').showModal(),
+};
+for (const [id, run] of Object.entries(actions)) $(id).addEventListener('click', run);
+
+const KEYS = {
+  o: 'open', r: 'reset', n: 'next', s: 'hint-skip', h: 'show-mask', l: 'show-outline', u: 'show-heat', 0: 'fit', '?': 'help-open',
+};
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+
+addEventListener('keydown', e => {
+  if (document.querySelector('dialog[open]')) return;
+  const typing = e.target.matches('input:not([type="range"]), textarea');
+  if (typing) return;
+  const key = e.key.length === 1 ? e.key.toLowerCase() : e.key;
+  const onStage = e.target === $('stage') || e.target === document.body;
+  let run;
+  if (e.ctrlKey || e.metaKey) {
+    if (key === 'z') run = e.shiftKey ? actions.redo : actions.undo;
+    else if (key === 'y') run = actions.redo;
+  } else if (!e.altKey) {
+    if (key in KEYS) run = actions[KEYS[key]];
+    else if (key === '+' || key === '=') run = () => view.zoom(1.25);
+    else if (key === '-') run = () => view.zoom(0.8);
+    else if (key === 'a' && view.at) run = () => click(view.at.x, view.at.y, true);
+    else if (key === 'x' && view.at) run = () => click(view.at.x, view.at.y, false);
+    else if (key === 'Enter' && onStage) run = () => answerRing(!e.shiftKey);
+    else if (key in ARROWS && onStage && app.state) run = () => view.moveCross(...ARROWS[key].map(v => v * (e.shiftKey ? 10 : 1)));
+    else if (key === 'PageUp' || key === 'PageDown') run = () => goSlice(key === 'PageUp' ? -1 : 1);
+    else if (key === ' ' && onStage) run = () => { view.moving = true; $('stage').classList.add('ready-to-move'); };
+    else if (/^[1-9]$/.test(key) && app.state?.objects[key - 1]) run = () => send({ op: 'select', object: app.state.objects[key - 1].number });
+    else run = folder.key(key);
+  }
+  if (run) { e.preventDefault(); run(); }
+});
+addEventListener('keyup', e => {
+  if (e.key === ' ') { view.moving = false; $('stage').classList.remove('ready-to-move'); }
+});
+addEventListener('blur', () => { view.moving = false; $('stage').classList.remove('ready-to-move'); });
+
+$('file').addEventListener('change', () => { openFile($('file').files[0]); $('file').value = ''; });
+addEventListener('paste', e => openFile([...e.clipboardData.files][0]));
+addEventListener('dragover', e => { e.preventDefault(); $('drop').hidden = false; });
+addEventListener('dragleave', e => { if (!e.relatedTarget) $('drop').hidden = true; });
+addEventListener('drop', e => { e.preventDefault(); $('drop').hidden = true; openFile(e.dataTransfer.files[0]); });
+
+const opacity = () => { for (const id of ['mask', 'others']) $(id).style.opacity = $('opacity').value / 100 * (id === 'mask' ? 1 : 0.7); };
+$('opacity').addEventListener('input', opacity);
+opacity();
+$('slice').addEventListener('input', () => send({ op: 'slice', index: +$('slice').value }));
+$('level').addEventListener('change', setWindow);
+$('width').addEventListener('change', setWindow);
+$('exports').addEventListener('click', e => {
+  const format = e.target.dataset.format;
+  if (format && app.state?.picture) download(`v1/sessions/${app.state.id}/exports/${format}`).catch(failed);
+});
+$('enter-form').addEventListener('submit', () => { setToken($('token').value); start(); });
+
+async function start() {
+  setRing(null);
+  try {
+    const info = await get('v1/info');
+    $('link').textContent = 'ready';
+    if (info.folder) await folder.load();
+  } catch (error) { return failed(error); }
+  const session = new URLSearchParams(location.hash.slice(1)).get('s');
+  if (session) return connect(session);
+  const last = JSON.parse(localStorage.getItem(LAST) ?? 'null');
+  if (last) {
+    $('resume').textContent = `Go on with ${last.name}`;
+    $('resume').hidden = false;
+    $('resume').onclick = () => connect(last.session);
+  }
+}
+start();

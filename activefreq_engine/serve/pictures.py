@@ -1,0 +1,187 @@
+"""Pictures from outside: bytes or files, checked before they are decoded; photographs, 16 bit, volumes by slices."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from activefreq_engine.errors import InvalidImageError
+from activefreq_engine.images import Window, load_image
+from activefreq_engine.serve.errors import NotFoundError, TooLargeError
+
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".nrrd", ".dcm")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+_DEEP = ("F", "I", "I;16", "I;16B", "I;16L", "I;16N")  # PIL's modes of more than 8 bits
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """One or more slices of one size."""
+
+    name: str
+    planes: NDArray[Any]
+    """`[Z, H, W]` or `[Z, H, W, 3]`; uint8 as it is shown, or other values that a window turns into grey."""
+    geometry: dict[str, Any] = field(default_factory=dict)
+    """Origin, spacing and direction of a volume, as SimpleITK names them; empty for a plain picture."""
+
+    @property
+    def width(self) -> int:
+        return int(self.planes.shape[2])
+
+    @property
+    def height(self) -> int:
+        return int(self.planes.shape[1])
+
+    @property
+    def slices(self) -> int:
+        return len(self.planes)
+
+    @property
+    def windowed(self) -> bool:
+        """Whether a window says which values are black and white."""
+        return self.planes.dtype != np.uint8
+
+    def range(self) -> Window:
+        """Smallest and largest value."""
+        return float(self.planes.min()), float(self.planes.max())
+
+    def default_window(self) -> Window:
+        """The 0.5 and 99.5 percentiles over all slices, as `load_image` takes them for one."""
+        low, high = self.range()
+        step = max(1, round((self.planes.size / 1_000_000) ** (1 / 3)))
+        p_low, p_high = np.percentile(self.planes[::step, ::step, ::step].astype(np.float64), (0.5, 99.5))
+        if p_low < p_high:
+            return float(p_low), float(p_high)
+        return (low, high) if low < high else (low, low + 1)
+
+    def pixels(self, index: int, window: Window | None) -> NDArray[np.uint8]:
+        """uint8 `[H, W]` or `[H, W, 3]`: a slice as it is shown and segmented."""
+        return load_image(self.planes[index], window=window if self.windowed else None, copy=False)
+
+
+def read_picture(data: bytes, name: str, max_pixels: int) -> Picture:
+    """Decode a picture or a volume.
+
+    Args:
+        data: the file's content.
+        name: the file's name; its ending tells a volume from a picture, nothing else.
+        max_pixels: more pixels, over all slices, are refused before anything is decoded.
+
+    Raises:
+        InvalidImageError: not a picture that can be read; the message says why.
+        TooLargeError: too many pixels.
+    """
+    name = Path(name).name or "picture"
+    if name.lower().endswith(VOLUME_SUFFIXES) or data[128:132] == b"DICM":
+        return _read_volume(data, name, max_pixels)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
+            image = Image.open(io.BytesIO(data))
+    except Exception as error:  # a decoder fed with hostile bytes may raise anything
+        raise InvalidImageError(
+            f"{name} is not a picture that can be read here; PNG, JPEG, TIFF, BMP, WebP, DICOM, NIfTI and MetaImage are"
+        ) from error
+    with image:
+        _check(image.width * image.height, max_pixels, name)
+        if image.mode not in _DEEP:
+            return Picture(name, load_image(image, max_pixels=max_pixels)[None])
+        try:
+            deep = np.asarray(ImageOps.exif_transpose(image))
+        except Exception as error:  # as above
+            raise InvalidImageError(f"cannot decode {name}: the file may be truncated or corrupt") from error
+    return Picture(name, _finite(deep, name)[None])
+
+
+def _read_volume(data: bytes, name: str, max_pixels: int) -> Picture:
+    try:
+        import SimpleITK as sitk  # noqa: N813
+    except ImportError as error:
+        raise InvalidImageError(
+            f"{name} is a medical image and needs SimpleITK on the server: pip install 'activefreq-engine[medical]'"
+        ) from error
+    suffix = next((s for s in VOLUME_SUFFIXES if name.lower().endswith(s)), ".dcm")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"picture{suffix}"
+        path.write_bytes(data)
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        try:
+            reader.ReadImageInformation()
+            size, components = reader.GetSize(), reader.GetNumberOfComponents()
+            _check(int(np.prod(size, dtype=np.float64)), max_pixels, name)
+            if len(size) not in (2, 3) or components not in (1, 3):
+                raise InvalidImageError(
+                    f"{name} has {len(size)} axes and {components} values a pixel; allowed are 2 or 3 axes and "
+                    "1 value, or 3 for colour"
+                )
+            image = reader.Execute()
+        except RuntimeError as error:
+            raise InvalidImageError(f"cannot decode {name}; the file may be truncated or corrupt") from error
+        planes = sitk.GetArrayFromImage(image)
+    if len(size) == 2:
+        planes = planes[None]
+    # nibabel's and SimpleITK's NIfTI readers apply slope and intercept; so does GDCM for DICOM
+    geometry = {"origin": image.GetOrigin(), "spacing": image.GetSpacing(), "direction": image.GetDirection()}
+    return Picture(name, np.ascontiguousarray(_finite(planes, name)), geometry)
+
+
+def _finite(values: NDArray[Any], name: str) -> NDArray[Any]:
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise InvalidImageError(f"{name} has NaN or infinite values")
+    return values
+
+
+def _check(pixels: int, most: int, name: str) -> None:
+    if pixels > most:
+        raise TooLargeError(f"{name} has {pixels} pixels; this server takes {most}")
+
+
+class Folder:
+    """The pictures of `--images`, and nothing outside of it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve(strict=True)
+
+    def names(self) -> list[str]:
+        """Paths relative to the folder, with forward slashes, sorted; links that lead out are left out."""
+        found = []
+        for path in sorted(self.root.rglob("*")):
+            if not path.name.lower().endswith(PICTURE_SUFFIXES + VOLUME_SUFFIXES):
+                continue
+            name = path.relative_to(self.root).as_posix()
+            if not any(part.startswith(".") for part in Path(name).parts) and self._inside(path) is not None:
+                found.append(name)
+        return found
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """The content of one of `names`.
+
+        Raises:
+            NotFoundError: there is no such file inside the folder.
+            TooLargeError: it is larger than `max_bytes`.
+        """
+        path = self._inside(self.root / name) if "\0" not in name else None
+        if path is None or not name.lower().endswith(PICTURE_SUFFIXES + VOLUME_SUFFIXES):
+            raise NotFoundError(f"there is no picture {name!r} in the folder")
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            raise TooLargeError(f"{name} has more than {max_bytes} bytes, which is what this server takes")
+        return data
+
+    def _inside(self, path: Path) -> Path | None:
+        """The real path of a file, links followed, if it lies in the folder."""
+        try:
+            real = path.resolve(strict=True)
+        except (OSError, RuntimeError):  # missing, or links in a circle
+            return None
+        return real if real.is_file() and real.is_relative_to(self.root) else None

@@ -1,0 +1,58 @@
+"""How far a folder of pictures is: which session belongs to which picture, and what is done or skipped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+Status = Literal["open", "done", "skipped"]
+
+
+class Progress:
+    """Kept in one file for each folder, a line an event, beside the journals; in memory alone without a directory."""
+
+    def __init__(self, folder: Path, directory: Path | None) -> None:
+        self.sessions: dict[str, str] = {}
+        """Picture -> session."""
+        self.status: dict[str, Status] = {}
+        """Picture -> "done" or "skipped"; what is missing is open."""
+        self._file: Path | None = None
+        if directory is not None:
+            name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+            self._file = directory / f"folder-{name}.jsonl"
+            self._read(self._file)
+
+    def begin(self, picture: str, session: str) -> None:
+        """A session was made for a picture."""
+        self._note({"picture": picture, "session": session})
+
+    def mark(self, picture: str, status: Status) -> None:
+        """A person says how far a picture is."""
+        self._note({"picture": picture, "status": status})
+
+    def _note(self, event: dict[str, Any]) -> None:
+        if self._file is not None:
+            with self._file.open("ab") as file:
+                file.write(json.dumps(event).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        self._fold(event)
+
+    def _fold(self, event: dict[str, Any]) -> None:
+        if "session" in event:
+            self.sessions[event["picture"]] = event["session"]
+        elif event["status"] == "open":
+            self.status.pop(event["picture"], None)
+        else:
+            self.status[event["picture"]] = event["status"]
+
+    def _read(self, file: Path) -> None:
+        data = file.read_bytes() if file.exists() else b""
+        whole = data.rfind(b"\n") + 1  # a crash may have cut the last line
+        if whole < len(data):
+            os.truncate(file, whole)
+        for line in data[:whole].splitlines():
+            self._fold(json.loads(line))

@@ -1,0 +1,248 @@
+"""Which sessions there are, how much each may hold, and when they are let go."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import secrets
+import time
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from activefreq_engine import Engine
+from activefreq_engine.errors import ActiveFreqError
+from activefreq_engine.serve import ops
+from activefreq_engine.serve.batches import Batches
+from activefreq_engine.serve.errors import ConflictError, FullError, GoneError, NotFoundError, TooLargeError
+from activefreq_engine.serve.journal import Journal, Journals
+from activefreq_engine.serve.pictures import Folder, Picture, read_picture
+from activefreq_engine.serve.progress import Progress
+from activefreq_engine.serve.work import Work
+
+_log = logging.getLogger(__name__)
+_REMEMBERED = 10_000  # sessions that are gone, so that a client is told so rather than "never was"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one server holds at most."""
+
+    sessions: int = 32
+    """In memory at once."""
+    pixels: int = 2**27
+    """Of a picture, all slices together."""
+    bytes: int = 2**30
+    """Of a session: the picture as it came and decoded."""
+    upload: int = 2**28
+    """Of one request with a picture."""
+    steps: int = 10_000
+    """Clicks and masks of a session."""
+    idle_s: float = 600.0
+    """Without a request or a connection a session leaves memory; its journal, if there is one, brings it back."""
+
+
+class Sessions:
+    """The sessions of a server."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        limits: Limits,
+        *,
+        journals: Journals | None,
+        folder: Folder | None,
+        fsync: bool = True,
+    ) -> None:
+        self.engine, self.limits, self.journals, self.folder, self.fsync = engine, limits, journals, folder, fsync
+        self.progress: Progress | None = None
+        if folder is not None:
+            self.progress = Progress(folder.root, None if journals is None else journals.root)
+        self.batches = Batches()
+        self.threads = ThreadPoolExecutor(limits.sessions + 4, "activefreq-serve")
+        self._works: OrderedDict[str, Work] = OrderedDict()
+        self._gone: OrderedDict[str, None] = OrderedDict()
+        self._opening: dict[str, asyncio.Lock] = {}
+
+    def __len__(self) -> int:
+        return len(self._works)
+
+    async def create(self) -> Work:
+        """A new session without a picture.
+
+        Raises:
+            FullError: all places are taken by sessions in use.
+        """
+        self._make_room()
+        identity = secrets.token_urlsafe(18)
+        journal = None
+        if self.journals is not None:
+            journal = self.journals.create(identity, self.engine.name, self.engine.size)
+        return self._add(identity, journal)
+
+    async def get(self, identity: str) -> Work:
+        """A session, from memory or from its journal.
+
+        Raises:
+            NotFoundError, GoneError: there is none, or no more.
+            ConflictError: its journal cannot be used here.
+        """
+        async with self._opening.setdefault(identity, asyncio.Lock()):
+            try:
+                work = self._works.get(identity) or await self._reopen(identity)
+            finally:
+                self._opening.pop(identity, None)
+        work.touched = time.monotonic()
+        self._works.move_to_end(identity)
+        return work
+
+    async def put_picture(self, work: Work, data: bytes, name: str) -> None:
+        """Decode bytes from outside and start on them.
+
+        Raises:
+            InvalidImageError, TooLargeError: they cannot be used.
+        """
+        picture = await self._decode(data, name)
+        if work._journal is not None:
+            await self._run(work._journal.write_picture, data)
+        await work.set_picture(picture, {"sha256": hashlib.sha256(data).hexdigest()})
+
+    async def of_picture(self, path: str) -> Work:
+        """The session of a picture of the folder: the one it has, else a new one.
+
+        Raises:
+            NotFoundError: there is no folder, or no such picture in it.
+            InvalidImageError, TooLargeError: it cannot be used.
+            FullError: as `create`.
+        """
+        folder, progress = self.folder_or_refuse()
+        known = progress.sessions.get(path)
+        if known is not None:
+            try:
+                return await self.get(known)
+            except (NotFoundError, GoneError):
+                _log.info("the session of %s is gone; it gets a new one", path)
+        data = await self._run(folder.read, path, self.limits.upload)
+        picture = await self._decode(data, path)
+        work = await self.create()
+        await work.set_picture(picture, {"path": path, "sha256": hashlib.sha256(data).hexdigest()})
+        progress.begin(path, work.id)
+        return work
+
+    def folder_or_refuse(self) -> tuple[Folder, Progress]:
+        """The folder of `--images`, and how far it is.
+
+        Raises:
+            NotFoundError: the server was started without one.
+        """
+        if self.folder is None or self.progress is None:
+            raise NotFoundError("this server was started without a folder of pictures; give --images DIR")
+        return self.folder, self.progress
+
+    def drop(self, identity: str) -> None:
+        """End a session for good, journal included."""
+        work = self._works.pop(identity, None)
+        if work is not None:
+            work.close()
+        if self.journals is not None:
+            self.journals.drop(identity)
+        self._remember(identity)
+
+    def sweep(self) -> None:
+        """Let go of sessions that nobody used for long."""
+        limit = time.monotonic() - self.limits.idle_s
+        for identity in [i for i, w in self._works.items() if _free(w) and w.touched < limit]:
+            self._release(identity)
+
+    def close(self) -> None:
+        """Let go of everything; journals stay."""
+        for identity in list(self._works):
+            self._works.pop(identity).close()
+        self.batches.close()
+        self.threads.shutdown()
+
+    # --- inside ---
+
+    def _make_room(self) -> None:
+        if len(self._works) < self.limits.sessions:
+            return
+        self.sweep()
+        if len(self._works) >= self.limits.sessions and self.journals is not None:
+            for identity in [i for i, w in self._works.items() if _free(w)][:1]:  # the one used longest ago
+                self._release(identity)
+        if len(self._works) >= self.limits.sessions:
+            raise FullError(f"all {self.limits.sessions} places of this server are taken; try again later")
+
+    def _release(self, identity: str) -> None:
+        self._works.pop(identity).close()
+        if self.journals is None:
+            self._remember(identity)
+
+    def _remember(self, identity: str) -> None:
+        self._gone[identity] = None
+        while len(self._gone) > _REMEMBERED:
+            self._gone.popitem(last=False)
+
+    def _add(self, identity: str, journal: Journal | None) -> Work:
+        work = Work(
+            identity,
+            self.engine,
+            self.batches,
+            self.threads,
+            journal=journal,
+            fsync=self.fsync,
+            most_steps=self.limits.steps,
+        )
+        self._works[identity] = work
+        return work
+
+    async def _reopen(self, identity: str) -> Work:
+        if identity in self._gone:
+            raise GoneError("the session is over")
+        if self.journals is None:
+            raise NotFoundError(f"there is no session {identity!r}")
+        self._make_room()
+        journal = await self._run(self.journals.open, identity, self.engine.name, self.engine.size)
+        work = self._add(identity, journal)
+        try:
+            for event in journal.events:
+                if event.get("op") == "picture":
+                    work.begin(await self._picture_of(journal, event))
+                else:
+                    work.fold(ops.parse(event))
+        except (ActiveFreqError, KeyError, IndexError, TypeError) as error:
+            self._works.pop(identity).close()
+            if isinstance(error, ActiveFreqError):
+                raise
+            raise ConflictError(f"the journal in {journal.folder} is damaged") from error
+        journal.events = []
+        _log.info("session %s is back from its journal", identity)
+        return work
+
+    async def _picture_of(self, journal: Journal, event: dict[str, Any]) -> Picture:
+        if "path" in event:
+            data = await self._run(self.folder_or_refuse()[0].read, event["path"], self.limits.upload)
+        else:
+            data = await self._run(Path(journal.picture).read_bytes)
+        if hashlib.sha256(data).hexdigest() != event["sha256"]:
+            raise ConflictError(f"the picture {event['name']} is not the one that was clicked on; bring that one back")
+        return await self._decode(data, event["name"])
+
+    async def _decode(self, data: bytes, name: str) -> Picture:
+        if len(data) > self.limits.upload:
+            raise TooLargeError(f"the picture has {len(data)} bytes; this server takes {self.limits.upload}")
+        picture: Picture = await self._run(read_picture, data, name, self.limits.pixels)
+        if len(data) + picture.planes.nbytes > self.limits.bytes:
+            raise TooLargeError(f"the picture needs {picture.planes.nbytes} bytes; a session takes {self.limits.bytes}")
+        return picture
+
+    async def _run(self, function: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self.threads, function, *arguments)
+
+
+def _free(work: Work) -> bool:
+    """Nobody is connected, and no request is under way."""
+    return work.connections == 0 and not work.lock.locked()

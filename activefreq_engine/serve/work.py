@@ -1,0 +1,416 @@
+"""One served session: a picture, its objects, and every step on them.
+
+The steps are the truth; the engine's sessions are made from them, one for each slice when it is first touched, and
+made again when they were let go.  So what a journal must hold is the steps, and nothing is lost with the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from activefreq_engine import Click, Engine, Session
+from activefreq_engine.errors import InvalidMaskError
+from activefreq_engine.images import Window
+from activefreq_engine.serve import ops
+from activefreq_engine.serve.batches import Batches
+from activefreq_engine.serve.errors import ConflictError, NotFoundError, ServeError, TooLargeError
+from activefreq_engine.serve.journal import Journal
+from activefreq_engine.serve.pictures import Picture
+
+OBJECTS = 1000
+"""Most objects of a session."""
+
+Step = ops.ClickOp | ops.MaskOp
+
+
+@dataclass(slots=True)
+class Steps:
+    """What was done to one object on one slice; the next step to redo is the last of `undone`."""
+
+    done: list[Step] = field(default_factory=list)
+    undone: list[Step] = field(default_factory=list)
+
+    def clicks(self) -> list[ops.ClickOp]:
+        """Since the last loaded mask."""
+        found: list[ops.ClickOp] = []
+        for step in reversed(self.done):
+            if not isinstance(step, ops.ClickOp):
+                break
+            found.append(step)
+        return found[::-1]
+
+
+@dataclass(slots=True)
+class _Slice:
+    """The engine's side of a slice."""
+
+    session: Session
+    numbers: dict[int, int] = field(default_factory=dict)
+    """Our number of an object -> the session's."""
+
+    def select(self, number: int) -> None:
+        """Make an object the session's current one; it is begun there when it is new."""
+        if number not in self.numbers:
+            fresh = self.session.next_object()
+            for other in [n for n, mine in self.numbers.items() if mine == fresh]:  # begun, but never clicked
+                del self.numbers[other]
+            self.numbers[number] = fresh
+        self.session.select_object(self.numbers[number])
+
+    def mask(self, number: int) -> NDArray[np.bool_] | None:
+        """The mask of an object, None where it was never touched."""
+        if number not in self.numbers:
+            return None
+        self.session.select_object(self.numbers[number])
+        return self.session.mask
+
+
+class Work:
+    """A session as clients see it.  All methods belong to the event loop's thread, but for those marked otherwise."""
+
+    def __init__(
+        self,
+        identity: str,
+        engine: Engine,
+        batches: Batches,
+        threads: ThreadPoolExecutor,
+        *,
+        journal: Journal | None,
+        fsync: bool,
+        most_steps: int,
+    ) -> None:
+        self.id = identity
+        self.picture: Picture | None = None
+        self.objects: dict[int, str] = {1: ""}
+        """Number -> name, oldest first."""
+        self.current = 1
+        self.index = 0
+        """The current slice."""
+        self.window: Window | None = None
+        self.seq = 0
+        """The last request of a page that was dealt with."""
+        self.version = 0
+        """Goes up with everything that may change a mask."""
+        self.touched = time.monotonic()
+        self.connections = 0
+        self.lock = asyncio.Lock()
+        self._newest = 1
+        self._steps: dict[tuple[int, int], Steps] = {}
+        self._slices: dict[int, _Slice] = {}
+        self._engine, self._batches, self._threads = engine, batches, threads
+        self._journal, self._fsync, self._most_steps = journal, fsync, most_steps
+
+    # --- the picture ---
+
+    async def set_picture(self, picture: Picture, source: dict[str, Any]) -> None:
+        """Start on a picture; `source` is what the journal keeps of where it came from."""
+        async with self.lock:
+            if self._journal is not None:
+                self._journal.append({"op": "picture", "name": picture.name, **source})
+                await self.run(self._journal.sync)
+            self.begin(picture)
+
+    def begin(self, picture: Picture) -> None:
+        """A picture, and nothing done on it."""
+        self._let_go()
+        self.picture = picture
+        self.objects, self.current, self._newest, self.index = {1: ""}, 1, 1, 0
+        self._steps = {}
+        self.window = picture.default_window() if picture.windowed else None
+        self.version += 1
+
+    def opened(self) -> Picture:
+        """The picture.
+
+        Raises:
+            ConflictError: there is none yet.
+        """
+        if self.picture is None:
+            raise ConflictError("the session has no picture yet; send one first")
+        return self.picture
+
+    # --- requests ---
+
+    async def perform(self, op: ops.AnyOp) -> bool:
+        """Carry out a request; False when there was nothing to do, or it was done before.
+
+        The journal has it before this returns.  A caller that goes away does not stop it half way.
+        """
+        return await asyncio.shield(asyncio.ensure_future(self._perform(op)))
+
+    async def _perform(self, op: ops.AnyOp) -> bool:
+        async with self.lock:
+            self.touched = time.monotonic()
+            if op.seq is not None and op.seq <= self.seq:
+                return False
+            try:
+                if not self._possible(op):
+                    return False
+                if self._journal is None:
+                    await self._carry_out(op)
+                    self.fold(op)
+                    return True
+                self._journal.append(op.model_dump(exclude_none=True))
+                safe = self.run(self._journal.sync) if self._fsync else None
+                try:
+                    await self._carry_out(op)
+                except BaseException:
+                    self._journal.append({"op": "void"})
+                    raise
+                self.fold(op)
+                if safe is not None:
+                    await safe
+                return True
+            finally:
+                self.seq = max(self.seq, op.seq or 0)
+
+    def _possible(self, op: ops.AnyOp) -> bool:
+        """Whether there is anything to do.  Refuses what cannot be done, before it is written down."""
+        picture = self.opened()
+        steps = self.steps()
+        match op:
+            case ops.ClickOp() | ops.MaskOp():
+                if sum(len(s.done) + len(s.undone) for s in self._steps.values()) >= self._most_steps:
+                    raise TooLargeError(f"the session has {self._most_steps} steps, and this server takes no more")
+                if isinstance(op, ops.MaskOp):
+                    _decode(op, picture)
+                elif not (0 <= op.x < picture.width and 0 <= op.y < picture.height):
+                    raise ServeError(
+                        f"click (x={op.x}, y={op.y}) is outside the picture of width {picture.width}, height "
+                        f"{picture.height}; x comes first"
+                    )
+            case ops.UndoOp() | ops.ResetOp():
+                return bool(steps.done)
+            case ops.RedoOp():
+                return bool(steps.undone)
+            case ops.NextOp():
+                if len(self.objects) >= OBJECTS:
+                    raise TooLargeError(f"the session has {OBJECTS} objects, and takes no more")
+            case ops.SelectOp() | ops.DeleteOp() | ops.RenameOp():
+                if op.object not in self.objects:
+                    raise NotFoundError(
+                        f"there is no object {op.object}; there are {', '.join(map(str, self.objects))}"
+                    )
+            case ops.SliceOp():
+                if not 0 <= op.index < picture.slices:
+                    raise ServeError(f"there is no slice {op.index}; slices are 0 to {picture.slices - 1}")
+                return op.index != self.index
+            case ops.WindowOp():
+                if not picture.windowed:
+                    raise ConflictError("the picture has 8 bits a channel; a window is for deeper ones")
+                if not op.low < op.high:
+                    raise ServeError(f"the window is ({op.low}, {op.high}); low must be below high")
+        return True
+
+    async def _carry_out(self, op: ops.AnyOp) -> None:
+        """The engine's part of a request."""
+        match op:
+            case ops.ClickOp():
+                part = await self._slice()
+                part.select(self.current)
+                await asyncio.wrap_future(self._batches.submit(part.session, Click(op.x, op.y, op.positive)))
+            case ops.MaskOp():
+                part = await self._slice()
+                part.select(self.current)
+                await self.run(part.session.load_mask, _decode(op, self.opened()))
+            case ops.UndoOp() | ops.RedoOp() | ops.ResetOp():
+                part = await self._slice()
+                part.select(self.current)
+                if isinstance(op, ops.RedoOp):
+                    part.session.redo()
+                else:
+                    while part.session.undo() and isinstance(op, ops.ResetOp):
+                        continue
+            case ops.DeleteOp():
+                for part in self._slices.values():
+                    if op.object in part.numbers:
+                        part.select(op.object)
+                        part.session.reset()
+                        del part.numbers[op.object]
+            case ops.WindowOp():
+                self._let_go()
+
+    def fold(self, op: ops.AnyOp) -> None:
+        """The bookkeeping of a request that was carried out, now or in an earlier process."""
+        self.version += 1
+        self.seq = max(self.seq, op.seq or 0)
+        steps = self.steps()
+        match op:
+            case ops.ClickOp() | ops.MaskOp():
+                steps.done.append(op)
+                steps.undone.clear()
+                self._steps[self.index, self.current] = steps
+            case ops.UndoOp():
+                steps.undone.append(steps.done.pop())
+            case ops.RedoOp():
+                steps.done.append(steps.undone.pop())
+            case ops.ResetOp():
+                while steps.done:
+                    steps.undone.append(steps.done.pop())
+            case ops.NextOp():
+                last = max(self.objects)
+                if any(s.done or s.undone for (_, n), s in self._steps.items() if n == last):
+                    self._newest += 1
+                    self.objects[self._newest] = ""
+                self.current = max(self.objects)
+            case ops.SelectOp():
+                self.current = op.object
+            case ops.DeleteOp():
+                del self.objects[op.object]
+                self._steps = {key: s for key, s in self._steps.items() if key[1] != op.object}
+                if not self.objects:
+                    self._newest += 1
+                    self.objects[self._newest] = ""
+                if self.current not in self.objects:
+                    self.current = max((n for n in self.objects if n < op.object), default=min(self.objects))
+            case ops.RenameOp():
+                self.objects[op.object] = op.name
+            case ops.SliceOp():
+                self.index = op.index
+            case ops.WindowOp():
+                self.window = (op.low, op.high)
+
+    # --- reading: under `lock`, so that no request comes between ---
+
+    def steps(self, number: int | None = None, index: int | None = None) -> Steps:
+        """What was done to an object on a slice; the current ones by default."""
+        key = (self.index if index is None else index, self.current if number is None else number)
+        return self._steps.get(key) or Steps()
+
+    def touched_slices(self, number: int | None = None) -> list[int]:
+        """Slices on which an object, or any, has steps in effect."""
+        return sorted({i for (i, n), s in self._steps.items() if s.done and number in (None, n)})
+
+    async def mask(self, number: int, index: int | None = None) -> NDArray[np.bool_]:
+        """bool `[H, W]`, read-only: an object on a slice."""
+        picture = self.opened()
+        if self.steps(number, index).done:
+            part = await self._slice(index)
+            found = await self.run(part.mask, number)
+            if found is not None:
+                return found
+        return np.zeros((picture.height, picture.width), np.bool_)
+
+    async def labels(self, index: int | None = None) -> NDArray[np.int32]:
+        """int32 `[H, W]`: the number of the object at each pixel of a slice; where masks overlap the higher wins."""
+        picture = self.opened()
+        out = np.zeros((picture.height, picture.width), np.int32)
+        for number in sorted(self.objects):
+            if self.steps(number, index).done:
+                out[await self.mask(number, index)] = number
+        return out
+
+    async def looked_at(self) -> Session | None:
+        """The engine's session with the current object selected, None where nothing was done to it.
+
+        Reading it needs no lock and sees the last finished step; compare `version` before and after.
+        """
+        if self.picture is None or not self.steps().done:
+            return None
+        part = await self._slice()
+        part.select(self.current)
+        return part.session
+
+    async def pixels(self, index: int | None = None) -> NDArray[np.uint8]:
+        """uint8 `[H, W]` or `[H, W, 3]`: a slice as it is shown."""
+        return await self.run(self.opened().pixels, self.index if index is None else index, self.window)
+
+    def state(self) -> dict[str, Any]:
+        """All that a client has to know but the masks, as JSON values."""
+        picture = self.picture
+        return {
+            "id": self.id,
+            "picture": None
+            if picture is None
+            else {
+                "name": picture.name,
+                "width": picture.width,
+                "height": picture.height,
+                "slices": picture.slices,
+                "range": picture.range() if picture.windowed else None,
+            },
+            "slice": self.index,
+            "window": self.window,
+            "object": self.current,
+            "objects": [self.describe(number) for number in self.objects],
+            "seq": self.seq,
+        }
+
+    def describe(self, number: int) -> dict[str, Any]:
+        """An object as `state` tells of it."""
+        steps = self.steps(number)
+        return {
+            "number": number,
+            "name": self.objects[number],
+            "clicks": [[c.x, c.y, c.positive] for c in steps.clicks()],
+            "undo": len(steps.done),
+            "redo": len(steps.undone),
+            "slices": self.touched_slices(number),
+        }
+
+    # --- lifetime ---
+
+    def close(self) -> None:
+        """Let go of everything in memory; the journal stays."""
+        self._let_go()
+        self.picture = None
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+
+    def _let_go(self) -> None:
+        for part in self._slices.values():
+            part.session.close()
+        self._slices = {}
+
+    async def _slice(self, index: int | None = None) -> _Slice:
+        index = self.index if index is None else index
+        if index not in self._slices:
+            self._slices[index] = await self.run(self._build, index)
+        return self._slices[index]
+
+    def _build(self, index: int) -> _Slice:
+        """The engine's session of a slice, brought to where the steps say.  Runs in a thread."""
+        picture = self.opened()
+        session = Session(engine=self._engine)
+        session.set_image(picture.pixels(index, self.window), copy=False)
+        part = _Slice(session)
+        for (where, number), steps in self._steps.items():
+            if where == index:
+                part.select(number)
+                for step in (*steps.done, *reversed(steps.undone)):
+                    if isinstance(step, ops.ClickOp):
+                        session.click(step.x, step.y, step.positive)
+                    else:
+                        session.load_mask(_decode(step, picture))
+                for _ in steps.undone:
+                    session.undo()
+        return part
+
+    async def run(self, function: Any, *arguments: Any) -> Any:
+        """Call a function in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+
+def _decode(op: ops.MaskOp, picture: Picture) -> NDArray[np.bool_]:
+    try:
+        image = Image.open(io.BytesIO(base64.b64decode(op.png, validate=True)), formats=["PNG"])
+        size = image.size
+        if size == (picture.width, picture.height):
+            return np.asarray(image if image.mode in ("1", "L", "P", "I;16", "I") else image.convert("L")) != 0
+    except Exception as error:  # a decoder fed with hostile bytes may raise anything
+        raise InvalidMaskError("the mask is not a PNG in base64 that can be read") from error
+    raise InvalidMaskError(
+        f"the mask is {size[0]} wide and {size[1]} high, the picture {picture.width} and {picture.height}; "
+        "they must be the same"
+    )

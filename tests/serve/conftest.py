@@ -1,0 +1,96 @@
+"""A real server on loopback for each module, and clients that speak to it over the network."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fastapi", reason='the server\'s tests need fastapi: pip install "activefreq-engine[serve]"')
+pytest.importorskip("uvicorn", reason='the server\'s tests need uvicorn: pip install "activefreq-engine[serve]"')
+pytest.importorskip("websockets", reason='the server\'s tests need websockets: pip install "activefreq-engine[serve]"')
+
+import httpx
+import uvicorn
+
+from activefreq_engine import Engine
+from activefreq_engine.serve.app import create_app
+from activefreq_engine.serve.journal import Journals
+from activefreq_engine.serve.pictures import Folder
+from activefreq_engine.serve.security import Gate
+from activefreq_engine.serve.sessions import Limits, Sessions
+
+from .client import Client
+
+
+class Server:
+    """A server in a thread of this process."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        journal: Path | None = None,
+        images: Path | None = None,
+        token: str | None = None,
+        limits: Limits | None = None,
+        loopback: bool = True,
+    ) -> None:
+        self.sessions = Sessions(
+            engine,
+            limits or Limits(),
+            journals=None if journal is None else Journals(journal),
+            folder=None if images is None else Folder(images),
+        )
+        app = create_app(self.sessions, Gate(token, loopback=loopback))
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self.socket.getsockname()[1]
+        config = uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=1)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([self.socket],))
+        self._thread.start()
+        deadline = time.monotonic() + 30
+        while not self._server.started:
+            assert time.monotonic() < deadline and self._thread.is_alive(), "the server does not start"
+            time.sleep(0.01)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def http(self, **headers: str) -> httpx.Client:
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60)
+
+    def close(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(30)
+        assert not self._thread.is_alive(), "the server does not stop"
+
+
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    return Engine.shared()
+
+
+@pytest.fixture(scope="module")
+def server(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with a journal and the example images as its folder."""
+    images = Path(__file__).parents[2] / "examples" / "images"
+    server = Server(engine, tmp_path_factory.mktemp("journal"), images)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def http(server: Server) -> Iterator[httpx.Client]:
+    with server.http() as client:
+        yield client
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    """A client with a wide picture open."""
+    with Client(server.url) as client:
+        client.begin()
+        yield client
