@@ -21,7 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("--benchmark"):
         return
     if not config.pluginmanager.hasplugin("benchmark"):
-        raise pytest.UsageError("--benchmark needs pytest-benchmark; install it with: pip install -e '.[bench]'")
+        raise pytest.UsageError('--benchmark needs pytest-benchmark; install it with: pip install -e ".[bench]"')
     config.option.benchmark_only = True
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
         config.args = [str(config.rootpath / "bench")]

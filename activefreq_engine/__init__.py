@@ -6,18 +6,27 @@
 ...     mask = s.click(120, 80).mask
 """
 
+import sys
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 if find_spec("activefreq_engine.kernels") is None:
-    raise ModuleNotFoundError(
-        "activefreq_engine.kernels is not importable: this looks like a bare checkout. The folder kernels/ becomes "
-        "activefreq_engine.kernels only when the package is installed. Run 'pip install -e .' in the repository root.",
-        name="activefreq_engine.kernels",
-    )
+    # A checkout, found by its path: `python` was started at its root, whatever is installed.  There the folder lies
+    # beside this package and not in it.
+    _file = Path(__file__).resolve().parents[1] / "kernels" / "__init__.py"
+    _spec = spec_from_file_location("activefreq_engine.kernels", _file) if _file.is_file() else None
+    if _spec is None or _spec.loader is None:
+        raise ModuleNotFoundError(
+            f"activefreq_engine.kernels is missing: it is neither installed nor is there {_file}. Run 'pip install .' "
+            "in the root of a complete checkout.",
+            name="activefreq_engine.kernels",
+        )
+    kernels = sys.modules["activefreq_engine.kernels"] = module_from_spec(_spec)
+    _spec.loader.exec_module(kernels)
 
 from activefreq_engine.errors import (
     ActiveFreqError,

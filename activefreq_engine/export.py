@@ -66,7 +66,7 @@ def export_onnx(
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise BackendUnavailableError(
-            f"export needs {' and '.join(missing)}, not installed here; run: pip install 'activefreq-engine[export]'"
+            f'export needs {" and ".join(missing)}, not installed here; in the checkout run: pip install ".[export]"'
         )
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():

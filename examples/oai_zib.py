@@ -1,6 +1,6 @@
 """Turns the scans of the Osteoarthritis Initiative and ZIB's segmentations of them into data to train and evaluate on.
 
-    python examples/oai_zib.py OAI ZIB/segmentation OUT        # needs SimpleITK: pip install '.[eval]'
+    python examples/oai_zib.py OAI ZIB/segmentation OUT        # needs SimpleITK: pip install ".[eval]"
 
 OAI is the folder of the baseline scans (it holds 0.C.2 and 0.E.1, DICOM), ZIB what was unpacked from ZIB's archive; how
 to get both is told in docs/training.md.  Written are, for the two lists of ZIB's cross-validation:

@@ -178,7 +178,7 @@ def test_missing_packages_are_told_with_the_cure(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else real(name))
     with pytest.raises(BackendUnavailableError, match="onnx and onnxscript"):
         export_onnx("freqformer_b0", tmp_path / "new")
-    assert "pip install 'activefreq-engine[export]'" in fails(capsys, "export", "freqformer_b0", "--out", tmp_path)
+    assert 'pip install ".[export]"' in fails(capsys, "export", "freqformer_b0", "--out", tmp_path)
     assert not (tmp_path / "new").exists()
 
 

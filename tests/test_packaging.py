@@ -138,12 +138,20 @@ sys.exit(f"importing took {took:.1f} s") if took >= 2 else None
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_bare_checkout_says_what_to_do(source: Path, tmp_path: Path) -> None:
-    done = run(new_environment(tmp_path / "bare"), "import activefreq_engine", source)
-    assert done.returncode != 0
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("ModuleNotFoundError")
-    assert "pip install -e ." in last
+FROM_THE_ROOT = """
+import activefreq_engine, kernels, kernels.region_stats.reference as deep, activefreq_engine.kernels as canonical
+from activefreq_engine import Session
+print(kernels is canonical, deep is canonical.region_stats.reference, canonical.__file__)
+"""
+
+
+def test_a_clone_works_where_the_wheel_is_installed_and_where_nothing_is(
+    installed: Path, source: Path, tmp_path: Path
+) -> None:
+    """At the root of a clone Python finds the clone's package first, and kernels/ beside it."""
+    expected = f"True True {source / 'kernels' / '__init__.py'}"
+    assert output(installed, FROM_THE_ROOT, source) == expected
+    assert output(new_environment(tmp_path / "bare"), FROM_THE_ROOT, source) == expected
 
 
 def test_an_editable_install_imports_no_kernel_twice(source: Path, tmp_path: Path) -> None:

@@ -379,7 +379,7 @@ def _simpleitk(path: Path) -> Any:
     try:
         import SimpleITK
     except ImportError as error:
-        raise DatasetError(f"{path} needs SimpleITK: pip install 'activefreq-engine[eval]'") from error
+        raise DatasetError(f'{path} needs SimpleITK: pip install ".[eval]" in the checkout') from error
     return SimpleITK
 
 

@@ -293,7 +293,7 @@ def _interval(interval: Sequence[float] | None, scale: float) -> str:
 def require_plotting() -> None:
     """Raise DatasetError unless matplotlib is installed."""
     if find_spec("matplotlib") is None:
-        raise DatasetError("the plot needs matplotlib: pip install 'activefreq-engine[eval]'")
+        raise DatasetError('the plot needs matplotlib: pip install ".[eval]" in the checkout')
 
 
 def plot(reports: Sequence[Report], path: str | Path) -> None:

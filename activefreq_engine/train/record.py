@@ -104,7 +104,7 @@ def read_log(path: Path) -> list[dict[str, str]]:
 def require_plotting() -> None:
     """Raise DatasetError unless matplotlib is installed."""
     if find_spec("matplotlib") is None:
-        raise DatasetError("training draws its curve with matplotlib: pip install 'activefreq-engine[train]'")
+        raise DatasetError('training draws its curve with matplotlib: pip install ".[train]" in the checkout')
 
 
 def plot(log_path: Path, picture: Path) -> None:

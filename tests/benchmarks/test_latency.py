@@ -14,7 +14,7 @@ import torch
 from bench.speed.compare import speed_up, summarise, table
 from bench.tools.verify import measure, probabilities_agree, sessions_agree
 
-pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed: pip install -e '.[bench]'")
+pytest.importorskip("pytest_benchmark", reason='pytest-benchmark is not installed: pip install -e ".[bench]"')
 
 ROOT = Path(__file__).parents[2]
 

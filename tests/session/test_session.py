@@ -1009,7 +1009,7 @@ def test_import_is_light_and_silent():
     assert (done.stdout, done.stderr.strip()) == ("", "")
 
 
-def test_bare_checkout_says_what_to_do(tmp_path):
+def test_a_package_without_its_kernels_says_what_to_do(tmp_path):
     from pathlib import Path
 
     package = tmp_path / "activefreq_engine"
@@ -1018,4 +1018,4 @@ def test_bare_checkout_says_what_to_do(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import activefreq_engine"
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert "ModuleNotFoundError" in done.stderr
-    assert "pip install -e ." in done.stderr
+    assert "pip install ." in done.stderr
