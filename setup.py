@@ -79,6 +79,8 @@ setup(
             "mypy",
             "nvidia-cuda-nvrtc-cu12; sys_platform == 'linux'",  # compiles the CUDA sources offline
             "pycocotools",  # the format that mask export must agree with
+            "pyvips[binary]",  # writes the pictures that reading is tested with
+            "tifffile",  # as pyvips
             "ruff",
             "scipy",  # the definitions that region statistics and distances must agree with
             "triton>=3.6; sys_platform == 'linux'",  # kernels run in its interpreter and compile offline, without a GPU

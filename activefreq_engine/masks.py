@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from activefreq_engine.errors import InvalidMaskError
-from activefreq_engine.images import MAX_PIXELS
+from activefreq_engine.errors import InvalidImageError, InvalidMaskError
+from activefreq_engine.images import MAX_PIXELS, load_labels
 
 
 def as_mask(mask: Any, shape: tuple[int, int] | None = None) -> NDArray[np.bool_]:
@@ -92,16 +92,12 @@ def load_labels_png(path: str | os.PathLike[str]) -> NDArray[np.int32]:
         InvalidMaskError: not readable, or a colour image.
     """
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise InvalidMaskError(f"'{path}' has {image.width * image.height} pixels; allowed are {MAX_PIXELS}")
-            if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
-                raise InvalidMaskError(f"'{path}' is a {image.mode} image; a mask is grey or indexed")
-            return np.asarray(image).astype(np.int32)
-    except InvalidMaskError:
-        raise
-    except Exception as error:  # a decoder fed with hostile bytes may raise anything
+        labels = load_labels(path)
+    except InvalidImageError as error:
         raise InvalidMaskError(f"cannot read mask '{path}': {error}") from error
+    if int(labels.max()) > np.iinfo(np.int32).max or int(labels.min()) < np.iinfo(np.int32).min:
+        raise InvalidMaskError(f"'{path}' has values from {labels.min()} to {labels.max()}; allowed are those of int32")
+    return labels.astype(np.int32)
 
 
 def _palette() -> list[int]:

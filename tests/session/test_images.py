@@ -82,7 +82,8 @@ def test_sparse_and_constant_images():
         (np.zeros((5, 6), complex), "dtype complex"),
         (np.array([["a", "b"]]), "dtype"),
         (np.full((5, 6), np.nan), "NaN"),
-        (np.array([[0.0, np.inf]]), "NaN"),
+        (np.array([[np.inf, -np.inf]]), "infinite"),
+        (np.ma.masked_all((5, 6), np.uint16), "no data"),
         ([[1, 2], [3, 4]], "list"),
         (None, "NoneType"),
         ("/no/such/file.png", "no such file"),
@@ -94,14 +95,17 @@ def test_unusable_images(image, says):
         load_image(image)
 
 
-def test_nan_is_found_with_a_window_too():
-    image = np.zeros((3, 4), np.float32)
-    image[2, 1] = np.nan
-    with pytest.raises(InvalidImageError, match="NaN"):
-        load_image(image, window=(0, 1))
+def test_nan_is_no_data_and_shown_black(rng):
+    image = rng.normal(1000, 200, (40, 60)).astype(np.float32)
+    holes = rng.random(image.shape) < 0.2
+    with_holes = np.where(holes, np.nan, image)
+    for window in (None, (900, 1100)):
+        whole = load_image(image, window=window or np.percentile(image[~holes], (0.5, 99.5)))
+        assert np.array_equal(load_image(with_holes, window=window), np.where(holes, 0, whole))
+    assert load_image(np.array([[-np.inf, 0, 10, np.inf]]), window=(0, 10)).tolist() == [[0, 0, 255, 255]]
 
 
-@pytest.mark.parametrize("window", [(1, 1), (2, 1), (0, np.inf), (1,), "ab", 3])
+@pytest.mark.parametrize("window", [(1, 1), (2, 1), (0, np.inf), (0, 10**400), (1,), "ab", 3])
 def test_bad_windows(window):
     with pytest.raises(InvalidImageError, match="window"):
         load_image(np.zeros((3, 4)), window=window)

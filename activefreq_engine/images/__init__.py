@@ -1,0 +1,17 @@
+"""Picture input: anything a user has in hand -> 8-bit grey or RGB, or an error that says what is wrong with it.
+
+Sessions, evaluation and training all read pictures and label maps here, so a file means the same pixels everywhere.
+docs/pictures.md lists what is read and how.
+"""
+
+from activefreq_engine.images.load import (
+    MAX_PIXELS,
+    check_window,
+    image_digest,
+    image_size,
+    load_image,
+    load_labels,
+)
+from activefreq_engine.images.window import Window
+
+__all__ = ["MAX_PIXELS", "Window", "check_window", "image_digest", "image_size", "load_image", "load_labels"]

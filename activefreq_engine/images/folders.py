@@ -1,0 +1,96 @@
+"""Folders of pictures with masks: which files count, and which mask belongs to which picture."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from activefreq_engine.errors import DatasetError
+from activefreq_engine.images.raster import say_once
+
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"),
+    *(".jp2", ".j2k", ".avif", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+)
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".pbm")
+_BESIDE = (".txt", ".csv", ".json", ".xml", ".md", ".yaml", ".yml", ".db", ".ini", ".html", ".raw", ".zraw")
+_ENDINGS = ("_mask", "_masks", "_segmentation", "_label", "_labels")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A picture, its mask or label map, and the name both go by."""
+
+    name: str
+    image: Path
+    truth: Path
+
+
+def listing(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """Files of a folder with one of the suffixes in small letters or capitals, sorted by name; never empty.
+
+    Hidden files, such as the ``._NAME`` that macOS leaves on shared drives, do not count.  Other files that could be
+    pictures are left out and named in the log.
+
+    Raises:
+        DatasetError: no such folder, or no such file in it.
+    """
+    if not folder.is_dir():
+        raise DatasetError(f"folder {folder} is missing")
+    shown = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    files = [p for p in shown if p.suffix.lower() in suffixes]
+    left = [p.name for p in shown if p.suffix.lower() not in (*suffixes, *_BESIDE) and p.is_file()]
+    if not files:
+        raise DatasetError(f"no file in {folder} ends in {', '.join(suffixes)}")
+    if left:
+        more = ", ..." if len(left) > 3 else ""
+        say_once(
+            f"{len(left)} files in {folder} are not of a type that is read here: {', '.join(left[:3])}{more}; left out"
+        )
+    return files
+
+
+def match(images: Sequence[Path], truths: Sequence[Path], key: Callable[[str], str] = str) -> list[Pair]:
+    """Pair images with truths by the key of their file stem.  Truths without an image are left out.
+
+    A truth may also differ in capitals, or end in _mask, _masks, _segmentation, _label or _labels.
+
+    Raises:
+        DatasetError: an image without a truth, or two files that claim the same place.
+    """
+    by_name: dict[str, Path] = {}
+    loosely: dict[str, list[Path]] = {}
+    for truth in truths:
+        if (other := by_name.setdefault(key(truth.stem), truth)) != truth:
+            raise DatasetError(f"{other} and {truth} belong to the same image; keep one of them")
+        loosely.setdefault(_loose(key(truth.stem)), []).append(truth)
+    pairs: dict[str, Pair] = {}
+    taken: dict[Path, Path] = {}
+    missing = []
+    for image in images:
+        name = key(image.stem)
+        if name in pairs:
+            raise DatasetError(f"{pairs[name].image} and {image} have the same name {name!r}; keep one of them")
+        near = loosely.get(name.casefold(), [])
+        if name not in by_name and len(near) > 1:
+            raise DatasetError(f"{near[0]} and {near[1]} both belong to {image}; keep one of them")
+        found = by_name.get(name, near[0] if near else None)
+        if found is None:
+            missing.append(image.name)
+            continue
+        if (other := taken.setdefault(found, image)) != image:
+            raise DatasetError(f"{other} and {image} have the same mask, {found}; keep one of them")
+        pairs[name] = Pair(name, image, found)
+    if missing:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise DatasetError(
+            f"no mask for {len(missing)} of {len(images)} images: {shown}; files of the same name are missing in "
+            f"{truths[0].parent}. Add the masks or remove the images"
+        )
+    return list(pairs.values())
+
+
+def _loose(stem: str) -> str:
+    stem = stem.casefold()
+    for ending in _ENDINGS:
+        stem = stem.removesuffix(ending)
+    return stem

@@ -1,0 +1,324 @@
+"""`load_image` and `load_labels`: paths, bytes, file objects, PIL images, arrays and tensors -> pixels."""
+
+import hashlib
+import io
+import os
+import re
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+
+from activefreq_engine.errors import InvalidArgumentError, InvalidImageError
+from activefreq_engine.images.convert import is_alpha, to_uint8
+from activefreq_engine.images.decode import decode, decoded_size
+from activefreq_engine.images.pillow import from_pillow
+from activefreq_engine.images.raster import Raster, check_size, say_once, upright
+from activefreq_engine.images.window import Window
+
+MAX_PIXELS = 2**27
+"""Default limit on height * width: 134 megapixels."""
+
+
+def load_image(
+    source: Any,
+    *,
+    window: Window | None = None,
+    copy: bool = True,
+    max_pixels: int = MAX_PIXELS,
+    alpha: bool | None = None,
+    bgr: bool = False,
+) -> NDArray[np.uint8]:
+    """Turn `source` into the 8-bit image that the engine works on.
+
+    Args:
+        source: a path; the bytes of a file; a binary file object, read from its start; a PIL image; or an array or
+            tensor (anything with ``__array__``) of shape `[H, W]`, `[H, W, 1]`, `[H, W, 3]` (RGB) or `[H, W, 4]`, with
+            any real numeric type.  docs/pictures.md lists the file formats.
+
+            - Files and PIL images are turned upright by their orientation tag; of several pages or frames one is taken:
+              the first, or the full size of a pyramid.
+            - Transparency is composited over white, as image viewers show it.
+            - Colours are converted to sRGB: CMYK, Lab, palettes, and those with an ICC profile.
+            - uint8 is taken as it is.  Floats that all lie in [0, 1] are scaled by 255.  Everything else (uint16,
+              signed integers, other floats) goes through `window`.
+        window ((float, float), optional): (low, high), values of the source shown as black and white, applied to every
+            input that is not uint8.  Default: the 0.5 and 99.5 percentiles over all channels (of about a million values
+            spread evenly over the image), or minimum and maximum where these coincide.  Two things move them:
+
+            - Pixels without data do not count: NaN, infinite values, masked arrays, fully transparent pixels, the
+              no-data tag of a GeoTIFF; and the smallest or largest value if at least one pixel in a thousand has
+              exactly it and it lies further from the others' percentiles than these lie apart, or half as far and is
+              negative (-9999, -3024).
+              NaN and tagged pixels are shown black, the rest by the window.
+            - If the middle nine tenths of the values are only noise, the window reaches as far as anything that is more
+              than single pixels (the extremes of a 3 x 3 median): a bright cell on dark ground keeps its shades.
+        copy (bool): False uses a C-contiguous uint8 array in place: the caller must not change it afterwards.
+            Default: True.
+        max_pixels (int): larger images are refused, files before they are decoded. Default: `MAX_PIXELS`.
+        alpha (bool, optional): whether the fourth channel is alpha.  False leaves it out, e.g. infrared.  Default: as
+            the file says; for arrays, if it looks like alpha: its largest value means opaque (255, 4095, 65535, 1.0,
+            ...) and at least one in forty of the pixels that are not transparent has it, or it is a fade that shares
+            no edges with the colours.
+        bgr (bool): the channels of an array come in the order of OpenCV. Default: False.
+
+    Returns:
+        uint8 `[H, W]` (grey) or `[H, W, 3]` (RGB), C-contiguous.
+
+    Raises:
+        InvalidImageError: the source cannot be used; the message says why.
+        InvalidArgumentError: `max_pixels`, `alpha` or `bgr` is not of its type.
+    """
+    if window is not None:
+        window = check_window(window)
+    max_pixels = _check_limit(max_pixels)
+    for key, value in (("alpha", alpha), ("bgr", bgr)):
+        if not (isinstance(value, bool) or (value is None and key == "alpha")):
+            raise InvalidArgumentError(f"{key} is {value!r}; allowed are True and False")
+    name, array = "image", _as_array(source)
+    try:
+        if array is not None:
+            return _from_array(array, window, copy, max_pixels, alpha, bgr)
+        if bgr:
+            raise InvalidImageError("bgr is for arrays: files and PIL images know the order of their channels")
+        raster, band, name = _decoded(source, max_pixels)
+        if band is not None:
+            _fourth(raster, band, alpha)
+        elif alpha is False:
+            raster.alpha = None
+            if raster.palette is not None:
+                raster.palette = raster.palette[:, :3]
+        return to_uint8(raster, window)
+    except MemoryError as error:
+        raise InvalidImageError(f"not enough memory for {name}; shrink it") from error
+
+
+def load_labels(source: Any, *, any_colour: bool = False, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
+    """Read a mask or label map as it is stored: palette indices, grey values, upright.
+
+    Args:
+        source: a path, the bytes of a file, a binary file object or a PIL image.
+        any_colour (bool): take the largest channel of a colour picture, as suits a mask that was painted in a colour.
+            Default: False.
+        max_pixels (int): larger ones are refused. Default: `MAX_PIXELS`.
+
+    Returns:
+        `[H, W]` of the stored integer type.  Colour pictures whose channels agree count as grey; transparency is left
+        out; white-is-zero files are read so that white is the largest value; floats that are whole numbers become
+        integers.
+
+    Raises:
+        InvalidImageError: it cannot be read, has colours, or values that are not whole numbers.
+    """
+    raster, _, name = _decoded(source, _check_limit(max_pixels))
+    values = raster.pixels
+    coloured = f"{name} is a colour picture ({raster.kind.upper()}); a mask or label map needs one channel"
+    if raster.kind in ("cmyk", "lab"):
+        raise InvalidImageError(coloured)
+    if values.ndim == 3:  # some tools save masks as RGB
+        if not any_colour and (values != values[..., :1]).any():
+            raise InvalidImageError(coloured)
+        values = values.max(axis=2)
+    if values.dtype.kind == "f":
+        whole = np.rint(np.nan_to_num(values, nan=0.5, posinf=0.5, neginf=0.5))
+        if not np.array_equal(whole, values) or np.abs(whole).max() > 2**53:
+            raise InvalidImageError(f"{name} holds fractions or NaN; a mask or label map needs whole numbers")
+        values = whole.astype(np.int64)
+    if raster.inverted and values.dtype.kind == "u":
+        top = (1 << raster.bits) - 1 if raster.bits else int(np.iinfo(values.dtype).max)
+        values = (top - values).astype(values.dtype)
+    return upright(values, raster.orientation)
+
+
+def image_size(source: str | os.PathLike[str] | bytes) -> tuple[int, int]:
+    """Upright (height, width) of an image file, from its header.
+
+    Raises:
+        InvalidImageError: the file cannot be read.
+    """
+    with _opened(source) as (file, name):
+        return decoded_size(file, name)
+
+
+def image_digest(image: NDArray[np.uint8]) -> str:
+    """sha256 (hex) over shape and pixels of an image as `load_image` returns it."""
+    digest = hashlib.sha256(repr(image.shape).encode())
+    digest.update(image.data)
+    return digest.hexdigest()
+
+
+def check_window(window: Any) -> Window:
+    """(low, high) as floats.
+
+    Raises:
+        InvalidImageError: not two finite numbers, the lower one first.
+    """
+    try:
+        low, high = (float(v) for v in window)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidImageError(f"window is {_short(window)}; expected two numbers (low, high)") from error
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise InvalidImageError(f"window is ({low}, {high}); expected finite numbers with low < high")
+    return low, high
+
+
+def _check_limit(max_pixels: Any) -> int:
+    try:
+        if max_pixels >= 1 and not isinstance(max_pixels, bool):
+            return int(min(max_pixels, 2**62))
+    except (TypeError, ValueError):  # arrays, None: refused below
+        pass
+    raise InvalidArgumentError(f"max_pixels is {_short(max_pixels)}; allowed are whole numbers from 1")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+# --- files ---
+
+
+def _decoded(source: Any, max_pixels: int) -> tuple[Raster, NDArray[Any] | None, str]:
+    """Raster, undeclared fourth band, and a name for messages."""
+    if isinstance(source, Image.Image):
+        return _from_pil(source, max_pixels)
+    if isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(source, "read"):
+        with _opened(source) as (file, name):
+            return *decode(file, max_pixels, name), name
+    raise InvalidImageError(
+        f"image is a {type(source).__name__}; allowed are a path, the bytes of a file, a binary file object, a PIL "
+        "image and an array of shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]"
+    )
+
+
+@contextmanager
+def _opened(source: Any) -> Iterator[tuple[IO[bytes], str]]:
+    """A seekable binary file, and its name for messages.  The caller's own file object stays open."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        yield io.BytesIO(source), f"image of {memoryview(source).nbytes} bytes"
+        return
+    if not isinstance(source, (str, os.PathLike)):
+        yield _seekable(source), "image"
+        return
+    path = os.fspath(source)
+    name = f"image '{path!s}'" if len(path) <= 200 else f"image '{str(path)[:200]}...'"
+    if isinstance(path, str) and re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:(//|.*;base64,)", path):
+        raise InvalidImageError(f"cannot read {name}: it is a URL; download it first and pass the path or the bytes")
+    try:
+        kind = os.stat(path).st_mode
+        if not stat.S_ISREG(kind):
+            what = "a directory" if stat.S_ISDIR(kind) else "a device, pipe or socket"
+            raise InvalidImageError(f"cannot read {name}: {what}, not a file")
+        file = open(path, "rb")  # noqa: SIM115 - closed below
+    except FileNotFoundError as error:
+        raise InvalidImageError(f"cannot read {name}: no such file") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise InvalidImageError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from error
+    with file:
+        yield file, name
+
+
+def _seekable(source: Any) -> IO[bytes]:
+    try:
+        try:
+            source.seek(0)
+            head = source.read(1)
+        except (AttributeError, OSError):  # a pipe or a response: no seek, or one that says no
+            data = source.read()
+            source, head = io.BytesIO(data), data[:1]
+    except Exception as error:  # a caller's own class may raise anything
+        raise InvalidImageError(f"cannot read the file object {type(source).__name__}: {error}") from error
+    if not isinstance(head, bytes):
+        raise InvalidImageError("the file object gives text, not bytes; open the file with mode 'rb'")
+    return source
+
+
+def _from_pil(image: Image.Image, max_pixels: int) -> tuple[Raster, NDArray[Any] | None, str]:
+    check_size(image.height, image.width, max_pixels, "image")
+    # opened and not yet loaded: nobody can have changed it, and Pillow would keep 8 bits of 16-bit colour
+    if isinstance(image, ImageFile.ImageFile) and image.tile and image.tell() == 0 and image.fp is not None:
+        try:
+            at = image.fp.tell()
+            raster, band = decode(image.fp, max_pixels, "image")
+            image.fp.seek(at)
+            return raster, band, "image"
+        except (InvalidImageError, OSError, ValueError, AttributeError) as error:
+            say_once(f"Pillow reads a {image.format} picture, which may cost it depth: {error}")
+    try:
+        return from_pillow(image), None, "image"
+    except Exception as error:  # truncated and corrupt files fail here, in many ways
+        raise InvalidImageError(f"cannot decode image: {error}. The file may be truncated or corrupt") from error
+
+
+# --- arrays ---
+
+
+def _as_array(source: Any) -> NDArray[Any] | None:
+    """The array behind arrays and tensors of any library; None for other sources."""
+    if isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)):
+        return None
+    torch = sys.modules.get("torch")  # whoever has a tensor has imported it
+    try:
+        if torch is not None and isinstance(source, torch.Tensor):
+            source = source.detach().resolve_conj().resolve_neg().cpu()
+            source = (source.float() if source.dtype == torch.bfloat16 else source).numpy()
+        if isinstance(source, np.ma.MaskedArray):
+            return source
+        if hasattr(source, "__array__"):
+            return np.asarray(source)
+    except Exception as error:  # meta, sparse and quantised tensors; a library's own refusal
+        raise InvalidImageError(
+            f"image is a {type(source).__name__} that does not become an array: {error}. Pass a NumPy array"
+        ) from error
+    return None
+
+
+def _from_array(
+    array: NDArray[Any], window: Window | None, copy: bool, max_pixels: int, alpha: bool | None, bgr: bool
+) -> NDArray[np.uint8]:
+    masked = np.asarray(np.ma.getmaskarray(array)) if isinstance(array, np.ma.MaskedArray) else None
+    array = np.asarray(array)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        hint = ""
+        if array.ndim == 3 and array.shape[0] in (1, 3, 4):
+            hint = "; channels come last: try image.transpose(1, 2, 0)"
+        elif array.ndim == 3 and array.shape[2] > 4:
+            hint = f"; of {array.shape[2]} bands choose three: image[..., [i, j, k]]"
+        raise InvalidImageError(
+            f"image has shape {array.shape}; allowed are [H, W], [H, W, 1], [H, W, 3] and [H, W, 4]{hint}"
+        )
+    check_size(array.shape[0], array.shape[1], max_pixels, "image")
+    if array.dtype.kind not in "uif":
+        raise InvalidImageError(f"image has dtype {array.dtype}; allowed are integers and floats, uint8 being best")
+    if array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    elif not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    raster = Raster(array, "rgb" if array.ndim == 3 else "grey")
+    if masked is not None and masked.any():
+        raster.invalid = np.asarray(masked.reshape(*array.shape[:2], -1).any(axis=2), np.bool_)
+    if array.ndim == 3:
+        raster.pixels = array[..., 2::-1] if bgr else array[..., :3]
+        if array.shape[2] == 4:
+            _fourth(raster, array[..., 3], alpha)
+    pixels = to_uint8(raster, window)
+    return pixels.copy() if copy and np.may_share_memory(pixels, array) else pixels
+
+
+def _fourth(raster: Raster, band: NDArray[Any], alpha: bool | None) -> None:
+    """Give the raster its fourth band as alpha, or leave it out."""
+    if alpha or (alpha is None and is_alpha(band, raster.pixels)):
+        raster.alpha = band
+    elif alpha is None:
+        say_once(
+            "a fourth channel does not look like alpha and is left out; pass alpha=True to composite it over white, "
+            "alpha=False to leave this line out"
+        )
