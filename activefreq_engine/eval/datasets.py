@@ -25,23 +25,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from activefreq_engine.errors import DatasetError, InvalidImageError
 from activefreq_engine.eval.clickers import IGNORE
-from activefreq_engine.images import load_image
+from activefreq_engine.images import image_size, load_image, load_labels
+from activefreq_engine.images.folders import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, listing, match
 
 LAYOUTS = ("masks", "labels", "isic2017", "volumes")
 LABEL_FOLDERS = ("labels", "instances")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 VOLUME_SUFFIXES = (".mhd", ".mha")
 SPLIT_FOLDERS = ("train", "val", "test")
 WINDOW_PERCENTILES = (0.5, 99.5)
 """A volume's intensities between these percentiles (over the whole volume) map linearly to 0..255."""
-
-_EXIF_ORIENTATION = 0x0112
 
 Rgb = NDArray[np.uint8]
 Truth = NDArray[np.int8]
@@ -110,18 +106,18 @@ def load_dataset(
     if layout is None:
         layout = _detect(root)
     if layout == "masks":
-        pairs = _match(_listing(root / "images", IMAGE_SUFFIXES), _listing(root / "masks", MASK_SUFFIXES), str)
+        pairs = match(listing(root / "images", IMAGE_SUFFIXES), listing(root / "masks", MASK_SUFFIXES))
         found = _mask_samples(pairs, ignore_label)
     elif layout == "labels":
-        pairs = _match(_listing(root / "images", IMAGE_SUFFIXES), _listing(_label_folder(root), MASK_SUFFIXES), str)
+        pairs = match(listing(root / "images", IMAGE_SUFFIXES), listing(_label_folder(root), MASK_SUFFIXES))
         found = _label_samples(pairs, labels, ignore_label)
     elif layout == "isic2017":
         found = _mask_samples(_isic_pairs(root, split), ignore_label)
     elif layout == "volumes":
-        images = _listing(root / "images", VOLUME_SUFFIXES)
+        images = listing(root / "images", VOLUME_SUFFIXES)
         # OAI-ZIB names a segmentation NAME.segmentation_masks.mhd: the part before the first dot is the scan.
         found = _volume_samples(
-            _match(images, _listing(_label_folder(root), VOLUME_SUFFIXES), lambda stem: stem.split(".")[0]),
+            match(images, listing(_label_folder(root), VOLUME_SUFFIXES), lambda stem: stem.split(".")[0]),
             labels,
             ignore_label,
             slices,
@@ -161,52 +157,10 @@ def _label_folder(root: Path) -> Path:
     return present[0]
 
 
-def _listing(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Files of a folder with one of the suffixes, sorted by name; never empty."""
-    if not folder.is_dir():
-        raise DatasetError(f"folder {folder} is missing")
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
-    if not files:
-        raise DatasetError(f"no file in {folder} ends in {', '.join(suffixes)}")
-    return files
-
-
-@dataclass(frozen=True, slots=True)
-class _Pair:
-    name: str
-    image: Path
-    truth: Path
-
-
-def _match(images: Sequence[Path], truths: Sequence[Path], key: Callable[[str], str]) -> list[_Pair]:
-    """Pair images with truths by the key of their file stem.  Truths without an image are left out."""
-    by_name: dict[str, Path] = {}
-    for truth in truths:
-        if (other := by_name.setdefault(key(truth.stem), truth)) != truth:
-            raise DatasetError(f"{other} and {truth} belong to the same image; keep one of them")
-    pairs: dict[str, _Pair] = {}
-    missing = []
-    for image in images:
-        name = key(image.stem)
-        if name in pairs:
-            raise DatasetError(f"{pairs[name].image} and {image} have the same name {name!r}; keep one of them")
-        if name in by_name:
-            pairs[name] = _Pair(name, image, by_name[name])
-        else:
-            missing.append(image.name)
-    if missing:
-        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise DatasetError(
-            f"no mask for {len(missing)} of {len(images)} images: {shown}; looked in {truths[0].parent} for files of "
-            "the same name. Add the masks or remove the images"
-        )
-    return list(pairs.values())
-
-
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def _isic_pairs(root: Path, split: str | None) -> list[_Pair]:
+def _isic_pairs(root: Path, split: str | None) -> list[Pair]:
     folders = sorted(p.name for p in root.iterdir() if p.is_dir())
     splits = [m[1] for name in folders if (m := re.fullmatch(r"ISIC-2017_(.+)_Data", name))]
     if split is None and len(splits) == 1:
@@ -219,20 +173,20 @@ def _isic_pairs(root: Path, split: str | None) -> list[_Pair]:
     truths = [name for name in folders if re.fullmatch(rf"ISIC-2017_{re.escape(split)}_(Part1_)?GroundTruth", name)]
     if len(truths) != 1:
         raise DatasetError(f"{root} holds no ISIC-2017_{split}_Part1_GroundTruth for ISIC-2017_{split}_Data")
-    images = _listing(root / f"ISIC-2017_{split}_Data", IMAGE_SUFFIXES)
+    images = listing(root / f"ISIC-2017_{split}_Data", IMAGE_SUFFIXES)
     images = [p for p in images if not p.stem.endswith("_superpixels")]
-    masks = _listing(root / truths[0], MASK_SUFFIXES)
-    return _match(images, masks, lambda stem: stem.removesuffix("_segmentation"))
+    masks = listing(root / truths[0], MASK_SUFFIXES)
+    return match(images, masks, lambda stem: stem.removesuffix("_segmentation"))
 
 
-def _mask_samples(pairs: Sequence[_Pair], ignore_label: int | None) -> Iterator[Sample]:
+def _mask_samples(pairs: Sequence[Pair], ignore_label: int | None) -> Iterator[Sample]:
     for pair in pairs:
         _check_sizes(pair)
         yield Sample(pair.name, 1, pair.name, partial(_read_rgb, pair.image), partial(_read_mask, pair, ignore_label))
 
 
 def _label_samples(
-    pairs: Sequence[_Pair], labels: Collection[int] | None, ignore_label: int | None
+    pairs: Sequence[Pair], labels: Collection[int] | None, ignore_label: int | None
 ) -> Iterator[Sample]:
     for pair in tqdm(pairs, desc="objects", unit="image", disable=None, leave=False):
         _check_sizes(pair)
@@ -251,29 +205,17 @@ def _objects(label_map: NDArray[np.integer], labels: Collection[int] | None, ign
     return [v for v in present if v not in (0, ignore_label) and (labels is None or v in labels)]
 
 
-def _check_sizes(pair: _Pair) -> None:
+def _check_sizes(pair: Pair) -> None:
     """Compare the sizes in both files' headers, so that a bad pair is found before an hour of evaluation."""
-    image, truth = _upright_size(pair.image), _upright_size(pair.truth)
+    try:
+        image, truth = image_size(pair.image), image_size(pair.truth)
+    except InvalidImageError as error:
+        raise DatasetError(str(error)) from error
     if image != truth:
         raise DatasetError(
-            f"{pair.image} is {image[0]} x {image[1]} (width x height) but its mask {pair.truth} is "
-            f"{truth[0]} x {truth[1]}; they must agree"
+            f"{pair.image} is {image[1]} x {image[0]} (width x height) but its mask {pair.truth} is "
+            f"{truth[1]} x {truth[0]}; they must agree"
         )
-
-
-def _upright_size(path: Path) -> tuple[int, int]:
-    with _opened(path) as image:
-        exif = Image.Exif()
-        exif.load(image.info.get("exif", b""))  # not image.getexif(), which decodes the whole of a PNG
-        turned = exif.get(_EXIF_ORIENTATION, 1) >= 5  # 5..8 lie on their side
-        return (image.height, image.width) if turned else image.size
-
-
-def _opened(path: Path) -> Image.Image:
-    try:
-        return Image.open(path)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"cannot read {path}: {error}") from error
 
 
 def _read_rgb(path: Path) -> Rgb:
@@ -287,25 +229,13 @@ def _read_rgb(path: Path) -> Rgb:
 
 def _read_labels(path: Path) -> NDArray[np.integer]:
     """Integer ``[H, W]``: grey values or palette indices."""
-    with _opened(path) as image:
-        try:
-            values = np.asarray(ImageOps.exif_transpose(image))
-        except (OSError, ValueError, SyntaxError) as error:  # a damaged PNG raises SyntaxError
-            raise DatasetError(f"cannot decode {path}: {error}") from error
-    if values.ndim == 3:  # some tools save masks as RGB
-        if values.shape[2] in (2, 4):
-            values = values[:, :, :-1]
-        if (values != values[:, :, :1]).any():
-            raise DatasetError(f"{path} is a colour picture; a mask or label map needs one channel")
-        values = values[:, :, 0]
-    if values.dtype == np.bool_:
-        return values.astype(np.uint8)
-    if not np.issubdtype(values.dtype, np.integer):
-        raise DatasetError(f"{path} holds {values.dtype} values; a mask or label map needs integers")
-    return values
+    try:
+        return load_labels(path)
+    except InvalidImageError as error:
+        raise DatasetError(str(error)) from error
 
 
-def _read_mask(pair: _Pair, ignore_label: int | None) -> Truth:
+def _read_mask(pair: Pair, ignore_label: int | None) -> Truth:
     values = _read_labels(pair.truth)
     objects = _objects(values, None, ignore_label)
     if not objects:
@@ -333,7 +263,7 @@ def _truth(values: NDArray[np.integer], value: int, ignore_label: int | None) ->
 
 
 def _volume_samples(
-    pairs: Sequence[_Pair], labels: Collection[int] | None, ignore_label: int | None, slices: int | None
+    pairs: Sequence[Pair], labels: Collection[int] | None, ignore_label: int | None, slices: int | None
 ) -> Iterator[Sample]:
     # One volume of each kind stays in memory: samples come volume by volume.
     read_image = lru_cache(maxsize=1)(_read_windowed)

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
-from ..errors import DatasetError
+from ..errors import DatasetError, InvalidImageError
+from ..images import load_image, load_labels
+from ..images.folders import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, listing, match
 from .teacher import Teacher
 
 MASK_FOLDERS = ("masks", "labels", "instances")  # binary, label values, label values
@@ -33,17 +35,58 @@ MIN_AREA = 64  # pixels of the packed image that an object must have
 Pixels = NDArray[Any]  # uint8; OpenCV's annotations promise no dtype
 
 
+def read_image(path: Path) -> Pixels:
+    """As `Session.set_image` would see the file, uint8 `[H, W, 3]` RGB.
+
+    Raises:
+        DatasetError: the file cannot be read.
+    """
+    try:
+        image = load_image(path)
+    except InvalidImageError as error:
+        raise DatasetError(f"{path} is not a readable image; replace or remove it: {error}") from error
+    return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
+
+
 def read_labels(path: Path, binary: bool) -> NDArray[Any]:
-    """A mask (above half of its largest value = object 1) or label map (each value one object) as uint16 `[H, W]`."""
-    labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if labels is None:
-        raise DatasetError(f"{path} is not a readable image; write it again as an 8- or 16-bit PNG")
-    if labels.ndim == 3:
-        colours = labels[..., :3]
-        if not binary and (colours != colours[..., :1]).any():
-            raise DatasetError(f"{path} is a colour picture; a label map has one channel whose values are the objects")
-        labels = colours.max(axis=2) if binary else labels[..., 0]
-    return (2 * labels.astype(np.int64) > labels.max()).astype(np.uint16) if binary else labels.astype(np.uint16)
+    """A mask (above half of its largest value = object 1) or label map (each value one object) as uint16 `[H, W]`.
+
+    Raises:
+        DatasetError: the file cannot be read, or is no mask or label map.
+    """
+    try:
+        labels = load_labels(path, any_colour=binary)
+    except InvalidImageError as error:
+        raise DatasetError(f"{path} is not a readable image of labels: {error}") from error
+    low, high = int(labels.min()), int(labels.max())
+    if binary:
+        return (2.0 * labels > high).astype(np.uint16)
+    if low < 0 or high > 65535:
+        raise DatasetError(f"{path} has values from {low} to {high}; allowed are 0 to 65535. Number its objects anew")
+    return labels.astype(np.uint16)
+
+
+def find_pairs(folder: Path) -> tuple[str, list[Pair]]:
+    """Which of `MASK_FOLDERS` a data folder has, and its images with their masks.
+
+    Raises:
+        DatasetError: no such folder, no images, an image without a mask.
+    """
+    if not folder.is_dir():
+        raise DatasetError(f"there is no folder {folder}; give the one that holds images/ and masks/ (or labels/)")
+    kind = next((k for k in MASK_FOLDERS if (folder / k).is_dir()), None)
+    images = folder / "images"
+    try:
+        paths = listing(images, IMAGE_SUFFIXES)
+    except DatasetError:
+        paths = []
+    if kind is None or not paths:
+        raise DatasetError(
+            f"{folder} needs images/ ({', '.join(IMAGE_SUFFIXES)}) and, beside it, one of {', '.join(MASK_FOLDERS)} "
+            f"with a mask of the same name for each ({', '.join(MASK_SUFFIXES)}); "
+            + ("there is no such folder" if kind is None else "images/ holds none")
+        )
+    return kind, match(paths, listing(folder / kind, MASK_SUFFIXES))
 
 
 def pack(folders: Sequence[Path], target: Path, max_side: int = 384) -> Path:
@@ -69,31 +112,19 @@ def pack(folders: Sequence[Path], target: Path, max_side: int = 384) -> Path:
         index = json.loads(index_path.read_text())
         if index["sources"] == sources and index["max_side"] == max_side:
             return target
+    found = [find_pairs(folder) for folder in folders]  # before anything is written
     target.mkdir(parents=True, exist_ok=True)
     index_path.unlink(missing_ok=True)  # it would describe the files that are about to be overwritten
     entries: list[dict[str, object]] = []
     offset = 0
     with open(target / "images.u8", "wb") as images, open(target / "labels.u16", "wb") as label_file:
         for source, folder in enumerate(folders):
-            kind = next((k for k in MASK_FOLDERS if (folder / k).is_dir()), None)
-            paths = sorted(p for p in (folder / "images").glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
-            if kind is None or not paths:
-                raise DatasetError(
-                    f"{folder} needs images/ (.jpg, .jpeg or .png) and, beside it, one of {', '.join(MASK_FOLDERS)} "
-                    f"with a .png of the same name for each; "
-                    + ("there is no such folder" if kind is None else "images/ holds none")
-                )
-            for path in tqdm(paths, desc=f"packing {folder}", disable=None):
-                image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-                mask_path = folder / kind / f"{path.stem}.png"
-                if image is None:
-                    raise DatasetError(f"{path} is not a readable image; replace or remove it")
-                if not mask_path.exists():
-                    raise DatasetError(f"{path} has no mask: {mask_path} is missing; add it or remove the image")
-                labels = read_labels(mask_path, binary=kind == "masks")
+            kind, pairs = found[source]
+            for pair in tqdm(pairs, desc=f"packing {folder}", disable=None):
+                image, labels = read_image(pair.image), read_labels(pair.truth, binary=kind == "masks")
                 if labels.shape != image.shape[:2]:
                     raise DatasetError(
-                        f"{mask_path} is {labels.shape[1]} x {labels.shape[0]} (width x height), its image "
+                        f"{pair.truth} is {labels.shape[1]} x {labels.shape[0]} (width x height), its image "
                         f"{image.shape[1]} x {image.shape[0]}; they must agree"
                     )
                 scale = max_side / max(labels.shape)
@@ -105,10 +136,10 @@ def pack(folders: Sequence[Path], target: Path, max_side: int = 384) -> Path:
                 objects = [int(v) for v in np.flatnonzero(areas >= MIN_AREA) if v > 0]
                 if not objects:
                     continue
-                images.write(np.ascontiguousarray(image[..., ::-1]).tobytes())
+                images.write(np.ascontiguousarray(image).tobytes())
                 label_file.write(labels.tobytes())
                 h, w = labels.shape
-                entry = {"offset": offset, "h": h, "w": w, "objects": objects, "source": source, "id": path.stem}
+                entry = {"offset": offset, "h": h, "w": w, "objects": objects, "source": source, "id": pair.name}
                 entries.append(entry)
                 offset += h * w
     if not entries:

@@ -140,9 +140,10 @@ class _Run:
         require_plotting()
         held_out = validation.open() if validation and self.chief else None
         self.out.mkdir(parents=True, exist_ok=True)
-        claim(config, self.out / "config.json", write=self.chief)
+        claim(config, self.out / "config.json", write=False)
         if self.chief:
             pack([Path(p) for p in config.data], packed)
+            claim(config, self.out / "config.json")  # a run that found no data leaves its folder free
         if self.world > 1:
             dist.barrier()
         data = PackedDataset(packed, config.seed, config.source_weights, self.teacher)
