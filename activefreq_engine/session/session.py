@@ -507,6 +507,15 @@ def _click_batch(sessions: list[Session], clicks: list[Click], watch: Stopwatch 
         return [ClickResult(s.mask, box, elapsed, len(s.clicks)) for s, box in zip(sessions, changed, strict=True)]
 
 
+def scene_of(session: Session) -> Scene:
+    """What a session holds, for benchmarks and tests that bring one into a state by hand.  Not for its callers.
+
+    Raises:
+        SessionClosedError, NoImageError: it holds nothing.
+    """
+    return session._opened()
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
 

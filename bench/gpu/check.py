@@ -31,7 +31,7 @@ import torch
 
 from bench.tools import rows
 from bench.tools.machine import Machine
-from bench.tools.measurements import Row
+from bench.tools.measurements import Measurement
 
 ROOT = Path(__file__).parents[2]
 WORTH_IT = 5
@@ -41,7 +41,7 @@ NO_DEVICE = ("interpreter", "cuda_sanitizers", "cuda_shim")
 
 
 @dataclass(frozen=True)
-class Step:
+class CheckStep:
     """A Python module of this checkout and its arguments."""
 
     name: str
@@ -66,7 +66,7 @@ class Outcome:
     """The last line of its output; of one that failed, the end of it."""
 
 
-def steps(out: Path, data: Path | None, mobile_sam: Path | None) -> list[Step]:
+def steps(out: Path, data: Path | None, mobile_sam: Path | None) -> list[CheckStep]:
     """On the device."""
     to = f"--out {shlex.quote(str(out))}"
     tests = "pytest -q --maxfail 9 -p no:cacheprovider --device cuda"
@@ -80,38 +80,40 @@ def steps(out: Path, data: Path | None, mobile_sam: Path | None) -> list[Step]:
     no_peers = "" if data and mobile_sam else "give --data and --mobile-sam"
     report = shlex.quote(f"--benchmark-json={out}/latency_cuda.json")
     return [
-        Step("compile", 200, "bench.gpu.compile"),
-        Step("ops", 240, f"bench.gpu.ops {to} --seconds 180"),
-        Step("kernel tests", 300, f"{tests} {parity}"),
-        Step("click tests", 300, f"{tests} tests/runtime/on_device"),
+        CheckStep("compile", 200, "bench.gpu.compile"),
+        CheckStep("ops", 240, f"bench.gpu.ops {to} --seconds 180"),
+        CheckStep("kernel tests", 300, f"{tests} {parity}"),
+        CheckStep("click tests", 300, f"{tests} tests/runtime/on_device"),
         *(
-            Step(name, 100, exercise, (sanitizer, "--tool", name, "--error-exitcode", "9"), no_tool)
+            CheckStep(name, 100, exercise, (sanitizer, "--tool", name, "--error-exitcode", "9"), no_tool)
             for name in ("memcheck", "racecheck")
         ),
-        Step("clicks", 360, f"bench.gpu.clicks {to} --seconds 240"),
-        Step("ladder", 240, f"bench.speed.ladder --device cuda {to} --pictures {shlex.quote(str(out))}"),
-        Step("peers", 180, f"{peers} --limit 10 --device cuda --skip grabcut {to}", lacks=no_peers),
-        Step("latency suite", 360, f"pytest -q -p no:cacheprovider --benchmark -k cuda {report}"),
+        CheckStep("clicks", 360, f"bench.gpu.clicks {to} --seconds 240"),
+        CheckStep("ladder", 240, f"bench.speed.ladder --device cuda {to} --pictures {shlex.quote(str(out))}"),
+        CheckStep("peers", 180, f"{peers} --limit 10 --device cuda --skip grabcut {to}", lacks=no_peers),
+        CheckStep("latency suite", 360, f"pytest -q -p no:cacheprovider --benchmark -k cuda {report}"),
     ]
 
 
-def dry_steps(out: Path) -> list[Step]:
+def dry_steps(out: Path) -> list[CheckStep]:
     """The same on the CPU, as little as there can be of each; the longest first."""
     shutil.copy(rows.RESULTS / "ladder_cpu.csv", out)
     folder, tests = shlex.quote(str(out)), "pytest -q -p no:cacheprovider"
     others = " ".join(f"--skip {name}" for name in ("activefreq@384", "mobile_sam", "sam_vit_b", "grabcut"))
     suite = f"{tests} --benchmark --benchmark-json={folder}/latency_cuda.json bench/speed/test_region_stats.py -k giant"
     return [
-        Step("clicks", 900, f"bench.gpu.clicks --dry-run --out {folder}"),
-        Step("ops", 900, f"bench.gpu.ops --dry-run --out {folder}"),
-        Step("compile", 900, "bench.gpu.compile --dry-run"),
-        Step("kernel tests", 900, f"{tests} tests/kernels/test_distance_cuda.py -k fixed_form"),
-        Step("click tests", 900, f"{tests} tests/runtime/test_contexts.py -k parcel"),
-        Step("memcheck", 900, "tests.cuda_on_host.exercise --atomic-reads --batches 2 --side 20"),
-        Step("racecheck", 900, "", lacks="on the CPU it is memcheck"),
-        Step("ladder", 900, f"bench.speed.ladder --plot --out {folder} --pictures {folder}"),
-        Step("peers", 900, f"bench.peers.run latency {shlex.quote(str(pair(out)))} --limit 1 {others} --out {folder}"),
-        Step("latency suite", 900, suite),
+        CheckStep("clicks", 900, f"bench.gpu.clicks --dry-run --out {folder}"),
+        CheckStep("ops", 900, f"bench.gpu.ops --dry-run --out {folder}"),
+        CheckStep("compile", 900, "bench.gpu.compile --dry-run"),
+        CheckStep("kernel tests", 900, f"{tests} tests/kernels/test_distance_cuda.py -k fixed_form"),
+        CheckStep("click tests", 900, f"{tests} tests/runtime/test_contexts.py -k parcel"),
+        CheckStep("memcheck", 900, "tests.cuda_on_host.exercise --atomic-reads --batches 2 --side 20"),
+        CheckStep("racecheck", 900, "", lacks="on the CPU it is memcheck"),
+        CheckStep("ladder", 900, f"bench.speed.ladder --plot --out {folder} --pictures {folder}"),
+        CheckStep(
+            "peers", 900, f"bench.peers.run latency {shlex.quote(str(pair(out)))} --limit 1 {others} --out {folder}"
+        ),
+        CheckStep("latency suite", 900, suite),
     ]
 
 
@@ -145,7 +147,7 @@ def interrupted(number: int, frame: object) -> None:
     os._exit(128 + number)
 
 
-def run(step: Step, seconds: float, environment: dict[str, str]) -> Outcome:
+def run(step: CheckStep, seconds: float, environment: dict[str, str]) -> Outcome:
     """Run a step, for so many seconds at most; then it is killed, and what it started with it."""
     if step.lacks:
         return Outcome(step.name, "skipped", 0, step.lacks)
@@ -175,7 +177,7 @@ def run(step: Step, seconds: float, environment: dict[str, str]) -> Outcome:
 
 
 @dataclass(frozen=True)
-class Target:
+class CheckTarget:
     """What must be reached, and the worst of all cases; None where none was measured."""
 
     name: str
@@ -184,27 +186,27 @@ class Target:
     reached: bool | None
 
     @classmethod
-    def at_least(cls, name: str, limit: float, values: Sequence[float]) -> "Target":
+    def at_least(cls, name: str, limit: float, values: Sequence[float]) -> "CheckTarget":
         worst = min(values, default=None)
         return cls(name, f">= {limit:g}x", worst, None if worst is None else worst >= limit)
 
     @classmethod
-    def at_most(cls, name: str, limit: float, unit: str, values: Sequence[float]) -> "Target":
+    def at_most(cls, name: str, limit: float, unit: str, values: Sequence[float]) -> "CheckTarget":
         worst = max(values, default=None)
         return cls(name, f"<= {limit:g}{unit}", worst, None if worst is None else worst <= limit)
 
 
-def op_targets(measured: Sequence[Row]) -> list[Target]:
+def op_targets(measured: Sequence[Measurement]) -> list[CheckTarget]:
     """The speeds that the kernels were written for."""
     times = {(r.op, r.case, r.batch, r.implementation, r.graph): r.median_us for r in measured if not r.note}
 
-    def ratios(slow: tuple[str, bool], op: str) -> list[tuple[Row, float]]:
+    def ratios(slow: tuple[str, bool], op: str) -> list[tuple[Measurement, float]]:
         """How many times faster ours in a graph is than `slow`, for each case that has both."""
         ours = [r for r in measured if r.op == op and r.implementation == "ours" and r.graph and not r.note]
         pairs = [(r, times.get((r.op, r.case, r.batch, *slow))) for r in ours]
         return [(r, other / r.median_us) for r, other in pairs if other is not None]
 
-    def small(row: Row) -> bool:
+    def small(row: Measurement) -> bool:
         return int(row.case.rsplit("x", 1)[1]) <= 64
 
     eager = [ratio for row, ratio in ratios(("torch.fft", False), "freq_module") if small(row)]
@@ -214,15 +216,15 @@ def op_targets(measured: Sequence[Row]) -> list[Target]:
     over_floor = [r.median_us / r.floor_us for r in ours if r.op == "freq_module" and r.batch == 8]
     regions = [r.median_us for r in ours if r.op == "region_stats" and r.batch == 1]
     return [
-        Target.at_least("freq_module faster than torch.fft eager, maps up to 64", 3, eager),
-        Target.at_least("freq_module faster than torch.fft in a graph, maps up to 64", 1, graphed),
-        Target.at_most("freq_module over its floor, batch 8", 2, "x", over_floor),
-        Target.at_least("region_stats faster than the host", 20, host),
-        Target.at_most("region_stats in a graph", 30, " us", regions),
+        CheckTarget.at_least("freq_module faster than torch.fft eager, maps up to 64", 3, eager),
+        CheckTarget.at_least("freq_module faster than torch.fft in a graph, maps up to 64", 1, graphed),
+        CheckTarget.at_most("freq_module over its floor, batch 8", 2, "x", over_floor),
+        CheckTarget.at_least("region_stats faster than the host", 20, host),
+        CheckTarget.at_most("region_stats in a graph", 30, " us", regions),
     ]
 
 
-def click_targets(ways: Sequence[dict], models: Sequence[dict], peers: Sequence[dict]) -> list[Target]:
+def click_targets(ways: Sequence[dict], models: Sequence[dict], peers: Sequence[dict]) -> list[CheckTarget]:
     """The speeds of a click; rows of clicks.csv, models.csv and latency.csv."""
 
     def number(row: dict, column: str) -> list[float]:
@@ -238,19 +240,19 @@ def click_targets(ways: Sequence[dict], models: Sequence[dict], peers: Sequence[
         return [t / c for t in than for c in click]
 
     return [
-        Target.at_most("click to mask, B0 at 384 px, p50", 1, " ms", click),
-        Target.at_most("the same, p99", 2, " ms", [v for row in ours for v in number(row, "p99_ms")]),
-        Target.at_least("click faster than the plain modules", 10, faster(p50(ways, rung="plain modules"))),
-        Target.at_least("click faster than torch.compile", 1, faster(p50(ways, rung="torch.compile"))),
-        Target.at_least("click faster than MobileSAM's decoder", 1, faster(decoder)),
-        Target.at_most(
+        CheckTarget.at_most("click to mask, B0 at 384 px, p50", 1, " ms", click),
+        CheckTarget.at_most("the same, p99", 2, " ms", [v for row in ours for v in number(row, "p99_ms")]),
+        CheckTarget.at_least("click faster than the plain modules", 10, faster(p50(ways, rung="plain modules"))),
+        CheckTarget.at_least("click faster than torch.compile", 1, faster(p50(ways, rung="torch.compile"))),
+        CheckTarget.at_least("click faster than MobileSAM's decoder", 1, faster(decoder)),
+        CheckTarget.at_most(
             "B3 at 384 px, the engine's click", 3, " ms",
             p50(models, model="freqformer_b3", size="384", batch="1", call="next click"),
         ),
     ]  # fmt: skip
 
 
-def read_ops(file: Path) -> list[Row]:
+def read_ops(file: Path) -> list[Measurement]:
     """The rows of ops.csv."""
     kinds: dict[str, Any] = {"batch": int, "graph": lambda text: text == "True"}
     kinds |= dict.fromkeys(("op", "case", "implementation", "note"), str)
@@ -258,14 +260,14 @@ def read_ops(file: Path) -> list[Row]:
     def value(name: str, text: str) -> Any:
         return kinds[name](text) if name in kinds else float(text or "nan")
 
-    return [Row(**{f.name: value(f.name, row[f.name]) for f in fields(Row)}) for row in table(file)]
+    return [Measurement(**{f.name: value(f.name, row[f.name]) for f in fields(Measurement)}) for row in table(file)]
 
 
 def table(file: Path) -> list[dict[str, str]]:
     return rows.read(file) if file.exists() else []
 
 
-def targets(out: Path) -> list[Target]:
+def targets(out: Path) -> list[CheckTarget]:
     """From what the folder holds."""
     clicks, models, peers = (table(out / f"{name}.csv") for name in ("clicks", "models", "latency"))
     return op_targets(read_ops(out / "ops.csv")) + click_targets(clicks, models, peers)
@@ -285,7 +287,7 @@ def record(out: Path, outcomes: Sequence[Outcome], machine: Machine) -> None:
     file.write_text(json.dumps(summary, indent=2) + "\n")
 
 
-def chosen(planned: Sequence[Step], only: Sequence[str], skip: Sequence[str]) -> list[Step]:
+def chosen(planned: Sequence[CheckStep], only: Sequence[str], skip: Sequence[str]) -> list[CheckStep]:
     """SystemExit where a name is unknown."""
     names = [s.name for s in planned]
     for name in (*only, *skip):
@@ -317,7 +319,7 @@ def main() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONUNBUFFERED": "1"}
     outcomes: list[Outcome] = []
 
-    def one(step: Step) -> None:
+    def one(step: CheckStep) -> None:
         outcome = run(step, min(step.seconds, end - time.monotonic()), environment)
         outcomes.append(outcome)
         print(f"{outcome.status:8s}{outcome.name} ({outcome.seconds} s) {outcome.detail.strip()}", flush=True)

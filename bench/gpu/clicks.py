@@ -26,7 +26,7 @@ from activefreq_engine.runtime.engine import SIZES, RefineRequest, StepRequest
 from bench.speed import ladder
 from bench.speed.ladder import Rung
 from bench.tools import rows
-from bench.tools.clicking import SETTLED, Times, clicks, opened
+from bench.tools.clicking import SETTLED, ClickTimes, clicks, opened
 from bench.tools.machine import Machine
 from bench.tools.scene import scene
 
@@ -55,10 +55,10 @@ class Compiled(Kept):
     compiler: str = "inductor"
 
     def made(self, device: str, size: int) -> Engine:
-        engine = Engine(device=device, size=size, plan=False)
-        model: Any = engine._executor.model
+        model: Any = create_model(pretrained=True)
         how = {"mode": "reduce-overhead"} if self.compiler == "inductor" else {"backend": self.compiler}
         model.decode_clicks = torch.compile(model.decode_clicks, **how)
+        engine = Engine(model, device=device, size=size, plan=False)
         engine.warmup()
         return engine
 
@@ -118,7 +118,7 @@ def timed(run: Callable[[], Any], repeats: int) -> dict[str, Any]:
         start = time.perf_counter()
         run()
         taken.append(1e3 * (time.perf_counter() - start))
-    return {k if k == "n" else f"{k}_ms": v for k, v in asdict(Times.of(taken)).items()}
+    return {k if k == "n" else f"{k}_ms": v for k, v in asdict(ClickTimes.of(taken)).items()}
 
 
 def every_model(device: str, dry: bool, deadline: float) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from activefreq_engine import Click, Session
 from activefreq_engine.eval import Dataset, Sample, make_clicker
-from bench.tools.clicking import Times
+from bench.tools.clicking import ClickTimes
 
 CLICKS = 6
 """On every image."""
@@ -93,4 +93,4 @@ def _since(start: float) -> float:
 
 
 def _columns(values: list[float]) -> dict[str, Any]:
-    return {k if k == "n" else f"{k}_ms": v for k, v in asdict(Times.of(values)).items()}
+    return {k if k == "n" else f"{k}_ms": v for k, v in asdict(ClickTimes.of(values)).items()}

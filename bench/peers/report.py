@@ -9,8 +9,10 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
+from activefreq_engine.conventions import MIOU_CLICKS
 from activefreq_engine.eval import Report
 from bench.tools import plots
+from bench.tools.rows import Row
 
 MARKS = "<!-- peers: begin -->", "<!-- peers: end -->"
 """What stands between them in a file is replaced by the table."""
@@ -23,9 +25,6 @@ NAMES = {
 }
 PLAIN = {name: text.replace("*", "").partition(" (")[0] for name, text in NAMES.items()}
 COLOURS = {"activefreq": plots.BLUE, "mobile_sam": plots.ORANGE, "grabcut": plots.GREEN, "sam_vit_b": plots.PURPLE}
-MIOU = (1, 2, 3, 5, 10, 20)
-
-Row = Mapping[str, str]
 
 
 def check(reports: Mapping[str, Report]) -> None:
@@ -40,7 +39,7 @@ def check(reports: Mapping[str, Report]) -> None:
 def table(reports: Mapping[str, Report], times: Sequence[Row]) -> str:
     """Markdown: one row a method, speed first, then quality, then what it all means."""
     heads = ["method", "robot", "set_image ms", "to the first mask ms", "next click ms"]
-    heads += [f"mIoU@{k}" for k in MIOU] + ["NoC@85", "NoC@90"]
+    heads += [f"mIoU@{k}" for k in MIOU_CLICKS] + ["NoC@85", "NoC@90"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for method in NAMES:
         speed = [_times(times, method, call) for call in ("set_image", "first mask", "next click")]
@@ -81,7 +80,7 @@ def columns(reports: Mapping[str, Report], times: Sequence[Row]) -> list[dict[st
         if method in reports:
             m = reports[method].metrics()
             row |= {"samples": m["samples"], "noc85": m["noc85"], "noc90": m["noc90"]}
-            row |= {f"miou{k}": m["miou"][str(k)] for k in MIOU}
+            row |= {f"miou{k}": m["miou"][str(k)] for k in MIOU_CLICKS}
         for call in ("set_image", "first mask", "next click"):
             found = _row(times, method, call)
             row |= {f"{call.replace(' ', '_')}_{p}_ms": found[f"{p}_ms"] if found else "" for p in ("p50", "p95")}
@@ -99,7 +98,7 @@ def picture(reports: Mapping[str, Report], times: Sequence[Row], file: Path) -> 
             style = "--" if robot else ".-"
             label = f"{PLAIN[method]}, {robot} robot" if robot else PLAIN[method]
             left.plot(range(1, len(mean) + 1), mean, style, color=COLOURS[method], label=label)
-        left.set_xticks(MIOU)
+        left.set_xticks(MIOU_CLICKS)
         if reports:
             figure.legend(loc="outside lower left", ncols=3)
         plots.finish(left, "Quality: mean IoU after each click", "clicks", "%", from_zero=False)
@@ -154,9 +153,9 @@ def _short(value: float) -> str:
 
 def _quality(report: Report | None) -> list[str]:
     if report is None:
-        return ["-"] * (len(MIOU) + 2)
+        return ["-"] * (len(MIOU_CLICKS) + 2)
     m = report.metrics()
-    cells = [f"{100 * m['miou'][str(k)]:.1f}" if str(k) in m["miou"] else "-" for k in MIOU]
+    cells = [f"{100 * m['miou'][str(k)]:.1f}" if str(k) in m["miou"] else "-" for k in MIOU_CLICKS]
     for target in ("noc85", "noc90"):
         interval = m["intervals"].get(target)
         shown = "" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]"

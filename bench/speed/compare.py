@@ -17,11 +17,11 @@ from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "results"
 
-Run = dict[str, Any]
+LatencyRun = dict[str, Any]
 """{"machine": {...}, "groups": {group: {implementation: {"reference": bool, "median_ms": float, ...}}}}"""
 
 
-def summarise(full: dict[str, Any], device: str) -> Run:
+def summarise(full: dict[str, Any], device: str) -> LatencyRun:
     """What is kept of pytest-benchmark's JSON for one device: no single rounds, no host name."""
     groups: dict[str, dict[str, Any]] = defaultdict(dict)
     for b in full["benchmarks"]:
@@ -38,7 +38,7 @@ def summarise(full: dict[str, Any], device: str) -> Run:
     return {"machine": full["machine_info"]["activefreq"].get(device, {}), "groups": dict(groups)}
 
 
-def speed_up(run: Run, group: str, implementation: str) -> float:
+def speed_up(run: LatencyRun, group: str, implementation: str) -> float:
     """Reference over implementation, medians of one run; NaN unless both were measured."""
     rows = run["groups"].get(group, {})
     reference = next((r for r in rows.values() if r["reference"]), None)
@@ -47,7 +47,7 @@ def speed_up(run: Run, group: str, implementation: str) -> float:
     return reference["median_ms"] / rows[implementation]["median_ms"]
 
 
-def table(run: Run, before: Run | None) -> str:
+def table(run: LatencyRun, before: LatencyRun | None) -> str:
     """One line an implementation: its time, how many times faster than its reference it is, and was."""
     lines = [f"{'':58s}{'median ms':>10s} {'quartiles':>19s} {'faster':>8s} {'then':>8s}"]
     for group, rows in run["groups"].items():
@@ -87,7 +87,7 @@ def main() -> None:
             print("saved as", file)
 
 
-def _machine(run: Run) -> str:
+def _machine(run: LatencyRun) -> str:
     about = run["machine"]
     return ", ".join(f"{k} {about[k]}" for k in ("device", "threads", "torch", "commit", "date") if k in about)
 

@@ -28,7 +28,7 @@ from activefreq_engine import Engine, Session
 from activefreq_engine.runtime.cpu import has_bf16
 from activefreq_engine.runtime.engine import StepAnswer, StepRequest
 from bench.tools import memory, plots, rows
-from bench.tools.clicking import SETTLED, Times, clicks, next_clicks, opened
+from bench.tools.clicking import SETTLED, ClickTimes, clicks, next_clicks, opened
 from bench.tools.machine import Machine
 from bench.tools.scene import Scene, scene
 from bench.tools.verify import sessions_agree
@@ -115,10 +115,10 @@ def climb(rungs: Sequence[Rung], device: str, size: int, sequences: int) -> list
                 notes[i] = notes[i] or f"no time: {problem} (seed {seed})"
     result = []
     for i, rung in enumerate(rungs):
-        t = Times.of(times[i])
+        t = ClickTimes.of(times[i])
         if notes[i]:
-            t = Times(t.n, *[math.nan] * 5)
-        first = Times.of(times[0]).p50
+            t = ClickTimes(t.n, *[math.nan] * 5)
+        first = ClickTimes.of(times[0]).p50
         before = first if i == 0 else result[-1]["p50_ms"]
         result.append(
             {

@@ -19,7 +19,6 @@ from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -29,8 +28,9 @@ from activefreq_engine.models import create_model
 from activefreq_engine.runtime.engine import SIZES
 from bench.speed import floor
 from bench.tools import memory, plots, rows
-from bench.tools.clicking import SETTLED, Times, click, clicks, next_clicks, opened
+from bench.tools.clicking import SETTLED, ClickTimes, click, clicks, next_clicks, opened
 from bench.tools.machine import Machine
+from bench.tools.rows import Row
 from bench.tools.scene import scene
 
 SIZE = 384
@@ -40,10 +40,8 @@ OBJECTS = (1, 2, 4, 8, 16, 32)
 SESSIONS = (1, 2, 4, 8, 16, 32)
 LONG = 200  # clicks on one object, for its memory
 
-Row = dict[str, Any]
 
-
-def row(series: str, x: float, times: Times, **facts: float) -> Row:
+def row(series: str, x: float, times: ClickTimes, **facts: float) -> Row:
     return {"series": series, "x": x, **{k if k == "n" else f"{k}_ms": v for k, v in asdict(times).items()}, **facts}
 
 
@@ -76,8 +74,8 @@ def input_size(device: str, effort: float) -> Iterator[Row]:
             for own, more in zip(times, next_clicks(sessions, on, 20, seed), strict=True):
                 own += more
         lowest = 1e3 * floor.click_gmac(model, size, size) / peak.gmac_per_s
-        yield row("plan", size, Times.of(times[0]), floor_ms=lowest, peak_mb=grown)
-        yield row("plain modules", size, Times.of(times[1]), floor_ms=lowest)
+        yield row("plan", size, ClickTimes.of(times[0]), floor_ms=lowest, peak_mb=grown)
+        yield row("plain modules", size, ClickTimes.of(times[1]), floor_ms=lowest)
 
 
 def image_size(device: str, effort: float) -> Iterator[Row]:
@@ -100,7 +98,7 @@ def image_size(device: str, effort: float) -> Iterator[Row]:
                 named["second click"].append(times[1])
                 named["next click"] += times[SETTLED:]
             for call, own in named.items():
-                yield row(f"{call}, {kind}", height * width / 1e6, Times.of(own), peak_mb=memory.peak() - before)
+                yield row(f"{call}, {kind}", height * width / 1e6, ClickTimes.of(own), peak_mb=memory.peak() - before)
 
 
 def clicks_made(device: str, effort: float) -> Iterator[Row]:
@@ -113,7 +111,7 @@ def clicks_made(device: str, effort: float) -> Iterator[Row]:
         session.set_image(on.image, copy=False)
         sequences.append(clicks(session, on, 50, seed))
     for number, times in enumerate(zip(*sequences, strict=True), 1):
-        yield row("click", number, Times.of(times))
+        yield row("click", number, ClickTimes.of(times))
 
 
 def memory_growth(device: str, effort: float) -> Iterator[Row]:
@@ -131,7 +129,7 @@ def memory_growth(device: str, effort: float) -> Iterator[Row]:
         if number == SETTLED:
             start = memory.resident()
         if number >= SETTLED and (number == SETTLED or number % 10 == 0):
-            yield row("12 megapixels", number, Times.of([t]), growth_mb=memory.resident() - start)
+            yield row("12 megapixels", number, ClickTimes.of([t]), growth_mb=memory.resident() - start)
 
 
 def objects(device: str, effort: float) -> Iterator[Row]:
@@ -155,8 +153,8 @@ def objects(device: str, effort: float) -> Iterator[Row]:
             session.select_object(1 + i % count)
             x, y = places[i % count]
             turns.append(click(session, Click(x + 3 * i - 30, y - 20)))
-        yield row("the same object", count, Times.of(same), growth_mb=grown)
-        yield row("each object in turn", count, Times.of(turns), growth_mb=grown)
+        yield row("the same object", count, ClickTimes.of(same), growth_mb=grown)
+        yield row("each object in turn", count, ClickTimes.of(turns), growth_mb=grown)
 
 
 def sessions(device: str, effort: float) -> Iterator[Row]:
@@ -176,13 +174,15 @@ def sessions(device: str, effort: float) -> Iterator[Row]:
         lists = [list(islice(on.clicks(seed=100 + i), 1, 1 + each)) for i in range(count)]
         times, seconds = at_once(many, lists)
         facts = {"per_s": count * each / seconds, "floor_per_s": most, "growth_mb": grown}
-        yield row("threads", count, Times.of(times), **facts)
+        yield row("threads", count, ClickTimes.of(times), **facts)
         times = []
         for turn in islice(zip(*lists, strict=True), max(repeats(4, effort), each // 2)):
             begin = perf_counter()
             click_batch(many, turn)
             times.append(1e3 * (perf_counter() - begin))
-        yield row("one batch", count, Times.of(times), per_s=1e3 * count * len(times) / sum(times), floor_per_s=most)
+        yield row(
+            "one batch", count, ClickTimes.of(times), per_s=1e3 * count * len(times) / sum(times), floor_per_s=most
+        )
 
 
 def at_once(many: list[Session], lists: list[list[Click]]) -> tuple[list[float], float]:

@@ -18,18 +18,18 @@ from bench.tools.verify import measure
 LEVELS = {"C32-64x64": (32, 64, 64), "C64-32x32": (64, 32, 32), "C160-16x16": (160, 16, 16), "C256-8x8": (256, 8, 8)}
 TOLERANCE = 2e-3  # of fp16 operands, relative; float32 is far inside
 
-Run = Callable[[torch.Tensor], torch.Tensor]
+Apply = Callable[[torch.Tensor], torch.Tensor]
 
 
-def plain(freq: FreqModule, height: int, width: int) -> Run:
+def plain(freq: FreqModule, height: int, width: int) -> Apply:
     return freq
 
 
-def plan(freq: FreqModule, height: int, width: int) -> Run:
+def plan(freq: FreqModule, height: int, width: int) -> Apply:
     return spectral_module(freq, height, width)
 
 
-def triton(freq: FreqModule, height: int, width: int) -> Run:
+def triton(freq: FreqModule, height: int, width: int) -> Apply:
     filters = [f.spectrum(height, width) for f in freq.filters]
     return FreqModulePlan(*filters, freq.dwconv.weight, freq.dwconv.bias, size=(height, width), backend="triton")
 
@@ -69,7 +69,7 @@ def test_freq_module(
         )  # fmt: skip
 
 
-def graphed(run: Run, x: torch.Tensor) -> Run:
+def graphed(run: Apply, x: torch.Tensor) -> Apply:
     """The same as a CUDA graph that is bound to the memory of `x`."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):

@@ -12,11 +12,12 @@ from activefreq_engine import Click, Engine, Session
 from activefreq_engine.session import zoom
 from activefreq_engine.session.canvas import Canvas, Layer
 from activefreq_engine.session.history import Step
+from activefreq_engine.session.session import scene_of
 from bench.tools.scene import Scene
 
 
 @dataclass(frozen=True)
-class Times:
+class ClickTimes:
     """Milliseconds.  A percentile that so few samples cannot tell is NaN."""
 
     n: int
@@ -27,7 +28,7 @@ class Times:
     p99: float
 
     @classmethod
-    def of(cls, times: Iterable[float]) -> "Times":
+    def of(cls, times: Iterable[float]) -> "ClickTimes":
         t = np.array(list(times))
         q1, p50, q3, p95, p99 = np.percentile(t, (25, 50, 75, 95, 99)).tolist() if len(t) else [math.nan] * 5
         return cls(len(t), p50, q1, q3, p95 if len(t) >= 20 else math.nan, p99 if len(t) >= 100 else math.nan)
@@ -82,7 +83,6 @@ def close_in(session: Session, scene: Scene) -> None:
 
     How many clicks the network takes for that, in a large image, then plays no part.
     """
-    inside = session._opened()
     side = round(zoom.EXPANSION * 2 * scene.radius)
     left, top = scene.x - side // 2, scene.y - side // 2
     region = left, top, left + side, top + side
@@ -90,4 +90,4 @@ def close_in(session: Session, scene: Scene) -> None:
     disk = (np.hypot(row, column) < scene.radius).astype(np.float32)
     centre = Click(scene.x, scene.y, True)
     canvas = Canvas(*session.shape, session.threshold, (Layer.of(region, disk),), (centre,))
-    inside.history.push(Step(centre, canvas, region, canvas.reach()))
+    scene_of(session).history.push(Step(centre, canvas, region, canvas.reach()))

@@ -3,14 +3,10 @@
 import platform
 import statistics
 import time
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-from bench.tools.machine import Times
-
-Run = Callable[[], Any]
+from bench.tools.machine import Run, Times
 
 
 def side_by_side(runs: dict[str, Run], samples: int = 30, turn: int = 1) -> dict[str, Times]:

@@ -12,7 +12,7 @@ OURS = ("ours", "public op")
 
 
 @dataclass(frozen=True)
-class Row:
+class Measurement:
     """One measurement.  `note` says why there is no time; empty if there is one."""
 
     op: str
@@ -39,7 +39,7 @@ class Check:
     deadline: float
     """Of `time.monotonic`; what has not begun by then is skipped."""
     limits: Limits
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Measurement] = field(default_factory=list)
 
     def late(self) -> bool:
         return time.monotonic() > self.deadline
@@ -69,7 +69,7 @@ class Check:
                 row: dict[str, Any] = {"op": op, "case": case, "batch": batch, "implementation": name}
                 row |= {"graph": graph, "floor_us": floor}
                 if self.late():
-                    self.rows.append(Row(**row, note="skipped: no time was left"))
+                    self.rows.append(Measurement(**row, note="skipped: no time was left"))
                     continue
                 try:
                     again, out = self.machine.graph(run) if graph else (run, run())
@@ -80,10 +80,10 @@ class Check:
                     error = check(out)
                     t = self.machine.measure(again)
                 except Exception as problem:
-                    self.rows.append(Row(**row, note=f"failed: {type(problem).__name__}: {str(problem)[:300]}"))
+                    self.rows.append(Measurement(**row, note=f"failed: {type(problem).__name__}: {str(problem)[:300]}"))
                     continue
                 self.rows.append(
-                    Row(
+                    Measurement(
                         **row,
                         median_us=t.median,
                         lower_us=t.lower,

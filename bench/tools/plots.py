@@ -13,6 +13,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from bench.tools.rows import Row
+
 PICTURES = Path(__file__).parents[2] / "docs" / "performance"
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#1f6fb4", "#d9662b", "#2f8f5b", "#7d5ba6", "#8a8a8a"
@@ -32,8 +34,6 @@ STYLE = {
     "legend.frameon": False,
     "savefig.dpi": 110,
 }
-
-Row = dict[str, str]
 
 
 def ladder(rows: list[Row], file: Path) -> None:

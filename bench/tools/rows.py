@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "results"
+Row = Mapping[str, Any]
+"""Of a CSV file: by column, as written; what is read are strings."""
+
 ABOUT = ("device", "threads", "python", "torch", "numpy", "opencv-python", "cuda", "commit", "date")
 
 

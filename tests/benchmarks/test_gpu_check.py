@@ -12,10 +12,10 @@ import torch
 from activefreq_engine.kernels import triton_support
 
 from bench.gpu import check as gpu_check
-from bench.gpu.check import Outcome, Step, chosen, click_targets, op_targets, read_ops
+from bench.gpu.check import CheckStep, Outcome, chosen, click_targets, op_targets, read_ops
 from bench.tools import rows
 from bench.tools.machine import Limits, Machine
-from bench.tools.measurements import Check, Row, poison
+from bench.tools.measurements import Check, Measurement, poison
 from tests import cuda_on_host
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +70,7 @@ def test_what_hangs_is_killed_with_all_that_it_started(tmp_path, monkeypatch):
         f"print('begun'); open({str(note)!r}, 'w').write(str(child.pid)); sys.stdout.flush(); time.sleep(600)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    outcome = gpu_check.run(Step("hang", 4, "hang"), 4, environment)
+    outcome = gpu_check.run(CheckStep("hang", 4, "hang"), 4, environment)
     assert (outcome.name, outcome.status) == ("hang", "failed")
     assert "begun" in outcome.detail
     assert "killed after" in outcome.detail
@@ -89,10 +89,10 @@ def test_how_a_step_went(tmp_path):
     outcomes = [
         gpu_check.run(step, seconds, environment)
         for step, seconds in (
-            (Step("fails", 60, "fails"), 60),
-            (Step("works", 60, "works 'b c'"), 60),
-            (Step("late", 60, "works"), 1),
-            (Step("lacks", 60, "works", lacks="no data"), 60),
+            (CheckStep("fails", 60, "fails"), 60),
+            (CheckStep("works", 60, "works 'b c'"), 60),
+            (CheckStep("late", 60, "works"), 1),
+            (CheckStep("lacks", 60, "works", lacks="no data"), 60),
         )
     ]
     assert [o.status for o in outcomes] == ["failed", "passed", "skipped", "skipped"]
@@ -157,14 +157,14 @@ def test_floors():
 @pytest.mark.parametrize(("ours", "reached"), [(10.0, True), (40.0, False)])
 def test_targets_of_the_ops(ours, reached):
     measured = [
-        Row("freq_module", "B0 64x32x32", 8, "ours", True, median_us=ours, floor_us=6),
-        Row("freq_module", "B0 64x32x32", 8, "torch.fft", False, median_us=100),
-        Row("freq_module", "B0 64x32x32", 8, "torch.fft", True, median_us=30),
-        Row("freq_module", "B0 32x112x112", 1, "ours", True, median_us=50),
-        Row("freq_module", "B0 32x112x112", 1, "torch.fft", False, median_us=60),
-        Row("region_stats", "blobs", 1, "ours", True, median_us=ours),
-        Row("region_stats", "blobs", 1, "cv2 on the host", False, median_us=600),
-        Row("region_stats", "noise", 1, "ours", True, note="failed: wrong"),
+        Measurement("freq_module", "B0 64x32x32", 8, "ours", True, median_us=ours, floor_us=6),
+        Measurement("freq_module", "B0 64x32x32", 8, "torch.fft", False, median_us=100),
+        Measurement("freq_module", "B0 64x32x32", 8, "torch.fft", True, median_us=30),
+        Measurement("freq_module", "B0 32x112x112", 1, "ours", True, median_us=50),
+        Measurement("freq_module", "B0 32x112x112", 1, "torch.fft", False, median_us=60),
+        Measurement("region_stats", "blobs", 1, "ours", True, median_us=ours),
+        Measurement("region_stats", "blobs", 1, "cv2 on the host", False, median_us=600),
+        Measurement("region_stats", "noise", 1, "ours", True, note="failed: wrong"),
     ]
     verdict = op_targets(measured)
     expected = [100 / ours, 30 / ours, ours / 6, 600 / ours, ours]

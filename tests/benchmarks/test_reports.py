@@ -12,7 +12,7 @@ from activefreq_engine.models import FreqFormer, FreqFormerConfig
 from bench.speed import floor, ladder, scaling, targets
 from bench.speed.targets import Target
 from bench.tools import memory, plots, rows
-from bench.tools.clicking import SETTLED, Times, close_in, next_clicks, opened
+from bench.tools.clicking import SETTLED, ClickTimes, close_in, next_clicks, opened
 from bench.tools.scene import scene
 from tests.session.fakes import SquareModel
 
@@ -71,7 +71,7 @@ def test_the_backend_of_a_rung_is_chosen_for_it_alone(monkeypatch):
 
 
 def test_percentiles_that_few_samples_cannot_tell_are_left_out():
-    few, more, many = (Times.of(range(n)) for n in (19, 20, 100))
+    few, more, many = (ClickTimes.of(range(n)) for n in (19, 20, 100))
     assert (few.n, few.p50) == (19, 9)
     assert math.isnan(few.p95)
     assert not math.isnan(more.p95)
