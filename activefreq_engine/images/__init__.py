@@ -11,7 +11,17 @@ from activefreq_engine.images.load import (
     image_size,
     load_image,
     load_labels,
+    load_values,
 )
 from activefreq_engine.images.window import Window
 
-__all__ = ["MAX_PIXELS", "Window", "check_window", "image_digest", "image_size", "load_image", "load_labels"]
+__all__ = [
+    "MAX_PIXELS",
+    "Window",
+    "check_window",
+    "image_digest",
+    "image_size",
+    "load_image",
+    "load_labels",
+    "load_values",
+]

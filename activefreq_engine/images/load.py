@@ -98,6 +98,29 @@ def load_image(
         raise InvalidImageError(f"not enough memory for {name}; shrink it") from error
 
 
+def load_values(source: Any, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
+    """Read a picture up to where `load_image` would choose a window, for programs that let people choose it.
+
+    Args:
+        source: a path, the bytes of a file, a binary file object or a PIL image.
+        max_pixels (int): larger ones are refused. Default: `MAX_PIXELS`.
+
+    Returns:
+        `[H, W]` or `[H, W, 3]`, upright: uint8 as `load_image` gives it, or values of another type, for which
+        ``load_image(values, window=...)`` is the picture as ``load_image(source, window=...)`` has it.  Pictures of
+        more than 8 bits with transparency, a colour profile, white as zero or marked pixels come as uint8, by the
+        default window.
+
+    Raises:
+        InvalidImageError: the source cannot be used; the message says why.
+    """
+    raster, _, _ = _decoded(source, _check_limit(max_pixels))
+    plain = raster.alpha is None and raster.profile is None and raster.invalid is None and not raster.inverted
+    if plain and raster.kind in ("grey", "rgb") and raster.pixels.dtype != np.uint8:
+        return upright(raster.pixels, raster.orientation)
+    return to_uint8(raster, None)
+
+
 def load_labels(source: Any, *, any_colour: bool = False, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
     """Read a mask or label map as it is stored: palette indices, grey values, upright.
 

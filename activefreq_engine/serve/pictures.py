@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from activefreq_engine.errors import InvalidImageError
-from activefreq_engine.images import Window, load_image
+from activefreq_engine.images import Window, image_size, load_image, load_values
+from activefreq_engine.images.window import choose_window
 from activefreq_engine.serve.errors import NotFoundError, TooLargeError
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".nrrd", ".dcm")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
-_DEEP = ("F", "I", "I;16", "I;16B", "I;16L", "I;16N")  # PIL's modes of more than 8 bits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,12 +51,8 @@ class Picture:
         return float(self.planes.min()), float(self.planes.max())
 
     def default_window(self) -> Window:
-        """The 0.5 and 99.5 percentiles over all slices, as `load_image` takes them for one."""
-        low, high = self.range()
-        step = max(1, round((self.planes.size / 1_000_000) ** (1 / 3)))
-        p_low, p_high = np.percentile(self.planes[::step, ::step, ::step].astype(np.float64), (0.5, 99.5))
-        if p_low < p_high:
-            return float(p_low), float(p_high)
+        """What `load_image` would choose, over all slices."""
+        low, high = choose_window(self.planes.reshape(-1, *self.planes.shape[2:]))
         return (low, high) if low < high else (low, low + 1)
 
     def pixels(self, index: int, window: Window | None) -> NDArray[np.uint8]:
@@ -82,23 +75,9 @@ def read_picture(data: bytes, name: str, max_pixels: int) -> Picture:
     name = Path(name).name or "picture"
     if name.lower().endswith(VOLUME_SUFFIXES) or data[128:132] == b"DICM":
         return _read_volume(data, name, max_pixels)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-            image = Image.open(io.BytesIO(data))
-    except Exception as error:  # a decoder fed with hostile bytes may raise anything
-        raise InvalidImageError(
-            f"{name} is not a picture that can be read here; PNG, JPEG, TIFF, BMP, WebP, DICOM, NIfTI and MetaImage are"
-        ) from error
-    with image:
-        _check(image.width * image.height, max_pixels, name)
-        if image.mode not in _DEEP:
-            return Picture(name, load_image(image, max_pixels=max_pixels)[None])
-        try:
-            deep = np.asarray(ImageOps.exif_transpose(image))
-        except Exception as error:  # as above
-            raise InvalidImageError(f"cannot decode {name}: the file may be truncated or corrupt") from error
-    return Picture(name, _finite(deep, name)[None])
+    height, width = image_size(data)
+    _check(height * width, max_pixels, name)
+    return Picture(name, _finite(load_values(data, max_pixels=max_pixels), name)[None])
 
 
 def _read_volume(data: bytes, name: str, max_pixels: int) -> Picture:

@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageCms, ImageFile
 
 from activefreq_engine import ActiveFreqError, InvalidArgumentError, InvalidImageError
-from activefreq_engine.images import decode, image_size, load_image
+from activefreq_engine.images import decode, image_size, load_image, load_values
 from activefreq_engine.images.raster import say_once
 
 from .cells import CELLS, H, W, png, raw_tiff, tiff, values, vips
@@ -483,3 +483,14 @@ def test_threads_leave_nothing_behind(tmp_path, rng):
 def test_low_bit_png_of_labels_is_not_the_picture(rng):
     stored = rng.integers(0, 4, (H, W))
     assert np.array_equal(load_image(png(stored, 2, 0)), stored * 85)
+
+
+@pytest.mark.parametrize("cell", [c for i, c in enumerate(CELLS) if i % 5 == 0 and c.refused is None], ids=str)
+def test_values_before_the_window(cell, rng):
+    data, _ = cell.make(rng)
+    stored = load_values(data)
+    for window in (None, (3.0, 170.0)):
+        if stored.dtype != np.uint8:
+            assert np.array_equal(load_image(stored, window=window), load_image(data, window=window))
+    if stored.dtype == np.uint8:
+        assert np.array_equal(stored, load_image(data))
