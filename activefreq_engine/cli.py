@@ -205,20 +205,52 @@ def _check_target(target: Path | None, option: str, image: Path) -> None:
 
 
 @app.command()
-def info(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    verify: Annotated[
+        bool, typer.Option(help="Try every compiled kernel beside its reference, anew; exit code 1 if one is wrong.")
+    ] = False,
+    size: Annotated[list[int] | None, typer.Option(help="With --verify: network sizes; all without it.")] = None,
+) -> None:
     """Show versions, devices, models, and which backends are on, or why not."""
+    tried = verify_kernels(size) if verify else None
     facts = collect_info()
+    if tried is not None:
+        facts["verification"] = tried
     typer.echo(json.dumps(facts, indent=2) if as_json else format_info(facts))
+    if not all(f["ok"] for f in tried or []):
+        raise typer.Exit(1)
+
+
+def verify_kernels(sizes: Sequence[int] | None = None) -> list[dict[str, Any]]:
+    """Try every kernel on every device, whatever was found before: `verification.Finding`s, JSON-able."""
+    from tqdm import tqdm
+
+    from activefreq_engine.kernels import verification
+    from activefreq_engine.runtime import verify
+    from activefreq_engine.runtime.engine import SIZES
+
+    for size in sizes or ():
+        if size not in SIZES:
+            raise InvalidArgumentError(f"--size is {size}; allowed are {', '.join(map(str, SIZES))}")
+    shapes = [shape for size in sizes or SIZES for shape in verify.network_shapes(size)]
+    found = []
+    for device in verify.devices():
+        questions = verify.questions(device, shapes)
+        for start in tqdm(range(0, len(questions), 64), str(device), leave=False, disable=None):
+            found += verification.judge(questions[start : start + 64], anew=True)
+    return [asdict(f) for f in found]
 
 
 def collect_info() -> dict[str, Any]:
     """What `activefreq info` shows, JSON-able: versions, devices, models, backends, environment."""
     import torch
 
-    from activefreq_engine.kernels import dispatch
+    from activefreq_engine.kernels import dispatch, verification
     from activefreq_engine.models import list_models
     from activefreq_engine.models.checkpoint import read_metadata
     from activefreq_engine.models.registry import WEIGHTS
+    from activefreq_engine.runtime import verify
 
     versions: dict[str, str | None] = {"activefreq_engine": __version__, "python": platform.python_version()}
     for name, packages in _PACKAGES.items():
@@ -244,8 +276,15 @@ def collect_info() -> dict[str, Any]:
         {"op": r.op, "backend": r.backend, "devices": list(r.devices), "ok": r.ok, "reason": r.reason}
         for r in dispatch.table()
     ]
-    variables = {dispatch.ENVIRONMENT_VARIABLE: os.environ.get(dispatch.ENVIRONMENT_VARIABLE)}
-    return {"versions": versions, "devices": devices, "models": models, "backends": rows, "environment": variables}
+    variables = {name: os.environ.get(name) for name in (dispatch.ENVIRONMENT_VARIABLE, verification.CACHE_VARIABLE)}
+    return {
+        "versions": versions,
+        "devices": devices,
+        "models": models,
+        "backends": rows,
+        "rejected": [asdict(f) for device in verify.devices() for f in verify.rejected(device)],
+        "environment": variables,
+    }
 
 
 _PACKAGES = {
@@ -285,9 +324,25 @@ def format_info(facts: dict[str, Any]) -> str:
     for b in facts["backends"]:
         detail = "on " + ", ".join(b["devices"]) if b["ok"] else b["reason"]
         lines.append(f"  {b['op']:<21} {state(b['ok'])}  {b['backend']:<10} {detail}")
+    lines += ["", "kernels that were tried here and are not used"]
+    lines += [f"  {table_row(f)}" for f in facts["rejected"]] or ["  none"]
+    if "verification" in facts:
+        lines += ["", "verification", f"  {table_row(None)}"]
+        lines += [f"  {table_row(f)}" for f in facts["verification"]]
     lines += ["", "environment"]
     lines += [f"  {name:<21} {value or 'not set'}" for name, value in facts["environment"].items()]
     return "\n".join(lines)
+
+
+def table_row(finding: dict[str, Any] | None) -> str:
+    """One line on a `verification.Finding`; the head of the table for None."""
+    if finding is None:
+        cells = ["op", "backend", "size", "dtype", "device", "error", "allowed", "verdict"]
+    else:
+        numbers = ["-" if finding[n] is None else f"{finding[n]:.2g}" for n in ("error", "tolerance")]
+        verdict = "right" if finding["ok"] else f"not used: {finding['reason']}"
+        cells = [*(finding[name] for name in ("op", "backend", "size", "dtype", "device")), *numbers, verdict]
+    return " ".join(f"{cell:<{width}}" for cell, width in zip(cells, (19, 8, 50, 9, 7, 9, 9, 0), strict=True))
 
 
 if __name__ == "__main__":

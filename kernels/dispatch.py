@@ -5,19 +5,30 @@ chosen, in this order, by
 
 1. the ``backend`` argument, unless it is "auto";
 2. the environment variable ``ACTIVEFREQ_BACKEND``, unless it is unset, empty or "auto";
-3. "auto": the implementation of highest priority that supports the device and whose verifier agrees.  Each rejection
-   on the way is logged once, with its reason (logger ``activefreq_engine.kernels.dispatch``, level INFO).
+3. "auto": the implementation of highest priority that supports the device, whose verifier agrees, and which has been
+   right in its trial on this device (`verification`).  Each rejection on the way is logged once, with its reason
+   (logger ``activefreq_engine.kernels.dispatch``, level INFO; a failed trial is a warning of `verification`).
 
 A backend asked for by name, by argument or variable, runs or raises: there is no fallback behind the caller's back.
+It is not tried before: this is the way to look into a kernel that has failed.
 """
 
+from __future__ import annotations
+
 import importlib
+import inspect
 import logging
 import os
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the package's errors derive from those here, and the command line needs them before torch
+    import torch
+
+    from .verification import Form, Question, Trial
 
 BACKENDS = ("auto", "reference", "triton", "cupy")
 """What ``backend`` and ``ACTIVEFREQ_BACKEND`` may say."""
@@ -54,6 +65,16 @@ class Implementation:
     verify: Callable[..., Verdict]
     """Called with the op's arguments before every run, so it must be cheap.  Called without arguments by `table`,
     when the question is only whether this machine has what the implementation needs."""
+    trial: Trial | None = None
+    """How it is verified on a device before "auto" may choose it; None for what nobody compiled for this machine."""
+
+    @property
+    def source(self) -> str:
+        """Fingerprint of the op's folder and of what all ops share."""
+        from . import verification
+
+        own = Path(inspect.getfile(self.run)).parent
+        return verification.source(own, Path(__file__).parent)
 
 
 _registry: dict[str, dict[str, Implementation]] = {}
@@ -68,6 +89,7 @@ def register(
     devices: tuple[str, ...],
     priority: int,
     verify: Callable[..., Verdict] = _always,
+    trial: Trial | None = None,
 ) -> None:
     """Add an implementation of `op`; see `Implementation` for the arguments.
 
@@ -79,7 +101,7 @@ def register(
     implementations = _registry.setdefault(op, {})
     if name in implementations:
         raise ValueError(f"{op} has a {name} implementation already; register each name once")
-    implementations[name] = Implementation(op, name, run, devices, priority, verify)
+    implementations[name] = Implementation(op, name, run, devices, priority, verify, trial)
 
 
 def call(op: str, device: str, backend: str, *args: Any, **kwargs: Any) -> Any:
@@ -110,11 +132,71 @@ def select(op: str, device: str, backend: str, *args: Any, **kwargs: Any) -> Imp
     reasons = []
     for implementation in _by_priority(implementations):
         ok, reason = _verdict(implementation, device, args, kwargs)
+        if ok and implementation.trial is not None:
+            ok, reason = _tried(implementation, implementation.trial, args, kwargs)
         if ok:
             return implementation
         reasons.append(f"{implementation.name}: {reason}")
         _log_once(implementation, reason)
     raise BackendUnavailableError(f"no implementation of {op} can run: {'; '.join(reasons)}")
+
+
+def is_named(backend: str) -> bool:
+    """Whether an implementation is asked for by name, by argument or variable.  Raises what `call` raises."""
+    return _requested(backend)[0] != "auto"
+
+
+def question(op: str, name: str, device: torch.device, form: Form) -> Question:
+    """Whether the implementation of this name is right on a device, for `verification.judge`."""
+    from .verification import Question
+
+    implementation = _registry[op][name]
+    assert implementation.trial is not None
+    return Question(op, name, device, form, implementation.trial.check, implementation.source)
+
+
+def samples(device: torch.device) -> Iterator[Question]:
+    """What "try everything" asks about a device, apart from what an engine asks."""
+    load()
+    for op in sorted(_registry):
+        for i in _by_priority(_registry[op]):
+            if i.trial is not None and device.type in i.devices and i.verify()[0]:
+                yield from (question(op, i.name, device, form) for form in i.trial.samples())
+
+
+def sources() -> set[str]:
+    """The fingerprints of all implementations that are tried before they run."""
+    load()
+    return {i.source for implementations in _registry.values() for i in implementations.values() if i.trial is not None}
+
+
+def proven(op: str, name: str, device: torch.device, form: Form) -> Verdict:
+    """Whether an implementation has been right on a device in this form; tries it at the first time."""
+    key = op, name, device, form.key
+    verdict = _proven.get(key)
+    if verdict is not None:
+        return verdict
+    import torch
+
+    from . import verification
+
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return False, f"it was not tried for {form.size} yet, and during a capture it cannot be; run it once before"
+    (finding,) = verification.judge([question(op, name, device, form)])
+    verdict = finding.ok, "" if finding.ok else f"tried for {form.size} {form.dtype} on {device}: {finding.reason}"
+    _proven[key] = verdict
+    return verdict
+
+
+_proven: dict[tuple[Any, ...], Verdict] = {}
+
+
+def load() -> None:
+    """Import every op, so that all are registered."""
+    package = importlib.import_module(__package__)
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.ispkg:
+            importlib.import_module(f"{__package__}.{module.name}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +214,7 @@ class Row:
 
 def table() -> list[Row]:
     """Every implementation of every op on this machine, by op name and then in the order in which "auto" tries them."""
-    package = importlib.import_module(__package__)
-    for module in pkgutil.iter_modules(package.__path__):
-        if module.ispkg:
-            importlib.import_module(f"{__package__}.{module.name}")
+    load()
     rows = []
     for op in sorted(_registry):
         for i in _by_priority(_registry[op]):
@@ -162,6 +241,16 @@ def _verdict(implementation: Implementation, device: str, args: tuple[Any, ...],
     if device not in implementation.devices:
         return False, f"it runs on {' and '.join(implementation.devices)}, the input is on {device}"
     return implementation.verify(*args, **kwargs)
+
+
+def _tried(implementation: Implementation, trial: Trial, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Verdict:
+    import torch
+
+    form = trial.form(*args, **kwargs)
+    if form is None:
+        return True, ""
+    device = next(a.device for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor))
+    return proven(implementation.op, implementation.name, device, form)
 
 
 def _by_priority(implementations: dict[str, Implementation]) -> list[Implementation]:

@@ -3,6 +3,8 @@
 Importing this module does not import Triton.
 """
 
+from __future__ import annotations
+
 import functools
 import importlib.metadata
 import importlib.util
@@ -82,6 +84,48 @@ class KernelCall:
                 launch(**self.arguments, **self.options)
         else:
             launch(**self.arguments, **self.options)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a tensor's elements lie, as far as a kernel is compiled for it."""
+
+    strides: tuple[int, ...]
+    offset: int
+    """Elements from a place that is aligned to 16 bytes."""
+
+    @classmethod
+    def of(cls, t: torch.Tensor) -> Layout:
+        """Of a tensor of any device; on the meta device it counts as aligned."""
+        return cls(tuple(t.stride()), 0 if t.is_meta else t.data_ptr() % 16 // t.element_size())
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        return (*map(specialised, self.strides), int(self.offset > 0))
+
+    def place(self, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        """Values in this layout, as many as lie between its first and its last element, with NaN all around them."""
+        start = MARGIN + self.offset
+        memory = values.new_full((len(values) + start + MARGIN,), float("nan"))
+        memory[start : start + len(values)] = values
+        return memory.as_strided(shape, self.strides, start)
+
+    def extent(self, shape: tuple[int, ...]) -> int:
+        """How many elements `place` takes."""
+        return sum((n - 1) * s for n, s in zip(shape, self.strides, strict=True)) + 1
+
+
+MARGIN = 1024
+
+
+def specialised(n: int) -> int:
+    """What Triton compiles anew for: a number that is 1, one that 16 divides, any other."""
+    return 1 if n == 1 else 16 if n % 16 == 0 else 0
+
+
+def small(n: int) -> int:
+    """A number of at most 1,039 that Triton compiles the same code for: a size that a reference answers soon."""
+    return n if n < 1024 else 1024 + n % 16
 
 
 def pad(n: int, least: int = 16) -> int:

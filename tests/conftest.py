@@ -1,6 +1,8 @@
 """What all tests share: their random numbers, the device option, and skipping what this machine cannot run."""
 
+import os
 import secrets
+import tempfile
 import zlib
 from collections.abc import Iterator
 
@@ -17,6 +19,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.seed is None:
         config.option.seed = secrets.randbits(32)
+    # Verdicts on kernels are kept for one run, also for the processes that tests start, and not in a user's home.
+    cache = tempfile.TemporaryDirectory(prefix="activefreq-tests-", ignore_cleanup_errors=True)
+    config.add_cleanup(cache.cleanup)
+    os.environ["ACTIVEFREQ_CACHE"] = cache.name
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from .. import dispatch, operators, triton_support
+from ..verification import Trial
+from . import trial
 from .reference import check_points
 from .reference import click_maps as _reference
 
@@ -58,4 +60,12 @@ def _verify_triton(
 
 
 dispatch.register("click_maps", "reference", _reference, devices=("cpu", "cuda"), priority=0)
-dispatch.register("click_maps", "triton", _triton, devices=triton_support.DEVICES, priority=10, verify=_verify_triton)
+dispatch.register(
+    "click_maps",
+    "triton",
+    _triton,
+    devices=triton_support.DEVICES,
+    priority=10,
+    verify=_verify_triton,
+    trial=Trial(trial.form, trial.check, trial.samples),
+)

@@ -3,7 +3,8 @@
 import torch
 
 from .. import dispatch, operators
-from . import cupy_impl, fixed
+from ..verification import Trial
+from . import cupy_impl, fixed, trial
 from .fixed import inscribed_points_fixed
 from .reference import check_label_values, check_labels, check_mask
 from .reference import distance_transform as _distance_transform
@@ -11,13 +12,14 @@ from .reference import inscribed_points as _inscribed_points
 
 __all__ = ["distance_transform", "inscribed_points", "inscribed_points_fixed"]
 
+_trial = Trial(trial.form, trial.check, trial.samples)
 for _op, _reference, _cupy in (
     ("distance_transform", _distance_transform, cupy_impl.distance_transform),
     ("inscribed_points", _inscribed_points, cupy_impl.inscribed_points),
     ("inscribed_points_fixed", fixed.reference, cupy_impl.inscribed_points_fixed),
 ):
     dispatch.register(_op, "reference", _reference, devices=("cpu", "cuda"), priority=0)
-    dispatch.register(_op, "cupy", _cupy, devices=("cuda",), priority=10, verify=cupy_impl.verify)
+    dispatch.register(_op, "cupy", _cupy, devices=("cuda",), priority=10, verify=cupy_impl.verify, trial=_trial)
 
 
 def distance_transform(mask: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:

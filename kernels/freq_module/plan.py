@@ -1,10 +1,13 @@
 """A FreqModule prepared for one map size."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .. import dispatch
 from ..arguments import check_no_gradient
+from . import trial
 
 PRECISIONS = ("fp16", "tf32x3", "tf32")
 """Operand precisions of the matrix products; sums are in float32 always."""
@@ -22,6 +25,9 @@ class FreqModulePlan:
 
     ``plan(x)`` equals ``freq_module(x, filters, ...)`` and costs one launch on the Triton backend, with nothing that a
     CUDA graph could not capture.  Making a plan on the GPU waits for the device: make it before capture.
+
+    A kernel that "auto" has chosen is tried on the device before it first answers for a layout and dtype of `x`; where
+    it fails the reference answers (`kernels.verification`).  Call a plan once before you compile or capture it.
 
     A plan is a snapshot: the tensors are copied and detached, later changes to them are not seen, and no gradient
     reaches them.
@@ -73,6 +79,30 @@ class FreqModulePlan:
         self.backend = implementation.name
         self._runner = implementation.run(*parameters, size=self.size, precision=precision)
         self.input_limit: float = self._runner.input_limit
+        self._side = int(dw_weight.shape[-1])
+        self._reference: Any = None  # answers where the kernel has failed its trial
+        if self.backend != "reference" and not dispatch.is_named(backend):
+            reference = dispatch.select("freq_module", self.device.type, "reference", *parameters, size=self.size)
+            self._reference = reference.run(*parameters, size=self.size, precision=precision)
+        self._proven: set[Any] = set()
+
+    def proven(self, x: Tensor, out: Tensor | None = None, residual: Tensor | None = None) -> bool:
+        """Whether what `backend` names runs for these tensors, and not the reference in its place; the latter, if the
+        kernel has failed its trial (`kernels.verification`).  The first time may take seconds: ask before clicks come.
+
+        Args:
+            x, out, residual: as for a call; on the meta device they stand for tensors that are laid out like them.
+        """
+        if self._reference is None:
+            return True
+        key = (x.dtype, x.stride(), out is None or out.stride(), residual is None or residual.stride())
+        if key in self._proven:
+            return True
+        form = trial.form(x, out, residual, self._side, self.precision)
+        ok = dispatch.proven("freq_module", self.backend, self.device, form)[0]
+        if ok:
+            self._proven.add(key)
+        return ok
 
     def __call__(self, x: Tensor, out: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """Run.
@@ -97,7 +127,9 @@ class FreqModulePlan:
         check_like(x, out, residual)
         if x.shape[0] == 0:  # some FFT libraries refuse an empty batch
             return torch.empty_like(x) if out is None else out
-        return self._runner(x, out, residual)
+        if torch.compiler.is_compiling() or self.proven(x, out, residual):
+            return self._runner(x, out, residual)
+        return self._reference(x, out, residual)
 
     def __repr__(self) -> str:
         c, (h, w) = self.channels, self.size

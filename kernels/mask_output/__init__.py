@@ -5,6 +5,8 @@ from torch import Tensor
 
 from .. import dispatch, operators, triton_support
 from ..arguments import check_no_gradient
+from ..verification import Trial
+from . import trial
 from .reference import MaskOutput
 from .reference import mask_output as _reference
 
@@ -94,4 +96,12 @@ def _verify_triton(
 
 
 dispatch.register("mask_output", "reference", _reference, devices=("cpu", "cuda"), priority=0)
-dispatch.register("mask_output", "triton", _triton, devices=triton_support.DEVICES, priority=10, verify=_verify_triton)
+dispatch.register(
+    "mask_output",
+    "triton",
+    _triton,
+    devices=triton_support.DEVICES,
+    priority=10,
+    verify=_verify_triton,
+    trial=Trial(trial.form, trial.check, trial.samples),
+)

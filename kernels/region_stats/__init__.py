@@ -5,21 +5,21 @@ from dataclasses import fields
 import torch
 
 from .. import dispatch, operators
-from . import cupy_impl, fixed
+from ..verification import Trial
+from . import cupy_impl, fixed, trial
 from .fixed import FixedRegionStats, region_stats_fixed
 from .reference import RegionStats, binary_entropy, check_tensors, check_values
 from .reference import region_stats as _reference
 
 __all__ = ["FixedRegionStats", "RegionStats", "binary_entropy", "region_stats", "region_stats_fixed"]
 
-dispatch.register("region_stats", "reference", _reference, devices=("cpu", "cuda"), priority=0)
-dispatch.register(
-    "region_stats", "cupy", cupy_impl.region_stats, devices=("cuda",), priority=10, verify=cupy_impl.verify
-)
-dispatch.register("region_stats_fixed", "reference", fixed.reference, devices=("cpu", "cuda"), priority=0)
-dispatch.register(
-    "region_stats_fixed", "cupy", cupy_impl.region_stats_fixed, devices=("cuda",), priority=10, verify=cupy_impl.verify
-)
+_trial = Trial(trial.form, trial.check, trial.samples)
+for _op, _plain, _cupy in (
+    ("region_stats", _reference, cupy_impl.region_stats),
+    ("region_stats_fixed", fixed.reference, cupy_impl.region_stats_fixed),
+):
+    dispatch.register(_op, "reference", _plain, devices=("cpu", "cuda"), priority=0)
+    dispatch.register(_op, "cupy", _cupy, devices=("cuda",), priority=10, verify=cupy_impl.verify, trial=_trial)
 
 
 def region_stats(

@@ -45,9 +45,13 @@ class Kernel:
 
     backend, channels, precision = "triton", 16, "fp16"
     input_limit = 30.0
+    right = True
 
     def __init__(self, *parameters, size, precision):
         self.arguments = (*parameters, size, precision)
+
+    def proven(self, x, residual):
+        return self.right
 
     def __call__(self, x, residual):
         return x + residual
@@ -73,7 +77,7 @@ def test_one_launch_where_the_kernel_runs(kernel):
     assert isinstance(made(block, form="matmul"), layers.Frequency)
 
 
-@pytest.mark.parametrize("case", ["axes", "overflow", "no kernel", "large norm"])
+@pytest.mark.parametrize("case", ["axes", "overflow", "no kernel", "large norm", "failed its trial"])
 def test_the_other_way_is_logged_once(case, kernel, monkeypatch, caplog):
     block, words = FreqBlock(16, "hw" if case == "axes" else "multi", "complex", 2), "axis pairs"
     if case == "overflow":
@@ -86,6 +90,9 @@ def test_the_other_way_is_logged_once(case, kernel, monkeypatch, caplog):
     elif case == "no kernel":
         words = "16 channels of 8x6"
         monkeypatch.setattr(kernel, "backend", "reference")
+    elif case == "failed its trial":
+        words = case
+        monkeypatch.setattr(kernel, "right", False)
     elif case == "large norm":
         words = "takes 30"
         with torch.no_grad():

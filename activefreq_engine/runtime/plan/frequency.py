@@ -7,8 +7,9 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from activefreq_engine.kernels import triton_support
-from activefreq_engine.kernels.freq_module import FreqModulePlan
+from activefreq_engine.kernels import dispatch, triton_support
+from activefreq_engine.kernels.freq_module import FreqModulePlan, trial
+from activefreq_engine.kernels.verification import Question
 from activefreq_engine.models.freqnet import FreqModule, SpectralFilter
 from activefreq_engine.runtime.plan import layers
 from activefreq_engine.runtime.plan.spectral import Form, spectral_module
@@ -82,7 +83,7 @@ def _kernel(
             freq.dwconv.weight.detach().to(device),
             None if bias is None else bias.detach().to(device),
             size=(height, width),
-            precision="tf32x3" if dtype == torch.float32 else "fp16",
+            precision=_precision(dtype),
         )
     except ValueError as error:  # filters so large that fp16 could overflow
         return None, str(error)
@@ -91,7 +92,28 @@ def _kernel(
     largest = _largest(norm)
     if largest > plan.input_limit:
         return None, f"normalised maps may reach {largest:.3g}, in fp16 the kernel takes {plan.input_limit:.3g}"
+    like = _like(plan.channels, height, width, dtype)
+    if not plan.proven(like, residual=like):
+        return None, f"the kernel for {plan.channels} channels of {height}x{width} has failed its trial (see the log)"
     return plan, ""
+
+
+def question(freq: FreqModule, height: int, width: int, dtype: torch.dtype, device: torch.device) -> Question | None:
+    """What `frequency_block` asks `kernels.verification` before it takes the kernel; None where it does not ask."""
+    if device.type not in triton_support.DEVICES or not triton_support.available()[0]:
+        return None
+    like = _like(4 * freq.dwconv.out_channels, height, width, dtype)
+    form = trial.form(like, None, like, freq.dwconv.kernel_size[0], _precision(dtype))
+    return dispatch.question("freq_module", "triton", device, form)
+
+
+def _precision(dtype: torch.dtype) -> str:
+    return "tf32x3" if dtype == torch.float32 else "fp16"
+
+
+def _like(channels: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Laid out like what `OneLaunch` hands to the kernel."""
+    return torch.empty(2, height, width, channels, dtype=dtype, device="meta").permute(0, 3, 1, 2)
 
 
 def _largest(norm: layers.Norm) -> float:

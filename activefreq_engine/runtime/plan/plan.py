@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from activefreq_engine.conventions import STRIDE
 from activefreq_engine.errors import InvalidArgumentError
+from activefreq_engine.kernels import verification
+from activefreq_engine.kernels.verification import Question
 from activefreq_engine.models import Coarse, FreqFormer
 from activefreq_engine.models.freqnet import FreqModule, upsample
 from activefreq_engine.models.mit import MiTStage
 from activefreq_engine.models.refiner import Refiner, SeparableBlock, roi_align
 from activefreq_engine.runtime import cpu
-from activefreq_engine.runtime.plan import layers, packed, rewrites
+from activefreq_engine.runtime.plan import frequency, layers, packed, rewrites
 from activefreq_engine.runtime.plan.frequency import frequency_block
 from activefreq_engine.runtime.plan.resample import SumEnlarged, crop
 from activefreq_engine.runtime.plan.spectral import Form
@@ -186,11 +188,23 @@ class Folded:
             if side <= 0 or side % STRIDE:
                 raise InvalidArgumentError(f"{name} is {side}; expected a positive multiple of {STRIDE}")
         sizes = [(height // stride, width // stride) for stride in self._strides]
+        if form == "auto":
+            verification.judge(self.questions(height, width))  # together: it may take another process
         freqs = [self._freq(layer, *size, form) for layer, size in zip(self._freq_layers, sizes, strict=True)]
         prepare = PrepareModule(self._stages[0], freqs[0], self._projects[0])
         total = SumEnlarged(sizes[0], sizes[1:], self._dtype, self.device)
         click = ClickModule(self._embed, self._stages[1:], freqs[1:], self._projects[1:], total, self._head)
         return Plan(height, width, self.precision, prepare.eval(), click.eval(), self.refine)
+
+    def questions(self, height: int, width: int) -> list[Question]:
+        """What the plan for a network shape asks of `kernels.verification` before it uses a compiled kernel."""
+        sizes = [(height // stride, width // stride) for stride in self._strides]
+        asked = (
+            frequency.question(freq, *size, self._dtype, self.device)
+            for layer, size in zip(self._freq_layers, sizes, strict=True)
+            for _, freq, _ in layer
+        )
+        return [q for q in asked if q is not None]
 
     def _freq(self, shared: _Shared, height: int, width: int, form: Form) -> nn.Module:
         """A Freq layer at one size of its maps."""

@@ -1,0 +1,45 @@
+"""All that `kernels.verification` can be asked about a device, and what it has said so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from activefreq_engine.conventions import STRIDE
+from activefreq_engine.kernels import dispatch, verification
+from activefreq_engine.kernels.verification import Finding, Question
+from activefreq_engine.models import create_model
+from activefreq_engine.runtime.plan import Folded
+
+
+def devices() -> list[torch.device]:
+    """All devices of this machine that an engine can run on."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [torch.device("cpu"), *(torch.device("cuda", i) for i in range(count))]
+
+
+def network_shapes(size: int) -> list[tuple[int, int]]:
+    """(height, width) of every network input that an engine of this size may see, the square first."""
+    sides = range(size, 0, -STRIDE)
+    return [(size, size), *(shape for side in sides if side < size for shape in ((side, size), (size, side)))]
+
+
+def questions(
+    device: torch.device,
+    shapes: Iterable[tuple[int, int]],
+    model: str = "freqformer_b0",
+    precision: str = "auto",
+) -> list[Question]:
+    """What an engine of this model asks for these network shapes, and what the ops have to ask by themselves."""
+    folded = Folded(create_model(model).to(device).eval(), device, precision, pack=True)
+    asked = [*dispatch.samples(device), *(q for shape in shapes for q in folded.questions(*shape))]
+    return list({q.key: q for q in asked}.values())
+
+
+def rejected(device: torch.device) -> list[Finding]:
+    """What is not used on this device with this code, as far as it was asked, in this process or earlier."""
+    current = dispatch.sources()
+    asked = [*verification.kept(device), *verification.findings(device)]  # the newest last
+    known = {(f.op, f.backend, f.size, f.dtype): f for f in asked}
+    return [f for f in known.values() if not f.ok and f.source in current]
