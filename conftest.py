@@ -3,13 +3,21 @@
 It stands here because pytest reads options before it looks into bench/.
 """
 
+import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parent
+
 # `pytest` then finds the packages bench and tests, as `python -m pytest` does from here.
-sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(ROOT))
+_found = find_spec("activefreq_engine")
+if _found is not None and _found.origin is not None and Path(_found.origin).is_relative_to(ROOT):
+    # The processes that tests start in other folders find this checkout as well, though it may not be installed.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

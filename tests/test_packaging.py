@@ -34,14 +34,14 @@ def new_environment(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
-def run(python: Path, code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(command: list[str | Path], cwd: Path) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     env.pop("PYTHONPATH", None)
-    return subprocess.run([python, "-c", code], cwd=cwd, env=env, capture_output=True, text=True)
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
 
 
 def output(python: Path, code: str, cwd: Path) -> str:
-    done = run(python, code, cwd)
+    done = run([python, "-c", code], cwd)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -52,8 +52,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source")
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, folder)
-    for name in ("activefreq_engine", "kernels"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("activefreq_engine", "kernels"):  # kernels may be linked into the package too
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "kernels"))
     stale = folder / "build" / "lib" / "activefreq_engine" / "stale.py"
     stale.parent.mkdir(parents=True)
     stale.write_text("raise RuntimeError('left over from an earlier build')\n")
@@ -116,7 +116,7 @@ print(mask.shape, bool(mask[230, 160]))
 
 
 def test_the_wheel_installs_the_command(installed: Path, tmp_path: Path) -> None:
-    done = subprocess.run([installed.parent / "activefreq", "info"], cwd=tmp_path, capture_output=True, text=True)
+    done = run([installed.parent / "activefreq", "info"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "region_stats" in done.stdout
 
@@ -134,7 +134,7 @@ after = {n for n in ("triton", "cupy") if hasattr(sys, "imported_" + n)}
 assert after == before, after
 sys.exit(f"importing took {took:.1f} s") if took >= 2 else None
 """
-    done = run(installed, code, tmp_path)
+    done = run([installed, "-c", code], tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
