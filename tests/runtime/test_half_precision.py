@@ -17,7 +17,7 @@ from .measures import disagreement
 from .modules import random_model, relative
 
 IMAGES = sorted((Path(__file__).parents[2] / "examples" / "images").glob("*.jpg"))
-LOGITS, PART = 0.03, 0.005  # largest difference of a logit, and more by this part of it; 0.030 at -4.2 was seen
+LOGITS = 0.012  # root mean square of their differences; 0.006 was seen in 150 answers, largest differences up to 0.03
 PROBABILITY = 0.01  # largest difference of a probability; 0.004 was seen
 PIXELS = 1e-3  # of the mask
 
@@ -53,10 +53,10 @@ def test_shipped_weights(shape):
 
 
 def check(logits, expected):
-    difference = (logits.double() - expected).abs()
+    difference = float((logits.double() - expected).square().mean().sqrt())
     masks = [(t[0, 0].sigmoid() > 0.49).numpy() for t in (logits, expected)]
-    print("largest difference", float(difference.max()), "pixels", disagreement(*masks, band=0))
-    assert (difference <= LOGITS + PART * expected.abs()).all()
+    print("root mean square", difference, "pixels", disagreement(*masks, band=0))
+    assert difference <= LOGITS
     assert (logits.double().sigmoid() - expected.sigmoid()).abs().max() <= PROBABILITY
     assert disagreement(*masks) <= PIXELS
 
