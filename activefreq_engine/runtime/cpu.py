@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import logging
 import os
-from collections.abc import Iterator, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +22,7 @@ from activefreq_engine import models
 
 MOST_THREADS = 8  # a click is a few hundred small steps: more threads wait longer for one another than they work
 _PROC = Path("/proc")
+_log = logging.getLogger(__name__)
 
 
 def has_bf16() -> bool:
@@ -42,17 +47,65 @@ def threads() -> Iterator[None]:
 
     torch's threads wait for one another busily, a few hundred times a click.  Where another program has one of the
     cores, each of these waits can last until the scheduler takes that program off it: one thread is quicker then.
+    Only what the calling thread does is meant: the rest of the program keeps its threads.
     """
     before = torch.get_num_threads()
-    now = min(before, MOST_THREADS, free_cores()) if before > 1 else before
-    if now == before:
+    limit = _own_threads()
+    now = before if limit is None or before == 1 else min(before, MOST_THREADS, free_cores())
+    _caller.in_company |= now > 1
+    if limit is None or now == before:
         yield
         return
-    torch.set_num_threads(now)
+    mkl = limit(now, now)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        limit(before, mkl)
+
+
+@functools.cache
+def _own_threads() -> Callable[[int, int], int] | None:
+    """A function that sets how many threads OpenMP and MKL use for the calling thread alone, and returns what MKL had.
+
+    `torch.set_num_threads` also sets what every thread gets, for good, that uses torch for the first time.  None where
+    torch's library does not offer the calls.
+    """
+    name = "libtorch_cpu.dylib" if sys.platform == "darwin" else "libtorch_cpu.so"
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / name))
+        openmp = library.omp_set_num_threads  # of the OpenMP that torch was linked with
+    except (OSError, AttributeError) as error:
+        _log.info("clicks use all of torch's threads, also while other programs have the cores: %s", error)
+        return None
+    mkl = getattr(library, "MKL_Set_Num_Threads_Local", None)  # None where torch has no MKL
+
+    def limit(threads: int, mkl_threads: int) -> int:
+        openmp(threads)
+        return int(mkl(mkl_threads)) if mkl else 0
+
+    return limit
+
+
+class _Caller(threading.local):
+    in_company = False
+    """Whether this thread has clicked with torch's others beside it."""
+
+
+_caller = _Caller()
+
+
+def _after_fork() -> None:
+    """In the child of a fork, the threads that worked beside this one are gone: OpenMP would wait for them forever."""
+    if _caller.in_company:
+        limit = _own_threads()
+        if limit is None:
+            torch.set_num_threads(1)
+        else:
+            limit(1, 1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def free_cores() -> int:

@@ -23,6 +23,12 @@ PAUSE = 0.1  # seconds without a click after which older ones are: packing takes
 BACKLOG = 32  # steps that wait for a pause; those beyond are packed beside clicks, so that memory stays bounded
 
 
+_changing = threading.Lock()
+"""Held while any `History.packing` changes, and during a fork, so that no child finds it held by nobody."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_changing.acquire, after_in_parent=_changing.release, after_in_child=_changing.release)
+
+
 @functools.cache
 def _packer(process: int) -> ThreadPoolExecutor:
     """The one thread of a process that packs.  Kept, since to start one takes up to milliseconds of a click; a process
@@ -59,10 +65,8 @@ class History:
     """Steps to be packed, oldest first."""
     newest: float = 0.0
     """When the last step was added, `time.monotonic` seconds."""
-    packing: bool = False
-    """Whether `_pack` runs, or is about to."""
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    """Held while `packing` changes."""
+    packing: int | None = None
+    """The process in which `_pack` runs, or is about to; one that was forked from it begins anew."""
 
     @property
     def step(self) -> Step:
@@ -122,10 +126,11 @@ class History:
             self.waiting.append(self.done[-AT_HAND - 1])
         if not self.waiting:
             return
-        with self.lock:
-            start, self.packing = not self.packing, True
+        process = os.getpid()
+        with _changing:
+            start, self.packing = self.packing != process, process
         if start:
-            _packer(os.getpid()).submit(self._pack)
+            _packer(process).submit(self._pack)
 
     def _pack(self) -> None:
         """Pack the waiting steps, all of them in a pause and only those beyond the backlog before it; then look again,
@@ -139,10 +144,11 @@ class History:
             step.pack()
         if rest > 0:
             time.sleep(min(rest, 0.1))
-        with self.lock:
-            self.packing = bool(self.waiting)
+        process = os.getpid()
+        with _changing:
+            self.packing = process if self.waiting else None
         if self.packing:
-            _packer(os.getpid()).submit(self._pack)
+            _packer(process).submit(self._pack)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -77,15 +79,85 @@ def test_without_proc_all_cores_count_as_free(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("set_to", "free", "used"), [(4, 9, 4), (4, 2, 2), (1, 9, 1), (20, 30, cpu.MOST_THREADS)])
 def test_threads(monkeypatch, set_to, free, used):
+    """The caller's count, while it clicks; a thread that uses torch for the first time meanwhile gets what is set."""
     before = torch.get_num_threads()
     monkeypatch.setattr(cpu, "free_cores", lambda: free)
+    started = []
+    other = threading.Thread(target=lambda: started.append(torch.get_num_threads()))
     try:
         torch.set_num_threads(set_to)
         with cpu.threads():
             assert torch.get_num_threads() == used
+            other.start()
+            other.join()
         assert torch.get_num_threads() == set_to
+        assert started == [set_to]
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("work", ["matmul", "conv2d", "sin"])
+def test_all_of_torch_keeps_to_the_callers_threads(monkeypatch, work):
+    """MKL, oneDNN and torch's own loops: what they do in one thread costs the process that thread's time only."""
+    monkeypatch.setattr(cpu, "free_cores", lambda: 1)
+    a, x, kernel = torch.randn(1000, 1000), torch.randn(2, 64, 96, 96), torch.randn(64, 64, 3, 3)
+    run = {"matmul": lambda: a @ a, "conv2d": lambda: torch.conv2d(x, kernel), "sin": lambda: x.sin()}[work]
+
+    def beside() -> float:
+        """Processor time of other threads, as a part of this one's."""
+        process, own = time.process_time(), time.thread_time()
+        for _ in range(10):
+            run()
+        own = time.thread_time() - own
+        return (time.process_time() - process - own) / own
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with cpu.threads():
+            run()
+            time.sleep(0.05)  # torch's threads wait busily for a while after their last work
+            assert beside() < 0.3
+        run()
+        assert beside() > 0.3
+    finally:
+        torch.set_num_threads(before)
+
+
+FORKED = """
+import os, sys, time
+import numpy as np, torch
+from activefreq_engine import Engine, Session
+from activefreq_engine.runtime import cpu
+from activefreq_engine.session import history
+
+cpu.free_cores, history.AT_HAND = lambda: 2, 2
+torch.set_num_threads(2)
+session = Session(engine=Engine(size=256))
+session.set_image(np.random.default_rng(0).integers(0, 256, (150, 200, 3), np.uint8))
+
+def clicks(y):
+    for i in range(history.AT_HAND + 4):
+        session.click(10 + 8 * i, y, i % 2 == 0)
+
+clicks(50)
+child = os.fork()
+if child == 0:
+    clicks(100)
+    print("clicked", flush=True)
+    while session._scene.history.waiting:
+        time.sleep(0.01)
+    print("packed", flush=True)
+    os._exit(0)
+sys.exit(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_clicks_and_packs():
+    """The child of a process that has clicked in two threads, and forks while steps wait to be packed."""
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout.split()) == (0, ["clicked", "packed"]), done.stderr
 
 
 CONTENTION = """
