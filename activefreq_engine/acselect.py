@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from activefreq_engine.conventions import THRESHOLD
 from activefreq_engine.errors import BackendUnavailableError, InvalidArgumentError
-from activefreq_engine.kernels import dispatch
+from activefreq_engine.kernels import cupy_impl, dispatch
 from activefreq_engine.kernels.distance import inscribed_points
 from activefreq_engine.kernels.region_stats import RegionStats, binary_entropy, region_stats
 from activefreq_engine.types import Suggestion
@@ -39,6 +39,9 @@ RGU_VARIANTS = {
 }
 """Names of the Regional Group Uncertainty variants; each lies in 0..1.  "ripu" follows region impurity and prediction
 uncertainty (Xie et al., CVPR 2022), whose windows are squares; here the window is the region's own box."""
+
+BACKENDS = ("auto", "reference", "cupy")
+"""Ways to compute the statistics of regions."""
 
 _COLUMNS = ("x", "y", "sign", "area", "radius", "mpe", "ape", "rgu", "score", "rank")
 
@@ -126,7 +129,8 @@ class AcSelect:
         min_radius: inscribed radius in pixels a region must have.  2 is a region at least three pixels wide.
         prominence: 0..1, see above.
         threshold: a pixel is in the mask when its probability is above it; used where no mask is given.
-        backend: for the region statistics, see `activefreq_engine.kernels.dispatch`.
+        backend: for the statistics of regions and their inner points: "auto" and "reference" compute on the CPU,
+            "cupy" on the current CUDA device.
 
     Raises:
         InvalidArgumentError: an argument is out of its range.
@@ -154,8 +158,8 @@ class AcSelect:
         _check_range("min_radius", min_radius, 0, math.inf)
         _check_range("prominence", prominence, 0, 1)
         _check_range("threshold", threshold, 0, 1)
-        if backend not in dispatch.BACKENDS:
-            raise InvalidArgumentError(f"backend is {backend!r}; allowed are {', '.join(dispatch.BACKENDS)}")
+        if backend not in BACKENDS:
+            raise InvalidArgumentError(f"backend is {backend!r}; allowed are {', '.join(BACKENDS)}")
         self.weights = tuple(float(w) for w in weights)
         self.rgu = rgu
         self.min_area = min_area
@@ -277,11 +281,7 @@ class AcSelect:
         rows, columns = _box_with_margin(candidates.any(0))
         candidates, probs, mask = candidates[:, rows, columns], probs[rows, columns], mask[rows, columns]
         corner = np.array([columns.start, rows.start])
-        try:
-            stats = region_stats(candidates, probs.expand(candidates.shape), backend=self.backend)
-            point, radius = (t.numpy() for t in inscribed_points(stats.labels, stats.counts))
-        except dispatch.BackendUnavailableError as error:
-            raise BackendUnavailableError(str(error)) from error
+        stats, point, radius = self._measured(candidates, probs)
         area = stats.area.numpy()
         mpe, ape = stats.max_entropy.numpy(), stats.mean_entropy.numpy()
         rgu = self._group_uncertainty(stats, probs, mask)
@@ -301,6 +301,23 @@ class AcSelect:
             score=score[order],
             rank=rank[order],
         )
+
+    def _measured(
+        self, candidates: torch.Tensor, probs: torch.Tensor
+    ) -> tuple[RegionStats, NDArray[np.int64], NDArray[np.float64]]:
+        """Statistics, inner points and radii of the regions, on the host; where CuPy was asked for, from the device."""
+        if self.backend == "cupy":
+            usable, reason = cupy_impl.verify_machine()
+            if not usable:
+                raise BackendUnavailableError(f"AcSelect cannot run on the cupy backend: {reason}")
+            candidates, probs = candidates.cuda(), probs.cuda()
+        try:
+            stats = region_stats(candidates, probs.expand(candidates.shape), backend=self.backend)
+            point, radius = inscribed_points(stats.labels, stats.counts, backend=self.backend)
+        except dispatch.BackendUnavailableError as error:
+            raise BackendUnavailableError(str(error)) from error
+        stats = RegionStats(*(getattr(stats, f.name).cpu() for f in fields(stats)))
+        return stats, point.cpu().numpy(), radius.cpu().numpy()
 
     def _group_uncertainty(self, stats: RegionStats, probs: torch.Tensor, mask: torch.Tensor) -> NDArray[np.float64]:
         """RGU `[R]` of every region, by the chosen variant of `RGU_VARIANTS`."""

@@ -350,6 +350,7 @@ def test_wrong_suggest_inputs(settings, words):
         ({"prominence": 1.01}, "0 to 1"),
         ({"threshold": "0.5"}, "threshold is '0.5'"),
         ({"backend": "gpu"}, "'gpu'"),
+        ({"backend": "triton"}, "allowed are auto, reference, cupy"),
     ],
 )
 def test_wrong_settings(settings, words):
@@ -357,10 +358,28 @@ def test_wrong_settings(settings, words):
         AcSelect(**settings)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_backend_that_cannot_run_is_an_error_of_the_engine():
     with pytest.raises(BackendUnavailableError, match="cupy") as error:
         AcSelect(backend="cupy").suggest(P)
     assert isinstance(error.value, ActiveFreqError)
+    assert "torch sees no CUDA device" in str(error.value)
+
+
+@pytest.mark.gpu
+def test_cupy_ranks_as_the_reference_does(rng):
+    for rgu in RGU_VARIANTS:
+        probs, mask, truth = scene(rng, 131, 170)
+        ours, plain = (AcSelect(rgu=rgu, backend=name) for name in ("cupy", "reference"))
+        for a, b in (
+            (ours.oracle_scores(probs, mask, truth), plain.oracle_scores(probs, mask, truth)),
+            (ours.suggest_scores(probs, tau=0.5), plain.suggest_scores(probs, tau=0.5)),
+        ):
+            assert len(a) == len(b) > 0
+            for name in ("point", "positive", "bbox", "area", "rank"):
+                assert np.array_equal(getattr(a, name), getattr(b, name)), name
+            for name in ("radius", "mpe", "ape", "rgu", "score"):
+                np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=0, atol=TOLERANCE)
 
 
 def test_the_table_prints(rng):
