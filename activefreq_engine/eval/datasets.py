@@ -31,13 +31,14 @@ from activefreq_engine.errors import DatasetError, InvalidImageError
 from activefreq_engine.eval.clickers import IGNORE
 from activefreq_engine.images import image_size, load_image, load_labels
 from activefreq_engine.images.folders import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, listing, match
+from activefreq_engine.images.window import no_data_values, to_8_bit
 
 LAYOUTS = ("masks", "labels", "isic2017", "volumes")
 LABEL_FOLDERS = ("labels", "instances")
 VOLUME_SUFFIXES = (".mhd", ".mha")
 SPLIT_FOLDERS = ("train", "val", "test")
 WINDOW_PERCENTILES = (0.5, 99.5)
-"""A volume's intensities between these percentiles (over the whole volume) map linearly to 0..255."""
+"""A volume's intensities between these percentiles (over all its voxels with data) map linearly to 0..255."""
 
 Rgb = NDArray[np.uint8]
 Truth = NDArray[np.int8]
@@ -337,12 +338,16 @@ def _read_volume(path: Path) -> NDArray[np.generic]:
 
 
 def _read_windowed(path: Path) -> NDArray[np.uint8]:
-    """``[slices, rows, columns]``, `WINDOW_PERCENTILES` of the volume mapped to 0 and 255."""
+    """``[slices, rows, columns]``, `WINDOW_PERCENTILES` of the voxels that have data mapped to 0 and 255."""
     volume = _read_volume(path).astype(np.float32)
-    low, high = np.percentile(volume, WINDOW_PERCENTILES)
+    values = volume[np.isfinite(volume)]
+    sample = values[:: max(1, values.size // 1_000_000)].astype(np.float64)
+    if nothing := no_data_values(sample, volume.reshape(-1, volume.shape[2])) if values.size else ():
+        values = values[~np.isin(values, nothing)]
+    low, high = np.percentile(values, WINDOW_PERCENTILES) if values.size else (np.nan, np.nan)
     if not np.isfinite((low, high)).all() or high <= low:
         raise DatasetError(f"{path} has no contrast between its percentiles {WINDOW_PERCENTILES}: {low} to {high}")
-    return np.rint((np.clip(volume, low, high) - low) * (255 / (high - low))).astype(np.uint8)
+    return to_8_bit(volume, (float(low), float(high)))
 
 
 def _last_line(error: Exception) -> str:

@@ -183,6 +183,6 @@ def _transform(profile: bytes, mode: str) -> Any:
     """To sRGB; None if the profile is of no use, which is said once."""
     try:
         return ImageCms.buildTransform(ImageCms.ImageCmsProfile(io.BytesIO(profile)), _srgb(), mode, "RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
+    except (ImageCms.PyCMSError, ImportError, OSError, ValueError, TypeError) as error:
         say_once(f"a colour profile cannot be used ({error}): colours are taken as stored. Said once for each message")
         return None

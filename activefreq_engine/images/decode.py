@@ -43,6 +43,7 @@ _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 _STRANGERS: tuple[tuple[int, bytes, str], ...] = (
     (128, b"DICM", "a DICOM file; read it with pydicom and pass pixel_array, or convert it to TIFF"),
     (344, b"n+1\0", "a NIfTI volume; read it with nibabel and pass one slice as an array"),
+    (4, b"n+2\0", "a NIfTI volume; read it with nibabel and pass one slice as an array"),
     (344, b"ni1\0", "the header of a NIfTI volume; read it with nibabel and pass one slice as an array"),
     (0, b"\x1f\x8b", "compressed by gzip; unpack it. A NIfTI volume (.nii.gz): read it with nibabel, pass one slice"),
     (0, b"PK\x03\x04", "a ZIP archive; unpack it"),

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from activefreq_engine.errors import InvalidArgumentError, InvalidImageError
+from activefreq_engine.errors import ActiveFreqError, InvalidArgumentError, InvalidImageError
 from activefreq_engine.images.convert import is_alpha, to_uint8
 from activefreq_engine.images.decode import decode, decoded_size
 from activefreq_engine.images.pillow import from_pillow
@@ -23,6 +23,9 @@ from activefreq_engine.images.window import Window
 
 MAX_PIXELS = 2**27
 """Default limit on height * width: 134 megapixels."""
+
+# pathlib makes one slash of two
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://|(https?|ftp|file|s3|gs):/|data:[^,]*,", re.IGNORECASE)
 
 
 def load_image(
@@ -80,22 +83,21 @@ def load_image(
     for key, value in (("alpha", alpha), ("bgr", bgr)):
         if not (isinstance(value, bool) or (value is None and key == "alpha")):
             raise InvalidArgumentError(f"{key} is {value!r}; allowed are True and False")
-    name, array = "image", _as_array(source)
-    try:
-        if array is not None:
+    array = _as_array(source)
+    if array is not None:
+        with _typed("image"):
             return _from_array(array, window, copy, max_pixels, alpha, bgr)
-        if bgr:
-            raise InvalidImageError("bgr is for arrays: files and PIL images know the order of their channels")
-        raster, band, name = _decoded(source, max_pixels)
+    if bgr:
+        raise InvalidImageError("bgr is for arrays: files and PIL images know the order of their channels")
+    raster, band, name = _decoded(source, max_pixels)
+    if alpha is False:
+        raster.alpha = None
+        if raster.palette is not None:
+            raster.palette = raster.palette[:, :3]
+    with _typed(name):
         if band is not None:
             _fourth(raster, band, alpha)
-        elif alpha is False:
-            raster.alpha = None
-            if raster.palette is not None:
-                raster.palette = raster.palette[:, :3]
         return to_uint8(raster, window)
-    except MemoryError as error:
-        raise InvalidImageError(f"not enough memory for {name}; shrink it") from error
 
 
 def load_values(source: Any, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
@@ -114,11 +116,12 @@ def load_values(source: Any, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
     Raises:
         InvalidImageError: the source cannot be used; the message says why.
     """
-    raster, _, _ = _decoded(source, _check_limit(max_pixels))
+    raster, _, name = _decoded(source, _check_limit(max_pixels))
     plain = raster.alpha is None and raster.profile is None and raster.invalid is None and not raster.inverted
     if plain and raster.kind in ("grey", "rgb") and raster.pixels.dtype != np.uint8:
         return upright(raster.pixels, raster.orientation)
-    return to_uint8(raster, None)
+    with _typed(name):
+        return to_uint8(raster, None)
 
 
 def load_labels(source: Any, *, any_colour: bool = False, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
@@ -204,6 +207,19 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+@contextmanager
+def _typed(name: str) -> Iterator[None]:
+    """What a library makes of values that nobody thought of, and too little memory, as the error that callers expect."""
+    try:
+        yield
+    except ActiveFreqError:
+        raise
+    except MemoryError as error:
+        raise InvalidImageError(f"not enough memory for {name}; shrink it") from error
+    except Exception as error:
+        raise InvalidImageError(f"cannot convert {name}: {type(error).__name__}: {error}") from error
+
+
 # --- files ---
 
 
@@ -231,7 +247,7 @@ def _opened(source: Any) -> Iterator[tuple[IO[bytes], str]]:
         return
     path = os.fspath(source)
     name = f"image '{path!s}'" if len(path) <= 200 else f"image '{str(path)[:200]}...'"
-    if isinstance(path, str) and re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:(//|.*;base64,)", path):
+    if isinstance(path, str) and _URL.match(path):
         raise InvalidImageError(f"cannot read {name}: it is a URL; download it first and pass the path or the bytes")
     try:
         kind = os.stat(path).st_mode

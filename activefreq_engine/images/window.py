@@ -39,7 +39,7 @@ def choose_window(pixels: NDArray[Any], invalid: NDArray[np.bool_] | None = None
     low, high = _range(pixels, invalid, ())
     if values.size == 0:
         return low, high
-    ignored = _no_data(values, pixels, invalid)
+    ignored = no_data_values(values, pixels, invalid)
     if ignored:
         values = values[~np.isin(values, ignored)]
         low, high = _range(pixels, invalid, ignored)
@@ -83,9 +83,14 @@ def _range(pixels: NDArray[Any], invalid: NDArray[np.bool_] | None, ignored: tup
     return low, high
 
 
-def _no_data(values: NDArray[np.float64], pixels: NDArray[Any], invalid: Any) -> tuple[float, ...]:
+def no_data_values(values: NDArray[np.float64], pixels: NDArray[Any], invalid: Any = None) -> tuple[float, ...]:
     """Values that stand for "no data": the smallest or largest, exactly repeated, and further from the rest than the
-    rest is wide (half as far will do below 0)."""
+    rest is wide (half as far will do below 0).
+
+    Args:
+        values (floats `[N]`): finite values, or a sample of them.
+        pixels, invalid: what they are taken from, as for `choose_window`.
+    """
     found: list[float] = []
     for _ in range(3):  # some pictures have two
         rest = values[~np.isin(values, found)] if found else values

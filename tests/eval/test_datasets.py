@@ -230,3 +230,14 @@ def test_label_maps_without_an_object(tmp_path):
     write_pairs(tmp_path, [(9, 40)], kind="labels", objects=2)
     with pytest.raises(DatasetError, match="no object"):
         load_dataset(tmp_path, labels=[7])
+
+
+def test_a_scanner_s_padding_does_not_flatten_a_volume(volume_folder):
+    sitk = pytest.importorskip("SimpleITK")
+    folder, volumes, _ = volume_folder
+    padded = volumes[0].copy()
+    padded[:, :2] = -3024
+    sitk.WriteImage(sitk.GetImageFromArray(padded), str(folder / "images" / "9001104.mhd"))
+    low, high = np.percentile(padded[:, 2:], (0.5, 99.5))
+    expected = np.rint(np.clip((padded[4].astype(float) - low) / (high - low), 0, 1) * 255)
+    assert np.abs(load_dataset(folder).samples[0].load_image()[..., 0] - expected).max() <= 1

@@ -9,6 +9,7 @@ import threading
 import time
 import warnings
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -22,7 +23,7 @@ from activefreq_engine import ActiveFreqError, InvalidArgumentError, InvalidImag
 from activefreq_engine.images import decode, image_size, load_image, load_values
 from activefreq_engine.images.raster import say_once
 
-from .cells import CELLS, H, W, png, raw_tiff, tiff, values, vips
+from .cells import CELLS, H, W, png, raw_tiff, tiff, turned, values, vips
 
 
 def encoded(image: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
@@ -110,7 +111,13 @@ def test_a_tensor_that_can_be_read_is_not_refused(rng):
 
 @pytest.mark.parametrize(
     "path",
-    ["https://example.org/a.jpg", "s3://bucket/a.png", "file:///a.png", "data:image/png;base64,AAAA"],
+    [
+        "https://example.org/a.jpg",
+        Path("https://example.org/a.jpg"),
+        "S3://bucket/a.png",
+        "file:///a.png",
+        "data:image/png;base64,AAAA",
+    ],
 )
 def test_urls_are_refused_in_words(path):
     with pytest.raises(InvalidImageError, match="URL"):
@@ -314,6 +321,7 @@ def test_what_is_no_picture_is_named(tmp_path):
     for data, says in [
         (bytes(128) + b"DICM" + bytes(400), "DICOM"),
         (bytes(344) + b"n+1\0" + bytes(200), "NIfTI"),
+        (b"\x1c\2\0\0n+2\0" + bytes(540), "NIfTI"),
         (b"\x1f\x8b\x08" + bytes(200), "NIfTI"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
         (b"\xc5\xd0\xd3\xc6" + bytes(40), "PostScript"),
@@ -494,3 +502,40 @@ def test_values_before_the_window(cell, rng):
             assert np.array_equal(load_image(stored, window=window), load_image(data, window=window))
     if stored.dtype == np.uint8:
         assert np.array_equal(stored, load_image(data))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_pil_image_is_turned_once(rng, orientation):
+    upright = picture(rng)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for kind in ("PNG", "TIFF"):
+        data = encoded(turned(upright, orientation), kind, exif=exif)
+        for loaded in (False, True):
+            with Image.open(io.BytesIO(data)) as image:
+                if loaded:
+                    image.load()
+                assert np.array_equal(load_image(image), upright)
+    made = Image.fromarray(turned(upright, orientation))
+    made.getexif()[0x0112] = orientation
+    assert np.array_equal(load_image(made), upright)
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_orientation_of_what_pillow_decodes_within_a_tiff(orientation):
+    y, x = np.mgrid[:48, :80]
+    upright = np.stack([60 + y + x, 200 - 2 * y, 40 + 2 * x], -1).astype(np.uint8)
+    image = vips(turned(upright, orientation)).copy()
+    image.set_type(pyvips.GValue.gint_type, "orientation", orientation)
+    for options in ({"compression": "jpeg", "Q": 95}, {"compression": "jpeg", "Q": 95, "tile": True}):
+        data = image.write_to_buffer(".tif", **options)
+        assert np.abs(load_image(data).astype(int) - upright).max() <= 8
+        assert image_size(data) == (48, 80)
+
+
+def test_orientation_in_xmp():
+    upright = np.random.default_rng(0).integers(0, 255, (H, W, 3), dtype=np.uint8)
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    data = encoded(turned(upright, 6), "WEBP", lossless=True, xmp=xmp)
+    assert np.array_equal(load_image(data), upright)
+    assert image_size(data) == (H, W)
