@@ -33,7 +33,7 @@ if version is None:
 train = ["matplotlib"]
 evaluate = ["matplotlib", "SimpleITK"]
 export = ["onnx", "onnxscript", "onnxruntime"]
-serve = ["fastapi", "uvicorn", "websockets"]
+serve = ["fastapi", "uvicorn", "websockets", "blosc2"]  # blosc2: how nnInteractive packs arrays
 bench = ["pytest", "pytest-benchmark", "matplotlib", "scipy"]
 
 setup(
@@ -77,6 +77,7 @@ setup(
             "httpx",  # FastAPI's test client
             "hypothesis",
             "mypy",
+            "nninteractive-client>=2.6",  # the real client of the protocol that we serve
             "nvidia-cuda-nvrtc-cu12; sys_platform == 'linux'",  # compiles the CUDA sources offline
             "pycocotools",  # the format that mask export must agree with
             "pyvips[binary]",  # writes the pictures that reading is tested with

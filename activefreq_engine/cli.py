@@ -33,9 +33,6 @@ _LAZY = {
     "teacher": ("activefreq_engine.train.cli", "teacher_command"),
 }
 
-_SERVE = ("fastapi", "pydantic", "starlette", "uvicorn", "websockets")
-"""What the extra "serve" brings."""
-
 
 class _Commands(TyperGroup):
     """Imports evaluation, export and training only when they are asked for."""
@@ -48,14 +45,7 @@ class _Commands(TyperGroup):
             return super().get_command(ctx, cmd_name)
         module, function = _LAZY[cmd_name]
         command = typer.Typer(add_completion=False)
-        try:
-            command.command(cmd_name)(getattr(importlib.import_module(module), function))
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] not in _SERVE:
-                raise
-            raise InvalidArgumentError(
-                f"activefreq {cmd_name} needs {error.name}; pip install 'activefreq-engine[serve]'"
-            ) from error
+        command.command(cmd_name)(getattr(importlib.import_module(module), function))
         return typer.main.get_command(command)
 
 

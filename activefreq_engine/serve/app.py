@@ -21,11 +21,11 @@ from pydantic import BaseModel, ConfigDict
 from activefreq_engine import __version__, masks
 from activefreq_engine.errors import ActiveFreqError
 from activefreq_engine.overlay import heat_colours
-from activefreq_engine.serve import exports, ops
+from activefreq_engine.serve import exports, nninteractive, ops
 from activefreq_engine.serve.errors import NotFoundError, TooLargeError
 from activefreq_engine.serve.live import Lives
 from activefreq_engine.serve.progress import Status
-from activefreq_engine.serve.security import Gate, Guard
+from activefreq_engine.serve.security import FAILED, Gate, Guard
 from activefreq_engine.serve.sessions import Sessions
 from activefreq_engine.serve.work import Work
 
@@ -35,8 +35,16 @@ SWEEP_S = 5.0
 
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _PAGE_FILES = {f.name for f in PAGE.iterdir() if f.suffix in _TYPES}
+
+
+class Problem(BaseModel):
+    """What went wrong, in words."""
+
+    detail: str
+
+
 _WORDS: dict[int | str, dict[str, Any]] = {
-    status: {"description": text, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+    status: {"description": text, "model": Problem}
     for status, text in {
         400: "The request cannot be understood, or not be carried out",
         401: "The token is missing or wrong",
@@ -49,12 +57,6 @@ _WORDS: dict[int | str, dict[str, Any]] = {
         503: "All places are taken",
     }.items()
 }
-
-
-class Problem(BaseModel):
-    """What went wrong, in words."""
-
-    detail: str
 
 
 class NewSession(BaseModel):
@@ -85,6 +87,7 @@ class StepAnswer(BaseModel):
     """The mask in COCO's compressed run lengths, unless it was not wanted."""
 
 
+Rle = Annotated[bool, Query(description="Send the mask along as run lengths")]
 Identity = Annotated[str, PathParameter(description="The session's id", max_length=64)]
 
 
@@ -112,6 +115,7 @@ def create_app(sessions: Sessions, gate: Gate) -> Any:
     )
     app.add_exception_handler(ActiveFreqError, _problem)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _failed)
     lives = Lives(sessions, gate)
 
     @app.websocket("/v1/sessions/{identity}/live")
@@ -122,6 +126,7 @@ def create_app(sessions: Sessions, gate: Gate) -> Any:
     _session_routes(app, sessions)
     _reading_routes(app, sessions)
     _folder_routes(app, sessions)
+    nninteractive.add_routes(app, sessions, _body)
     _page_routes(app)
     return Guard(app, gate, is_open=_is_open, is_large=_is_large)
 
@@ -200,8 +205,6 @@ def _session_routes(app: FastAPI, sessions: Sessions) -> None:
             return StepAnswer(
                 changed=changed, object=work.describe(work.current), area=int(np.count_nonzero(mask)), rle=found
             )
-
-    Rle = Annotated[bool, Query(description="Send the mask along as run lengths")]
 
     @app.post("/v1/sessions/{identity}/clicks")
     async def click(identity: Identity, body: ops.ClickOp, rle: Rle = True) -> StepAnswer:
@@ -369,6 +372,10 @@ async def _problem(_: Request, error: Exception) -> Response:
     return JSONResponse({"detail": str(error)}, getattr(error, "status", 400))
 
 
+async def _failed(_: Request, __: Exception) -> Response:
+    return JSONResponse({"detail": FAILED}, 500)  # the exception goes on to the guard, which logs it
+
+
 async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
@@ -410,8 +417,10 @@ def _stem(work: Work) -> str:
 
 
 def _is_open(path: str) -> bool:
-    return path in ("/", "/v1/health") or path.removeprefix("/") in _PAGE_FILES
+    return path in ("/", "/v1/health", "/healthz") or path.removeprefix("/") in _PAGE_FILES
 
 
 def _is_large(path: str) -> bool:
+    if path in nninteractive.ARRAY_PATHS:
+        return True
     return path.startswith("/v1/sessions/") and path.endswith(("/image", "/mask"))

@@ -12,13 +12,7 @@ from typing import Annotated
 
 import typer
 
-from activefreq_engine import Engine
 from activefreq_engine.errors import InvalidArgumentError
-from activefreq_engine.serve.app import create_app
-from activefreq_engine.serve.journal import Journals
-from activefreq_engine.serve.pictures import Folder
-from activefreq_engine.serve.security import Gate, is_loopback
-from activefreq_engine.serve.sessions import Limits, Sessions
 
 TOKEN_VARIABLE = "ACTIVEFREQ_TOKEN"
 SOCKET_BYTES = 64 * 2**20
@@ -53,7 +47,20 @@ def serve_command(
     sessions: Annotated[int, typer.Option(min=1, max=1024, help="Sessions in memory at once.")] = 32,
 ) -> None:
     """Serve a page to annotate in, a REST interface and nnInteractive's protocol."""
-    import uvicorn
+    try:
+        import uvicorn
+        import websockets  # noqa: F401  # uvicorn takes it when the first page connects
+
+        from activefreq_engine.serve.app import create_app
+    except ModuleNotFoundError as error:
+        raise InvalidArgumentError(
+            f"activefreq serve needs {error.name}; pip install 'activefreq-engine[serve]'"
+        ) from error
+    from activefreq_engine import Engine
+    from activefreq_engine.serve.journal import Journals
+    from activefreq_engine.serve.pictures import Folder
+    from activefreq_engine.serve.security import Gate, is_loopback
+    from activefreq_engine.serve.sessions import Limits, Sessions
 
     loopback = is_loopback(host)
     if token is not None and len(token) < 8:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from activefreq_engine.errors import ActiveFreqError, NoImageError, SessionClosedError
 from activefreq_engine.serve import frames, ops
 from activefreq_engine.serve.errors import ServeError
-from activefreq_engine.serve.security import Gate
+from activefreq_engine.serve.security import FAILED, Gate
 from activefreq_engine.serve.sessions import Sessions
 from activefreq_engine.serve.work import Work
 
@@ -90,9 +90,7 @@ class Live:
             return
         except Exception:
             _log.exception("request %s of session %s failed", message.get("op"), work.id)
-            await self._socket.send_json(
-                {"type": "error", "seq": seq, "message": "the server failed at this request; its log says why"}
-            )
+            await self._socket.send_json({"type": "error", "seq": seq, "message": FAILED})
             return
         async with work.lock:
             if changed and isinstance(op, (ops.SliceOp, ops.WindowOp)):

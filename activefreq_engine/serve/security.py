@@ -19,6 +19,9 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 JSON_BYTES = 2**20
 """Most bytes of a request that is not a picture."""
 
+FAILED = "the server failed at this request; its log says why"
+"""All that a client is told of a failure of ours."""
+
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _HEADERS = [
     (b"content-security-policy", b"default-src 'self'; img-src 'self' blob:; object-src 'none'; base-uri 'none'; "
@@ -133,18 +136,21 @@ class Guard:
             await self._http(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started, taken = False, 0
+        started, taken, refused = False, 0, False
 
         async def limited() -> MutableMapping[str, Any]:
-            nonlocal taken
+            nonlocal taken, refused
             message = await receive()
             taken += len(message.get("body", b""))
             if taken > JSON_BYTES and not self._is_large(scope["path"]):
+                refused = True
                 raise TooLargeError(f"the request has more than {JSON_BYTES} bytes")
             return message
 
         async def with_headers(message: MutableMapping[str, Any]) -> None:
             nonlocal started
+            if refused:  # whatever the framework makes of the exception, the answer is ours
+                return
             if message["type"] == "http.response.start":
                 started = True
                 message = {**message, "headers": [*message["headers"], *_HEADERS]}
@@ -152,13 +158,13 @@ class Guard:
 
         try:
             await self._app(scope, limited, with_headers)
-        except TooLargeError as error:
-            if not started:
-                await _refuse(send, error.status, str(error))
         except Exception:
-            _log.exception("%s %s failed", scope["method"], scope["path"])
-            if not started:
-                await _refuse(send, 500, "the server failed at this request; its log says why")
+            if not refused:
+                _log.exception("%s %s failed", scope["method"], scope["path"])
+                if not started:
+                    await _refuse(send, 500, FAILED)
+        if refused and not started:
+            await _refuse(send, TooLargeError.status, f"the request has more than {JSON_BYTES} bytes")
 
 
 def bearer(headers: Iterable[tuple[bytes, bytes]]) -> str | None:

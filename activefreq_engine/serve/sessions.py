@@ -8,6 +8,7 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
+from collections.abc import Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,8 @@ class Sessions:
         self.progress: Progress | None = None
         if folder is not None:
             self.progress = Progress(folder.root, None if journals is None else journals.root)
+        self.others: Sized = ()
+        """Places that are taken otherwise: nnInteractive's leases."""
         self.batches = Batches()
         self.threads = ThreadPoolExecutor(limits.sessions + 4, "activefreq-serve")
         self._works: OrderedDict[str, Work] = OrderedDict()
@@ -68,7 +71,7 @@ class Sessions:
         self._opening: dict[str, asyncio.Lock] = {}
 
     def __len__(self) -> int:
-        return len(self._works)
+        return len(self._works) + len(self.others)
 
     async def create(self) -> Work:
         """A new session without a picture.
@@ -76,7 +79,7 @@ class Sessions:
         Raises:
             FullError: all places are taken by sessions in use.
         """
-        self._make_room()
+        self.make_room()
         identity = secrets.token_urlsafe(18)
         journal = None
         if self.journals is not None:
@@ -166,14 +169,19 @@ class Sessions:
 
     # --- inside ---
 
-    def _make_room(self) -> None:
-        if len(self._works) < self.limits.sessions:
+    def make_room(self) -> None:
+        """See to it that there is a place for one more.
+
+        Raises:
+            FullError: there is none.
+        """
+        if len(self) < self.limits.sessions:
             return
         self.sweep()
-        if len(self._works) >= self.limits.sessions and self.journals is not None:
+        if len(self) >= self.limits.sessions and self.journals is not None:
             for identity in [i for i, w in self._works.items() if _free(w)][:1]:  # the one used longest ago
                 self._release(identity)
-        if len(self._works) >= self.limits.sessions:
+        if len(self) >= self.limits.sessions:
             raise FullError(f"all {self.limits.sessions} places of this server are taken; try again later")
 
     def _release(self, identity: str) -> None:
@@ -204,7 +212,7 @@ class Sessions:
             raise GoneError("the session is over")
         if self.journals is None:
             raise NotFoundError(f"there is no session {identity!r}")
-        self._make_room()
+        self.make_room()
         journal = await self._run(self.journals.open, identity, self.engine.name, self.engine.size)
         work = self._add(identity, journal)
         try:

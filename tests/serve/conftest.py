@@ -1,5 +1,7 @@
 """A real server on loopback for each module, and clients that speak to it over the network."""
 
+from __future__ import annotations
+
 import socket
 import threading
 import time
@@ -8,21 +10,37 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("fastapi", reason='the server\'s tests need fastapi: pip install "activefreq-engine[serve]"')
-pytest.importorskip("uvicorn", reason='the server\'s tests need uvicorn: pip install "activefreq-engine[serve]"')
-pytest.importorskip("websockets", reason='the server\'s tests need websockets: pip install "activefreq-engine[serve]"')
+try:
+    import uvicorn
+    import websockets  # noqa: F401
 
-import httpx
-import uvicorn
+    from activefreq_engine.serve.app import create_app
+except ModuleNotFoundError as error:
+    MISSING = error.name
+else:
+    MISSING = None
+    import httpx
 
-from activefreq_engine import Engine
-from activefreq_engine.serve.app import create_app
-from activefreq_engine.serve.journal import Journals
-from activefreq_engine.serve.pictures import Folder
-from activefreq_engine.serve.security import Gate
-from activefreq_engine.serve.sessions import Limits, Sessions
+    from activefreq_engine import Engine
+    from activefreq_engine.serve.journal import Journals
+    from activefreq_engine.serve.pictures import Folder
+    from activefreq_engine.serve.security import Gate
+    from activefreq_engine.serve.sessions import Limits, Sessions
 
-from .client import Client
+    from .client import Client
+
+
+class WithoutServer(pytest.Module):
+    """A file of tests that cannot be imported here."""
+
+    def collect(self) -> list[pytest.Item]:
+        pytest.skip(
+            f"the server's tests need {MISSING}: pip install 'activefreq-engine[serve]'", allow_module_level=True
+        )
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    return WithoutServer.from_parent(parent, path=module_path) if MISSING else None
 
 
 class Server:
@@ -52,7 +70,8 @@ class Server:
         self._thread.start()
         deadline = time.monotonic() + 30
         while not self._server.started:
-            assert time.monotonic() < deadline and self._thread.is_alive(), "the server does not start"
+            assert self._thread.is_alive(), "the server does not start"
+            assert time.monotonic() < deadline, "the server does not start in time"
             time.sleep(0.01)
 
     @property

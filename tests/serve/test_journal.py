@@ -1,0 +1,204 @@
+"""kill -9 at any moment loses nothing: a real server process, killed in the middle of work, started again.
+
+ACTIVEFREQ_KILLS=100 makes it more often than CI does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from activefreq_engine import Engine, Session
+from activefreq_engine.serve.errors import ConflictError, NotFoundError
+from activefreq_engine.serve.journal import Journals
+
+from .client import HEIGHT, WIDTH, Client, picture
+from .conftest import Server
+
+KILLS = int(os.environ.get("ACTIVEFREQ_KILLS", "2"))
+
+
+class Process:
+    """`activefreq serve` as a user starts it."""
+
+    def __init__(self, journal: Path, *arguments: str) -> None:
+        self.journal, self.arguments, self.port = journal, arguments, 0
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "activefreq_engine.cli", "serve", "--port", str(self.port)]
+        command += ["--journal", str(self.journal), *self.arguments]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line.startswith("activefreq serves on http://127.0.0.1:"), line
+        self.url = line.split()[-1].rstrip("/")
+        self.port = int(self.url.rsplit(":", 1)[1])
+
+    def kill(self) -> None:
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait(30)
+
+
+def requests(rng: random.Random) -> list[dict[str, object]]:
+    """What a person might do, in two objects."""
+    found: list[dict[str, object]] = []
+    objects = 1
+    for _ in range(14):
+        kind = rng.choice(["click"] * 6 + ["undo", "undo", "redo", "reset", "next", "select", "rename"])
+        if kind == "click":
+            where = {"x": rng.uniform(0, WIDTH), "y": rng.uniform(0, HEIGHT), "positive": rng.random() < 0.7}
+            found.append({"op": kind, **where})
+        elif kind == "next" and objects == 1 and any(f["op"] == "click" for f in found):
+            objects = 2
+            found += [{"op": "next"}, {"op": "click", "x": rng.uniform(0, WIDTH), "y": rng.uniform(0, HEIGHT)}]
+        elif kind == "select":
+            found.append({"op": kind, "object": rng.randint(1, objects)})
+        elif kind == "rename":
+            found.append({"op": kind, "object": objects, "name": f"name {rng.random()}"})
+        elif kind != "next":
+            found.append({"op": kind})
+    return found
+
+
+def told(session: Session, request: dict[str, object]) -> None:
+    """The same on a session of this process."""
+    match request["op"]:
+        case "click":
+            session.click(request["x"], request["y"], request.get("positive", True))
+        case "undo":
+            session.undo()
+        case "redo":
+            session.redo()
+        case "reset":
+            while session.undo():
+                continue
+        case "next":
+            session.next_object()
+        case "select":
+            session.select_object(request["object"])
+
+
+def test_kill_9_loses_nothing(engine: Engine, tmp_path: Path) -> None:
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    process = Process(tmp_path / "journal")
+    process.start()
+    for turn in range(KILLS):
+        wanted = requests(rng)
+        with Client(process.url) as client:
+            identity = client.begin()
+            numbered = [{"seq": n, **r} for n, r in enumerate(wanted, 1)]
+            # the page's outbox: everything is sent at once, the answers that arrive before the kill are noted
+            for request in numbered:
+                client.raw(json.dumps(request))
+            answered = 0
+            until = rng.randint(0, len(numbered))
+            while answered < until:
+                answered = client.take("done", "error")["seq"]
+            time.sleep(rng.uniform(0, 0.03))
+            process.kill()
+            with contextlib.suppress(ConnectionClosed, OSError):
+                while True:
+                    answered = client.take("done", "error")["seq"]
+        process.start()
+        with Client(process.url) as client:
+            client.dial(identity)
+            assert client.state["seq"] >= answered, f"turn {turn}: an answered request was lost"
+            for request in numbered[client.state["seq"] :]:
+                client.raw(json.dumps(request))
+                client.take("done")
+            session = Session(engine=engine)
+            session.set_image(picture())
+            for request in wanted:
+                told(session, request)
+            client.dial(identity)
+            assert client.state["object"] == session.object_number, f"turn {turn}"
+            assert len(client.state["objects"]) == session.object_count
+            for number in range(1, session.object_count + 1):
+                session.select_object(number)
+                clicks = [[c.x, c.y, c.positive] for c in session.clicks]
+                assert client.state["objects"][number - 1]["clicks"] == clicks, f"turn {turn}, object {number}"
+                assert np.array_equal(client.mask(number), session.mask), f"turn {turn}, object {number}"
+    process.kill()
+
+
+def test_a_session_is_back_after_idle_time(engine: Engine, tmp_path: Path) -> None:
+    server = Server(engine, tmp_path)
+    try:
+        with Client(server.url) as client:
+            identity = client.begin()
+            client.ask("click", x=60, y=60, positive=True)
+            mask = client.mask().copy()
+            client.hang_up()
+            while server.sessions._works[identity].connections:
+                time.sleep(0.01)
+            server.sessions._works[identity].touched -= 10_000
+            server.sessions.sweep()
+            assert len(server.sessions) == 0
+            client.dial(identity)
+            assert np.array_equal(client.mask(), mask)
+    finally:
+        server.close()
+
+
+def test_a_torn_last_line_is_cut_off(tmp_path: Path) -> None:
+    journals = Journals(tmp_path)
+    journal = journals.create("a" * 16, "model", 256)
+    journal.append({"op": "undo"})
+    journal.append({"op": "redo"})
+    journal.append({"op": "void"})
+    journal.close()
+    file = tmp_path / ("a" * 16) / "events.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(whole + b'{"op":"cli')
+    journal = journals.open("a" * 16, "model", 256)
+    assert journal.events == [{"op": "undo"}], "what was taken back does not count either"
+    journal.append({"op": "reset"})
+    journal.close()
+    assert file.read_bytes() == whole + b'{"op":"reset"}\n'
+
+
+def test_a_journal_that_cannot_be_used_says_why(tmp_path: Path) -> None:
+    journals = Journals(tmp_path)
+    name = "b" * 16
+    journal = journals.create(name, "model", 256)
+    with pytest.raises(ConflictError, match="another server"):
+        journals.open(name, "model", 256)
+    journal.close()
+    with pytest.raises(ConflictError, match="--model model"):
+        journals.open(name, "other", 256)
+    for bad in ("../x", "b" * 15, "", "c" * 16, "..", "b" * 16 + "/.."):
+        with pytest.raises(NotFoundError):
+            journals.open(bad, "model", 256)
+    (tmp_path / name / "events.jsonl").write_text('{"format": 1}\n')
+    with pytest.raises(ConflictError, match="damaged"):
+        journals.open(name, "model", 256)
+
+
+def test_a_picture_that_changed_is_not_clicked_on(engine: Engine, tmp_path: Path) -> None:
+    server = Server(engine, tmp_path)
+    try:
+        with Client(server.url) as client:
+            identity = client.begin()
+            client.hang_up()
+            while server.sessions._works[identity].connections:
+                time.sleep(0.01)
+            server.sessions._works.pop(identity).close()
+            (tmp_path / identity / "picture").write_bytes(b"something else")
+            answer = client.http.get(f"/v1/sessions/{identity}")
+            assert answer.status_code == 409
+            assert "not the one" in answer.json()["detail"]
+    finally:
+        server.close()

@@ -1,0 +1,245 @@
+"""nnInteractive's protocol, spoken by nnInteractive's own client."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from activefreq_engine import Engine, Session
+from activefreq_engine.errors import ActiveFreqError
+from activefreq_engine.serve import packing
+from activefreq_engine.serve.sessions import Limits
+
+from .client import HEIGHT, WIDTH, picture
+from .conftest import Server
+
+remote = pytest.importorskip(
+    "nnInteractive.inference.remote", reason="nnInteractive's client is missing: pip install nninteractive-client"
+)
+from nnInteractive.inference.remote.remote_session import ServerAtCapacityError, SessionExpiredError  # noqa: E402
+from nnInteractive.inference.remote.serialization import pack_array, unpack_array  # noqa: E402
+
+FLAT = np.ascontiguousarray(picture().transpose(2, 0, 1)[:, None])
+"""A picture as their clients send it: [C, 1, H, W]."""
+
+
+@pytest.fixture
+def theirs(server: Server) -> Iterator[object]:
+    with remote.nnInteractiveRemoteInferenceSession(server.url) as client:
+        yield client
+
+
+def begin(client: Any, image: np.ndarray, properties: dict[str, Any] | None = None) -> np.ndarray:
+    client.set_image(image, properties)
+    buffer = np.zeros(image.shape[1:], np.uint8)
+    client.set_target_buffer(buffer)
+    return buffer
+
+
+def test_points_on_a_picture_are_those_of_a_session(theirs: Any, engine: Engine) -> None:
+    buffer = begin(theirs, FLAT.astype(np.float32))
+    assert theirs.original_image_shape == FLAT.shape
+    session = Session(engine=engine)
+    session.set_image(picture())
+    masks = []
+    for row, column, positive in ((60, 61, True), (12, 150, False), (70, 48, True)):
+        box = theirs.add_point_interaction((0, row, column), positive)
+        session.click(column + 0.5, row + 0.5, positive)
+        masks.append(session.mask.copy())
+        assert np.array_equal(buffer[0] != 0, session.mask)
+        assert box is None or box[0] == [0, 1]
+    assert masks[0].any()
+    assert masks[0][60, 61]
+    for mask in (masks[1], masks[0], np.zeros_like(masks[0])):
+        assert theirs.undo()
+        assert np.array_equal(buffer[0] != 0, mask)
+    assert not theirs.undo()
+    theirs.add_point_interaction((0, 60, 61), True)
+    theirs.reset_interactions()
+    assert not buffer.any()
+    assert not theirs.undo()
+    theirs.add_point_interaction((0, 60, 61), True)
+    assert np.array_equal(buffer[0] != 0, masks[0])
+
+
+def test_prompts_wait_until_a_prediction_is_wanted(theirs: Any) -> None:
+    buffer = begin(theirs, FLAT)
+    theirs.add_point_interaction((0, 60, 61), True, run_prediction=False)
+    theirs.add_point_interaction((0, 12, 150), False, run_prediction=False)
+    assert not buffer.any()
+    assert theirs._predict() is not None
+    assert buffer[0, 60, 61] == 1
+    assert buffer[0, 12, 150] == 0
+    assert theirs._predict() is None
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_volumes_are_segmented_in_the_slices_that_prompts_lie_in(theirs: Any, engine: Engine, axis: int) -> None:
+    planes = np.stack([picture(seed=i)[..., 0] for i in range(4)])
+    volume = np.moveaxis(planes, 0, axis)
+    buffer = begin(theirs, volume[None].astype(np.int16))
+    stroke = np.zeros((4, HEIGHT, WIDTH), np.uint8)
+    stroke[2, np.arange(55, 80), np.arange(50, 75)] = 1  # a slanting line lies in one slice only
+    theirs.add_scribble_interaction(np.ascontiguousarray(np.moveaxis(stroke, 0, axis)), True)
+    found = np.moveaxis(buffer, axis, 0)
+    assert found[2].any()
+    assert found[2, 55, 50]
+    assert found[2, 79, 74]
+    assert not found[[0, 1, 3]].any()
+    at = [60, 61]
+    at.insert(axis, 3)
+    theirs.add_point_interaction(at, True)
+    session = Session(engine=engine)
+    session.set_image(planes[3])
+    session.click(61.5, 60.5)
+    assert np.array_equal(found[3] != 0, session.mask)
+    kept = found[2].copy()
+    assert theirs.undo()
+    assert not found[3].any()
+    assert np.array_equal(found[2], kept)
+    assert theirs.undo(), "a scribble is one step"
+    assert not buffer.any()
+
+
+def test_a_scribble_comes_in_a_box(theirs: Any) -> None:
+    buffer = begin(theirs, FLAT)
+    drawn = np.ones((1, 1, 20), np.uint8)
+    theirs.add_scribble_interaction(drawn, True, interaction_bbox=[[0, 1], [60, 61], [50, 70]])
+    assert buffer[0, 60, 50] == 1
+    assert buffer[0, 60, 69] == 1
+
+
+def test_an_initial_segmentation_is_the_start(theirs: Any, engine: Engine) -> None:
+    buffer = begin(theirs, FLAT)
+    start = np.zeros(FLAT.shape[1:], np.uint8)
+    start[0, 20:70, 30:110] = 1
+    theirs.add_initial_seg_interaction(start)
+    assert np.array_equal(buffer, start)
+    theirs.add_point_interaction((0, 80, 40), True)
+    session = Session(engine=engine)
+    session.set_image(picture())
+    session.load_mask(start[0] != 0)
+    session.click(40.5, 80.5)
+    assert np.array_equal(buffer[0] != 0, session.mask)
+    assert theirs.undo()
+    assert np.array_equal(buffer, start)
+
+
+def test_what_is_not_supported_is_said(theirs: Any) -> None:
+    begin(theirs, FLAT)
+    assert theirs.supports_undo
+    assert theirs.supported_interactions == {
+        "points": True, "scribble": True, "bbox2d": False, "bbox3d": False, "lasso": False
+    }  # fmt: skip
+    for ask in (
+        lambda: theirs.add_bbox_interaction([[0, 1], [10, 20], [10, 20]], True),
+        lambda: theirs.add_lasso_interaction(np.ones(FLAT.shape[1:], np.uint8), True),
+        lambda: theirs.add_point_interaction((0, HEIGHT, 0), True),
+        lambda: theirs.add_scribble_interaction(np.zeros(FLAT.shape[1:], np.uint8), True),
+        lambda: theirs.set_image(np.zeros((2, 1, 5, 5), np.uint8)),
+    ):
+        with pytest.raises(httpx.HTTPStatusError) as refused:
+            ask()
+        assert refused.value.response.status_code == 400
+        assert len(refused.value.response.json()["detail"]) > 10
+
+
+def test_leases_end_and_are_counted(engine: Engine) -> None:
+    server = Server(engine, limits=Limits(sessions=2, idle_s=60))
+    new = remote.nnInteractiveRemoteInferenceSession
+    try:
+        with new(server.url) as one:
+            assert 0 < one.heartbeat() <= 60
+            assert one.lease_status()["idle_timeout_seconds"] == 60
+            with new(server.url):
+                with pytest.raises(ServerAtCapacityError, match="places"):
+                    new(server.url)
+                assert httpx.post(f"{server.url}/v1/sessions").status_code == 503
+            begin(one, FLAT)
+            (lease,) = server.sessions.others._leases.values()
+            lease.acted -= 61
+            with pytest.raises(SessionExpiredError):
+                one.add_point_interaction((0, 60, 61), True)
+        with new(server.url) as gone:
+            (lease,) = server.sessions.others._leases.values()
+            lease.alive -= 61
+            with pytest.raises(SessionExpiredError):
+                gone.heartbeat()
+        assert len(server.sessions) == 0
+    finally:
+        server.close()
+
+
+def test_the_token_is_their_api_key(engine: Engine) -> None:
+    server = Server(engine, token="the-key-of-this-test")
+    try:
+        with pytest.raises(httpx.HTTPStatusError):
+            remote.nnInteractiveRemoteInferenceSession(server.url)
+        with remote.nnInteractiveRemoteInferenceSession(server.url, api_key="the-key-of-this-test") as client:
+            assert begin(client, FLAT).shape == (1, HEIGHT, WIDTH)
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("name", sorted(packing.DTYPES))
+def test_arrays_pack_as_theirs_do(name: str) -> None:
+    array = (np.random.default_rng().random((3, 1, 17, 5)) * 100).astype(name)
+    for found in (unpack_array(packing.pack(array)), packing.unpack(pack_array(array), 10**6)):
+        assert found.dtype == array.dtype
+        assert np.array_equal(found, array)
+    with pytest.raises(ActiveFreqError, match="takes"):
+        packing.unpack(pack_array(array), array.nbytes - 1)
+
+
+WHOLE = pack_array(np.arange(300, dtype=np.uint16).reshape(10, 30))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.binary(max_size=60).map(lambda b: WHOLE[:8] + b),
+        st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)).map(
+            lambda t: WHOLE[: t[0]] + bytes([t[1]]) + WHOLE[t[0] + 1 :]
+        ),
+        st.integers(0, len(WHOLE) - 1).map(lambda n: WHOLE[:n]),
+        st.lists(st.integers(-(2**63), 2**63 - 1), min_size=2, max_size=2).map(
+            lambda s: WHOLE[:14] + struct.pack("<2q", *s) + WHOLE[30:]
+        ),
+    )
+)
+def test_packed_rubbish_is_refused(data: bytes) -> None:
+    try:
+        found = packing.unpack(data, 10_000)
+    except ActiveFreqError:
+        return
+    assert found.nbytes <= 10_000
+
+
+def test_rubbish_in_the_protocol_is_refused_in_words(server: Server) -> None:
+    with server.http() as http:
+        token = {"X-Lease-Token": http.post("/claim").json()["lease_token"]}
+        for path, kwargs, status in (
+            ("/set_image", {"content": b"rubbish"}, 400),
+            ("/set_image", {"content": WHOLE, "headers": {"X-Meta": "{"}}, 400),
+            ("/set_image", {"content": WHOLE}, 400),
+            ("/add_point_interaction", {"json": {"coordinates": [0, 1, 2], "include_interaction": True}}, 409),
+            ("/add_point_interaction", {"json": {"coordinates": [0, 1], "include_interaction": True}}, 422),
+            ("/set_target_buffer", {"json": {"shape": [1, 2, 3], "dtype": "__import__('os')"}}, 409),
+            ("/undo", {}, 409),
+            ("/predict", {}, 409),
+        ):
+            headers = {**token, **kwargs.pop("headers", {})}
+            answer = http.post(path, headers=headers, **kwargs)
+            assert answer.status_code == status, (path, answer.text)
+            assert isinstance(answer.json()["detail"], str), json.dumps(answer.json())
+        assert http.post("/undo", headers={"X-Lease-Token": "unknown"}).status_code == 410
+        assert http.post("/undo").status_code == 410

@@ -1,0 +1,179 @@
+"""The REST interface, against a `Session` in this process, and what its exports say of the masks."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import cv2
+import httpx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from activefreq_engine import Engine, Session, masks
+from activefreq_engine.serve.exports import outlines
+from activefreq_engine.serve.frames import changed_box
+
+from .client import HEIGHT, LESION, WIDTH, Client, picture, png
+from .conftest import Server
+
+
+@pytest.fixture
+def path(http: httpx.Client) -> str:
+    """The path of a session with a picture."""
+    identity = http.post("/v1/sessions").json()["id"]
+    assert http.put(f"/v1/sessions/{identity}/image?name=a%20blob.png", content=png(picture())).status_code == 200
+    return f"/v1/sessions/{identity}"
+
+
+def test_clicks_over_rest_are_those_of_a_session(http: httpx.Client, path: str, engine: Engine) -> None:
+    session = Session(engine=engine)
+    session.set_image(picture())
+    for x, y, positive in ((60.5, 60.0, True), (150.0, 20.0, False), (48.25, 70.5, True)):
+        answer = http.post(f"{path}/clicks", json={"x": x, "y": y, "positive": positive}).json()
+        session.click(x, y, positive)
+        assert np.array_equal(masks.from_coco_rle(answer["rle"]), session.mask)
+        assert answer["area"] == session.mask.sum()
+    assert http.post(f"{path}/undo?rle=false").json()["rle"] is None
+    session.undo()
+    (found,) = http.get(f"{path}/suggestions?k=1").json() or [None]
+    best = session.suggest(1)
+    assert (found and (found["x"], found["y"])) == ((best[0].x, best[0].y) if best else None)
+    heat = np.asarray(Image.open(io.BytesIO(http.get(f"{path}/uncertainty").content)))
+    assert np.abs(heat / 255 - session.uncertainty).max() < 1 / 255
+    assert http.post(f"{path}/reset").json()["area"] == 0
+    assert http.post(f"{path}/undo").json()["changed"] is False
+    assert http.post(f"{path}/redo").json()["changed"] is True
+
+
+def test_exports_hold_all_objects(http: httpx.Client, path: str) -> None:
+    first = masks.from_coco_rle(http.post(f"{path}/clicks", json={"x": 60, "y": 60}).json()["rle"])
+    http.put(f"{path}/objects/1/name", json={"name": "nævus"})
+    assert http.post(f"{path}/objects").json()["object"] == 2
+    second = masks.from_coco_rle(http.post(f"{path}/clicks", json={"x": 170, "y": 10}).json()["rle"])
+    assert first.any()
+    assert second.any()
+
+    answer = http.get(f"{path}/exports/png")
+    assert answer.headers["content-disposition"] == "attachment; filename*=UTF-8''a%20blob-object2.png"
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(answer.content))) == 255, second)
+    labels = np.asarray(Image.open(io.BytesIO(http.get(f"{path}/exports/labels").content)))
+    assert np.array_equal(labels, np.where(second, 2, first))
+
+    coco = http.get(f"{path}/exports/coco").json()
+    assert coco["images"] == [{"id": 1, "file_name": "a blob.png", "width": WIDTH, "height": HEIGHT}]
+    assert [c["name"] for c in coco["categories"]] == ["nævus", "object"]
+    for annotation, mask in zip(coco["annotations"], (first, second), strict=True):
+        assert np.array_equal(masks.from_coco_rle(annotation["segmentation"]), mask)
+        x0, y0, x1, y1 = changed_box(None, mask) or ()
+        assert annotation["bbox"] == [x0, y0, x1 - x0, y1 - y0]
+        assert annotation["area"] == mask.sum()
+
+    features = http.get(f"{path}/exports/geojson").json()["features"]
+    assert [f["properties"]["object"] for f in features] == [1, 2]
+    assert features[0]["properties"]["classification"]["name"] == "nævus"
+
+
+def test_coco_is_read_by_pycocotools(http: httpx.Client, path: str, tmp_path: Path) -> None:
+    coco = pytest.importorskip("pycocotools.coco")
+    mask = masks.from_coco_rle(http.post(f"{path}/clicks", json={"x": 60, "y": 60}).json()["rle"])
+    (tmp_path / "coco.json").write_bytes(http.get(f"{path}/exports/coco").content)
+    read = coco.COCO(str(tmp_path / "coco.json"))
+    (annotation,) = read.loadAnns(read.getAnnIds())
+    assert np.array_equal(read.annToMask(annotation) != 0, mask)
+
+
+@settings(max_examples=150, deadline=None)
+@given(arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9))))
+def test_outlines_enclose_exactly_the_mask(mask: np.ndarray) -> None:
+    found = np.zeros(mask.shape, np.bool_)
+    area = 0.0
+    for piece in outlines(mask):
+        for ring in piece:
+            assert ring[0] == ring[-1]
+            assert len(ring) >= 5
+        # the middle of every pixel, by the even-odd rule over the piece's rings
+        for y, x in np.ndindex(*mask.shape):
+            sides = [cv2.pointPolygonTest(np.array(r, np.float32), (x + 0.5, y + 0.5), False) > 0 for r in piece]
+            found[y, x] |= sides[0] and not any(sides[1:])
+        area += _area(piece[0]) - sum(_area(r) for r in piece[1:])
+    assert np.array_equal(found, mask)
+    assert area == mask.sum()
+
+
+def _area(ring: list[list[int]]) -> float:
+    x, y = np.array(ring).T
+    return abs(float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum())) / 2
+
+
+def test_a_folder_is_annotated_to_the_end(http: httpx.Client, server: Server) -> None:
+    names = [p["name"] for p in http.get("/v1/pictures").json()]
+    assert LESION.name in names
+    first = http.post("/v1/sessions", json={"picture": LESION.name}).json()
+    http.post(f"/v1/sessions/{first['id']}/clicks", json={"x": 160, "y": 230})
+    assert http.post("/v1/sessions", json={"picture": LESION.name}).json()["id"] == first["id"], "it keeps its session"
+    assert http.put("/v1/pictures/status", json={"picture": LESION.name, "status": "done"}).status_code == 200
+    found = {p["name"]: p["status"] for p in http.get("/v1/pictures").json()}
+    assert found[LESION.name] == "done"
+    coco = http.get("/v1/pictures/coco").json()
+    assert [i["file_name"] for i in coco["images"]] == [LESION.name]
+    assert len(coco["annotations"]) == 1
+    http.put("/v1/pictures/status", json={"picture": LESION.name, "status": "open"})
+    assert http.get("/v1/pictures/coco").json()["images"] == []
+    assert http.put("/v1/pictures/status", json={"picture": LESION.name, "status": "lost"}).status_code == 422
+
+
+def test_the_description_is_complete(http: httpx.Client) -> None:
+    api = http.get("/v1/openapi.json").json()
+    for path, methods in api["paths"].items():
+        for method, what in methods.items():
+            if path.startswith("/v1/"):
+                assert what.get("description"), f"{method} {path} says nothing of itself"
+    assert "/v1/sessions/{identity}/clicks" in api["paths"]
+    assert "/" not in api["paths"]
+
+
+def test_many_sessions_click_at_once_and_get_their_own_masks(server: Server, engine: Engine) -> None:
+    import threading
+
+    found: dict[int, np.ndarray] = {}
+
+    def work(seed: int) -> None:
+        with Client(server.url) as client:
+            client.begin(png(picture(seed=seed)))
+            for x, y in ((60, 60), (150, 20), (48, 70)):
+                client.ask("click", x=x, y=y, positive=y > 30)
+            found[seed] = client.mask().copy()
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    session = Session(engine=engine)
+    for seed in range(6):
+        session.set_image(picture(seed=seed))
+        for x, y in ((60, 60), (150, 20), (48, 70)):
+            session.click(x, y, y > 30)
+        # batches differ from single clicks by floating-point noise: pixels at the threshold may turn
+        assert (found[seed] != session.mask).mean() < 0.002
+
+
+def test_a_clicks_answer_is_json_only(http: httpx.Client, path: str) -> None:
+    for body in (
+        b"",
+        b"{",
+        b"[]",
+        b'{"x": NaN, "y": 1}',
+        b'{"x": 1e999, "y": 1}',
+        b"\xff",
+        b'{"x": 1, "y": 1, "op": "undo"}',
+    ):
+        answer = http.post(f"{path}/clicks", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code in (400, 422), (body, answer.text)
+        assert isinstance(json.loads(answer.text)["detail"], str)
