@@ -47,7 +47,13 @@ setup(
     packages=packages,
     package_dir={"activefreq_engine": "activefreq_engine", "activefreq_engine.kernels": "kernels"},
     package_data={
-        "activefreq_engine": ["py.typed", "weights/*.safetensors", "weights/*.md", "serve/page/*"],
+        "activefreq_engine": [
+            "py.typed",
+            "weights/*.safetensors",
+            "weights/*.md",
+            "serve/page/*",
+            "train/mixes/*.json",
+        ],
         "activefreq_engine.kernels": ["**/*.cu", "**/*.json", "**/*.md"],
     },
     include_package_data=False,

@@ -1,7 +1,8 @@
 """Training data: decoded once into flat memory-mapped files, then cropped and augmented on the fly.
 
-A packed folder holds `images.u8` (RGB rows of all images, back to back), `labels.u16` (label maps, 0 = background) and
-`index.json`.  A sample is one (image, object) drawn at random, cropped by a single affine warp.
+A packed folder holds `images.u8` (RGB rows of all images, back to back), `labels.u16` (label maps, 0 = background),
+`objects.npz` (where the objects lie) and `index.json`.  A sample is one (image, object) drawn at random, cropped by a
+single affine warp.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ from tqdm import tqdm
 from ..errors import DatasetError, InvalidImageError
 from ..images import load_image, load_labels
 from ..images.folders import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, listing, match
+from .mix import Objects, Source
 from .teacher import Teacher
 
 MASK_FOLDERS = ("masks", "labels", "instances")  # binary, label values, label values
 DISTRACTED = 0.35  # share of samples that something is added to, see `distract`
 DISTANT = 0.25  # share of samples that are shown small in a larger picture, see `surround`
-LEAST_SHOWN = 48  # pixels of the object that `surround` leaves, about the engine's smallest click target at 256 px
+LEAST_SHOWN = 26  # pixels of the object that `surround` leaves, 2 % of a side of 256 squared
 FADED = 0.25  # share of samples whose object loses contrast, see `fade`
 FAINTEST = 12.0  # distance in RGB, 0..255, between object and surroundings that is left
 MIN_AREA = 64  # pixels of the packed image that an object must have
+EDGES = 32  # pixels of its border that are noted for each object
 Pixels = NDArray[Any]  # uint8; OpenCV's annotations promise no dtype
 
 
@@ -89,14 +92,14 @@ def find_pairs(folder: Path) -> tuple[str, list[Pair]]:
     return kind, match(paths, listing(folder / kind, MASK_SUFFIXES))
 
 
-def pack(folders: Sequence[Path], target: Path, max_side: int = 384) -> Path:
+def pack(folders: Sequence[Path | Source], target: Path, max_side: int = 384) -> Path:
     """Decode data folders (`images/` beside `masks/`, `labels/` or `instances/`) into one packed folder.
 
     Images whose longer side exceeds `max_side` are scaled down.  Objects smaller than `MIN_AREA` pixels are dropped.
     An existing complete pack of the same folders is reused, whatever has changed in them since.
 
     Args:
-        folders (sequence of paths): data folders; their order numbers the sources.
+        folders (sequence of paths or sources): data folders; their order numbers the sources.
         target (path): the packed folder.
         max_side (int): longest side of a packed image, pixels.
 
@@ -106,21 +109,17 @@ def pack(folders: Sequence[Path], target: Path, max_side: int = 384) -> Path:
     Raises:
         DatasetError: no images, a missing or misshapen mask, an unreadable file, no object anywhere.
     """
+    sources = [f if isinstance(f, Source) else Source(f) for f in folders]
+    described = [{"folder": str(s.folder), "objects": s.objects and [list(v) for v in s.objects]} for s in sources]
     index_path = target / "index.json"
-    sources = [str(f) for f in folders]
     if index_path.exists():
         index = json.loads(index_path.read_text())
-        if index["sources"] == sources and index["max_side"] == max_side:
+        if index["sources"] == described and index["max_side"] == max_side:
             return target
-    found = [find_pairs(folder) for folder in folders]  # before anything is written
-    target.mkdir(parents=True, exist_ok=True)
-    index_path.unlink(missing_ok=True)  # it would describe the files that are about to be overwritten
-    entries: list[dict[str, object]] = []
-    offset = 0
-    with open(target / "images.u8", "wb") as images, open(target / "labels.u16", "wb") as label_file:
-        for source, folder in enumerate(folders):
-            kind, pairs = found[source]
-            for pair in tqdm(pairs, desc=f"packing {folder}", disable=None):
+    found = [find_pairs(source.folder) for source in sources]  # before anything is written
+    with PackWriter(target) as writer:
+        for number, (source, (kind, pairs)) in enumerate(zip(sources, found, strict=True)):
+            for pair in tqdm(pairs, desc=f"packing {source.folder}", disable=None):
                 image, labels = read_image(pair.image), read_labels(pair.truth, binary=kind == "masks")
                 if labels.shape != image.shape[:2]:
                     raise DatasetError(
@@ -132,22 +131,88 @@ def pack(folders: Sequence[Path], target: Path, max_side: int = 384) -> Path:
                     size = (round(labels.shape[1] * scale), round(labels.shape[0] * scale))
                     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
                     labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT)
-                areas = np.bincount(labels.ravel())
-                objects = [int(v) for v in np.flatnonzero(areas >= MIN_AREA) if v > 0]
-                if not objects:
-                    continue
-                images.write(np.ascontiguousarray(image).tobytes())
-                label_file.write(labels.tobytes())
-                h, w = labels.shape
-                entry = {"offset": offset, "h": h, "w": w, "objects": objects, "source": source, "id": pair.name}
-                entries.append(entry)
-                offset += h * w
-    if not entries:
-        raise DatasetError(f"no object of at least {MIN_AREA} pixels in {', '.join(sources)}; are the masks empty?")
-    partial = index_path.with_suffix(".partial")
-    partial.write_text(json.dumps({"sources": sources, "max_side": max_side, "entries": entries}))
-    partial.replace(index_path)
+                writer.add(np.ascontiguousarray(image), labels, source.objects, number, pair.name)
+        named = ", ".join(str(s.folder) for s in sources)
+        weights = [s.weight for s in sources]
+        writer.finish(named, sources=described, max_side=max_side, weights=None if None in weights else weights)
     return target
+
+
+class PackWriter:
+    """Writes a packed folder, image by image.  Its index comes last: without it nothing there counts."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "index.json").unlink(missing_ok=True)  # it would describe the files that are about to be overwritten
+        self.entries: list[dict[str, Any]] = []
+        self.objects: list[tuple[list[int], int, tuple[int, ...], NDArray[Any]]] = []
+        self.offset = 0
+
+    def __enter__(self) -> PackWriter:
+        self.images = open(self.target / "images.u8", "wb")
+        self.labels = open(self.target / "labels.u16", "wb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.images.close()
+        self.labels.close()
+
+    def add(self, image: Pixels, labels: NDArray[Any], objects: Objects | None, source: int, name: str) -> None:
+        """One image `[H, W, 3]` and its label map; it is left out where no object has `MIN_AREA` pixels."""
+        areas = np.bincount(labels.ravel())
+        groups = [(int(v),) for v in np.flatnonzero(areas) if v > 0] if objects is None else objects
+        kept = [list(g) for g in groups if sum(int(areas[v]) for v in g if v < len(areas)) >= MIN_AREA]
+        if not kept:
+            return
+        for values in kept:
+            self.objects.append((values, len(self.entries), *_outline(members(labels, values), len(self.objects))))
+        self.images.write(image.tobytes())
+        self.labels.write(labels.tobytes())
+        h, w = labels.shape
+        entry = {"offset": self.offset, "h": h, "w": w, "objects": kept, "source": source, "id": name}
+        self.entries.append(entry)
+        self.offset += h * w
+
+    def finish(self, named: str, **facts: object) -> None:
+        """Write the objects and the index.  Raises DatasetError where there is no object."""
+        if not self.entries:
+            raise DatasetError(f"no object of at least {MIN_AREA} pixels in {named}; are the masks empty?")
+        widest = max(len(values) for values, *_ in self.objects)
+        np.savez(
+            self.target / "objects.npz",
+            # an object of fewer values repeats its first one
+            values=np.array([v + v[:1] * (widest - len(v)) for v, *_ in self.objects], np.uint16),
+            entry=np.array([e for _, e, *_ in self.objects], np.int64),
+            box=np.array([box for *_, box, _ in self.objects], np.int32),
+            edges=np.stack([edges for *_, edges in self.objects]).astype(np.int16),
+        )
+        partial = self.target / "index.partial"
+        partial.write_text(json.dumps({**facts, "entries": self.entries}))
+        partial.replace(self.target / "index.json")
+
+
+def members(labels: NDArray[Any], values: Sequence[int]) -> NDArray[np.uint8]:
+    """The object that label values make: 0 or 1, `[H, W]`."""
+    if len(values) == 1:
+        return (labels == values[0]).view(np.uint8)
+    return np.isin(labels, values).view(np.uint8)
+
+
+def _outline(mask: NDArray[np.uint8], seed: int) -> tuple[tuple[int, int, int, int], NDArray[Any]]:
+    """An object's box (x0, y0, x1, y1), half-open, and `EDGES` pixels (x, y) of its inner border, drawn at random."""
+    x, y, w, h = cv2.boundingRect(mask)
+    left, top = max(x - 1, 0), max(y - 1, 0)
+    near = mask[top : y + h + 1, left : x + w + 1]
+    ys, xs = np.nonzero(border(near) if border(near).any() else near)
+    drawn = np.random.default_rng(seed).integers(len(ys), size=EDGES)
+    return (x, y, x + w, y + h), np.stack([xs[drawn] + left, ys[drawn] + top], axis=1)
+
+
+def border(mask: NDArray[np.uint8]) -> NDArray[Any]:
+    """The pixels of an object, 0 or 1, that touch what is beside it; the image's own border is no border."""
+    gradient: NDArray[Any] = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    return gradient & mask
 
 
 @dataclass(frozen=True)
@@ -179,6 +244,7 @@ class PackedDataset(Dataset):
         self.sources = sources = np.array([e["source"] for e in self.entries])
         # weights: share of each source folder in an epoch; by default every image counts the same
         self.share = None
+        weights = weights or index.get("weights")
         if weights is not None:
             counts = np.bincount(sources, minlength=len(weights))
             p = np.asarray(weights, float)[sources] / counts[sources]
@@ -219,7 +285,7 @@ class PackedDataset(Dataset):
         h, w, offset = entry["h"], entry["w"], entry["offset"]
         image = self.images[3 * offset : 3 * (offset + h * w)].reshape(h, w, 3)
         labels = self.labels[offset : offset + h * w].reshape(h, w)
-        return random_crop(image, (labels == rng.choice(entry["objects"])).astype(np.uint8), size, rng)
+        return random_crop(image, members(labels, entry["objects"][rng.integers(len(entry["objects"]))]), size, rng)
 
     def _alike(self, picked: int, rng: np.random.Generator) -> int:
         """An entry of the same source folder."""
@@ -271,7 +337,7 @@ def random_crop(image: Pixels, mask: Pixels, size: int, rng: np.random.Generator
         jitter = 0.15 * box
     else:
         side = box * rng.uniform(0.4, 0.9)
-        edge = np.flatnonzero(cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) & mask)
+        edge = np.flatnonzero(border(mask))
         i = int(rng.choice(edge)) if len(edge) else int(rng.choice(np.flatnonzero(mask)))
         cx, cy = i % w + 0.5, i // w + 0.5
         jitter = 0.2 * side
@@ -366,10 +432,10 @@ def surround(
     is too large costs more clicks than one that is too small (docs/experiments.md, 16).
     """
     size = image.shape[0]
-    border = np.ones((size, size), bool)
-    border[2:-2, 2:-2] = False
+    rim = np.ones((size, size), bool)
+    rim[2:-2, 2:-2] = False
     most = math.sqrt((label == 1).sum() / LEAST_SHOWN)
-    if (label[border] == 1).any() or most <= 1.3:
+    if (label[rim] == 1).any() or most <= 1.3:
         return image, label
     side = round(size / math.exp(rng.uniform(math.log(1.3), math.log(min(8.0, most)))))
     small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
@@ -382,8 +448,8 @@ def surround(
     if drawn < 0.25:
         around = ((top, size - side - top), (left, size - side - left), (0, 0))
         return np.pad(small, around, mode="reflect"), out_label
-    outside = border & (label == 0)
-    colour = np.median(image[outside if outside.any() else border], axis=0)
+    outside = rim & (label == 0)
+    colour = np.median(image[outside if outside.any() else rim], axis=0)
     if drawn < 0.6:
         cells = int(rng.integers(2, 33))
         grid = rng.normal(0, 1, (cells, cells, 1)) + 0.3 * rng.normal(0, 1, (cells, cells, 3))
@@ -452,11 +518,16 @@ def vignette(image: Pixels, rng: np.random.Generator) -> Pixels:
 def hairs(image: Pixels, rng: np.random.Generator) -> Pixels:
     """Dark bent lines, as body hair and rulers leave them on dermoscopic images."""
     out = image.copy()
-    size = image.shape[0]
+    for points, colour, thickness in hair_lines(image.shape[0], rng):
+        cv2.polylines(out, [points], False, colour, thickness, cv2.LINE_AA)
+    return out
+
+
+def hair_lines(size: int, rng: np.random.Generator) -> Iterator[tuple[NDArray[np.int32], list[float], int]]:
+    """Points `[12, 2]`, colour and thickness of each hair in a picture of `size` x `size`."""
     for _ in range(rng.integers(2, 12)):
         start = rng.uniform(0, size, 2)
         angle = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.12, 12))
         points = start + np.cumsum(np.stack([np.cos(angle), np.sin(angle)], 1) * size / 10, 0)
         colour = (rng.uniform(10, 90) * rng.uniform(0.8, 1.2, 3)).tolist()
-        cv2.polylines(out, [np.round(points).astype(np.int32)], False, colour, int(rng.integers(1, 3)), cv2.LINE_AA)
-    return out
+        yield np.round(points).astype(np.int32), colour, int(rng.integers(1, 3))
