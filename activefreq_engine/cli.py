@@ -1,4 +1,4 @@
-"""The command ``activefreq``: segment, serve, eval, export, train, teacher, info.
+"""The command ``activefreq``: segment, serve, eval, export, train, pack, teacher, info.
 
 Anything wrong with what the user gave ends in one line on stderr and exit code 2; other failures in one line and 1.
 """
@@ -30,6 +30,7 @@ _LAZY = {
     "eval": ("activefreq_engine.eval.cli", "eval_command"),
     "export": ("activefreq_engine.export", "export_command"),
     "train": ("activefreq_engine.train.cli", "train_command"),
+    "pack": ("activefreq_engine.train.cli", "pack_command"),
     "teacher": ("activefreq_engine.train.cli", "teacher_command"),
 }
 

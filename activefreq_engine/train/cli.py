@@ -24,7 +24,11 @@ SIZES = "128,192@0.35,256@0.85"
 
 def train_command(
     data: Annotated[
-        list[Path], typer.Argument(help="Folders with images/ and masks/, labels/ or instances/.", show_default=False)
+        list[Path],
+        typer.Argument(
+            help="Folders with images/ and masks/, labels/ or instances/; or one file made by `activefreq pack`.",
+            show_default=False,
+        ),
     ],
     out: Annotated[
         Path,
@@ -35,6 +39,10 @@ def train_command(
     stage: Annotated[str, typer.Option(help="coarse, or refiner: the refiner alone, on --init.")] = "coarse",
     steps: Annotated[int | None, typer.Option(help="Length of the run in steps; this or --hours.")] = None,
     hours: Annotated[float | None, typer.Option(help="Length of the run in hours.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="The same in minutes.")] = None,
+    on_device: Annotated[
+        bool, typer.Option("--on-device", help="Make samples and clicks on the device too: for a GPU.")
+    ] = False,
     batch: Annotated[int, typer.Option(help="Samples a step, in each process.")] = 16,
     sizes: Annotated[
         str,
@@ -46,13 +54,16 @@ def train_command(
         Path | None, typer.Option(help="Folder made by `activefreq teacher`: learn its features as well.")
     ] = None,
     clicker: Annotated[str, typer.Option(help="Where simulated clicks fall: ritm or acselect.")] = "ritm",
+    frozen_norms: Annotated[
+        float, typer.Option(help="From this part of the run on BatchNorm's statistics stay; 0 in further training.")
+    ] = 0.7,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     workers: Annotated[int, typer.Option(help="Loader processes.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
     validate: Annotated[Path | None, typer.Option(help="Held-out data to evaluate on, as for eval.")] = None,
     validate_every: Annotated[float, typer.Option(metavar="MINUTES", help="Time between evaluations.")] = 15.0,
     validate_limit: Annotated[int | None, typer.Option(min=1, help="Evaluate on the first N samples only.")] = None,
-    save_every: Annotated[float, typer.Option(metavar="MINUTES", help="Time between saves.")] = 2.0,
+    save_every: Annotated[float, typer.Option(metavar="MINUTES", help="Time between saves.")] = 1.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Pack the data and train two tiny steps.")] = False,
 ) -> None:
     """Train a model.  Interrupt it at any time: the same command goes on where it was saved last."""
@@ -60,6 +71,10 @@ def train_command(
     from activefreq_engine.train.loop import train
     from activefreq_engine.train.record import Validation
 
+    if minutes is not None:
+        if hours is not None:
+            raise InvalidArgumentError("give the length of the run either as hours or as minutes")
+        hours = minutes / 60
     config = TrainConfig(
         data=tuple(str(folder) for folder in data),
         model=model,
@@ -75,6 +90,8 @@ def train_command(
         workers=workers,
         teacher=None if teacher is None else str(teacher),
         clicker=clicker,  # type: ignore[arg-type]  # checked there
+        on_device=on_device,
+        frozen_norms=frozen_norms,
     )
     if not validate_every > 0 or not save_every > 0:
         raise InvalidArgumentError("--validate-every and --save-every are minutes above 0")
@@ -90,6 +107,25 @@ def train_command(
         done = str(train(config, out, device=device, save_every=60 * save_every, validation=validation))
     if chief:
         typer.echo(done)
+
+
+def pack_command(
+    mix: Annotated[
+        Path,
+        typer.Argument(help="A mix: a JSON file, or `general`, the one of the general weights.", show_default=False),
+    ],
+    root: Annotated[Path, typer.Argument(help="The folder that the mix's folders lie in.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.", show_default=False)],
+    side: Annotated[int, typer.Option(min=64, help="Longest side of an image, pixels.")] = 320,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of the JPEG images.")] = 75,
+) -> None:
+    """Pack the sets of a mix into one file to train on, small enough to be taken to another machine."""
+    from activefreq_engine.train.mix import read_mix
+    from activefreq_engine.train.parcel import make_parcel
+
+    with tempfile.TemporaryDirectory() as work:
+        make_parcel(read_mix(mix, root), out, Path(work), side, quality)
+    typer.echo(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
 
 
 def teacher_command(
@@ -110,12 +146,11 @@ def teacher_command(
 
 def _dry_run(config: TrainConfig, out: Path, device: str, validation: Validation | None) -> float:
     """Every part of a run at its smallest; returns its seconds, without those of the packing."""
-    from activefreq_engine.train.data import pack
-    from activefreq_engine.train.loop import train
+    from activefreq_engine.train.loop import pack_data, train
 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InvalidArgumentError("--dry-run is for one process; run it once without torchrun")
-    packed = pack([Path(folder) for folder in config.data], out / "data")
+    packed = pack_data(config.data, out / "data")
     smallest = min(size for _, size in config.sizes)
     tiny = replace(config, steps=2, hours=None, batch=2, sizes=((0.0, smallest),), iterations=((1, 1.0),))
     started = time.monotonic()

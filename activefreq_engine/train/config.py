@@ -25,7 +25,7 @@ class TrainConfig:
         InvalidArgumentError: a value is out of its range.
     """
 
-    data: tuple[str, ...]  # folders with images/ and masks/, labels/ or instances/
+    data: tuple[str, ...]  # folders with images/ and masks/, labels/ or instances/, or one packed file (`train.parcel`)
     model: str = "freqformer_b0"
     overrides: dict[str, Any] = field(default_factory=dict)  # of the model's configuration
     init: str | None = None  # checkpoint to start from
@@ -48,6 +48,7 @@ class TrainConfig:
     teacher: str | None = None  # folder of a teacher's features; see `activefreq_engine.train.teacher`
     teacher_weight: float = 0.5  # of the error against them; falls linearly to 0 at the end of the run
     clicker: Clicker = "ritm"  # where simulated clicks after the first fall; see `activefreq_engine.train.simulate`
+    on_device: bool = False  # samples and clicks are made on the device too; see `activefreq_engine.train.on_device`
 
     def __post_init__(self) -> None:
         _check(len(self.data) > 0, "data is empty; name at least one folder with images/ and masks/")
@@ -63,6 +64,10 @@ class TrainConfig:
         _check(
             self.teacher is None or self.stage == "coarse",
             "a teacher serves the coarse stage; leave it out of 'refiner'",
+        )
+        _check(
+            not self.on_device or (self.stage == "coarse" and self.teacher is None and self.clicker == "ritm"),
+            "on_device serves the coarse stage with clicker 'ritm' and without a teacher; leave it out of other runs",
         )
         _check(self.teacher_weight >= 0, f"teacher_weight is {self.teacher_weight}; it must be at least 0")
         for name, least in (("batch", 1), ("warmup", 1), ("workers", 0), ("seed", 0)):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,10 @@ from ..errors import ActiveFreqError, InvalidArgumentError
 from ..models import FreqFormer, create_model, normalise
 from .config import Schedule, Stage, TrainConfig, claim
 from .data import PackedDataset, SizeOf, StepSampler, pack
+from .on_device import DeviceSteps
+from .parcel import SUFFIX, open_parcel
 from .record import Record, Validation, plot, require_plotting
+from .sampler import Sampler
 from .state import Ema, averaged, export, load_state, save_state
 from .steps import CoarseStep, RefinerStep
 from .teacher import Teacher
@@ -142,33 +147,29 @@ class _Run:
         self.out.mkdir(parents=True, exist_ok=True)
         claim(config, self.out / "config.json", write=False)
         if self.chief:
-            pack([Path(p) for p in config.data], packed)
+            pack_data(config.data, packed)
             claim(config, self.out / "config.json")  # a run that found no data leaves its folder free
         if self.world > 1:
             dist.barrier()
-        data = PackedDataset(packed, config.seed, config.source_weights, self.teacher)
+        self.folders = [str(s["folder"]) for s in json.loads((packed / "index.json").read_text())["sources"]]
 
         self._build()
         schedule = Schedule(config, self.elapsed)
         # with several processes their clocks must agree on when a run ends and on the learning rate
         shared = self.world > 1 and config.steps is None
-        loader = DataLoader(
-            data,
-            batch_sampler=StepSampler(
-                self.step, config.batch, self.rank, self.world, SharedSize(schedule) if shared else schedule
-            ),
-            num_workers=config.workers,
-            worker_init_fn=_one_thread,
-            pin_memory=device.type == "cuda",
-            persistent_workers=config.workers > 0,
-        )
+        self.device_steps: DeviceSteps | None = None
+        if config.on_device:
+            self.device_steps = self._device_steps(packed)
+        size_of = SharedSize(schedule) if shared else schedule
         autocast_type = precision(device)
         counts, shares = zip(*config.iterations, strict=True)
         record = Record(self.out / "log.csv", self.step) if self.chief else None
         description = f"training {config.model}"
         bar = tqdm(total=config.steps, initial=self.step, desc=description, disable=None if self.chief else True)
         last_save, last_check = time.monotonic(), schedule.elapsed
-        for image, label, *features in loader:
+        last_row = self.step, time.monotonic()
+        batches: Iterable[Any] = self._sizes(schedule) if self.device_steps else self._loader(packed, size_of)
+        for batch in batches:
             step = self.step
             # chance depends on seed, step and rank alone, so that a resumed run takes the same course
             torch.manual_seed(int(np.random.SeedSequence((config.seed, step, self.rank, 4)).generate_state(1)[0]))
@@ -176,23 +177,37 @@ class _Run:
             draw = np.random.default_rng((config.seed, step, 3))
             iterations = int(draw.choice(counts, p=np.divide(shares, sum(shares))))
             lr = agreed(schedule.lr(step)) if shared else schedule.lr(step)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            image = normalise(image.to(device, non_blocking=True))
-            label = label.to(device, non_blocking=True)
-            self.step_module.frozen = agreed(schedule.frozen(step)) > 0 if shared else schedule.frozen(step)
-            with torch.autocast(device.type, dtype=autocast_type, enabled=autocast_type is not None):
-                told = (features[0].to(device, non_blocking=True), schedule.teacher_weight(step)) if features else ()
-                loss = self.module(image, label, iterations, rng, *told)
-            self._update(loss)
+            frozen = agreed(schedule.frozen(step)) > 0 if shared else schedule.frozen(step)
+            if self.device_steps:
+                size = batch
+                loss = self.device_steps(step, size, iterations, lr, frozen, 1 - self.ema.decay_at(step))
+                self.step += 1
+            else:
+                image, label, *features = batch
+                size = image.shape[3]
+                for group in self.optimizer.param_groups:
+                    group["lr"] = lr
+                image = normalise(image.to(device, non_blocking=True))
+                label = label.to(device, non_blocking=True)
+                self.step_module.frozen = frozen
+                with torch.autocast(device.type, dtype=autocast_type, enabled=autocast_type is not None):
+                    told = (
+                        (features[0].to(device, non_blocking=True), schedule.teacher_weight(step)) if features else ()
+                    )
+                    loss = self.module(image, label, iterations, rng, *told)
+                self._update(loss)
             bar.update()
             if not record:
                 continue
             last = self.step == config.steps
-            mean = record.add(self.step, schedule.elapsed, float(loss.detach()), lr, image.shape[3], last=last)
+            mean = record.add(self.step, schedule.elapsed, loss.detach(), lr, size, last=last)
             if mean is not None:
-                bar.set_postfix(loss=f"{mean:.4f}", size=image.shape[3])
-                log.info("step %d, %.1f min: loss %.4f", self.step, schedule.elapsed / 60, mean)
+                now = time.monotonic()
+                rate = (self.step - last_row[0]) * config.batch * self.world / (now - last_row[1])
+                last_row = self.step, now
+                bar.set_postfix(loss=f"{mean:.4f}", size=size, rate=f"{rate:.0f}/s")
+                minutes = schedule.elapsed / 60
+                log.info("step %d, %.1f min: loss %.4f, %.0f samples/s", self.step, minutes, mean, rate)
             if validation and held_out and schedule.elapsed - last_check > 60 * validation.every:
                 self._validate(validation, held_out, record, schedule)
                 last_check = schedule.elapsed
@@ -207,6 +222,33 @@ class _Run:
         if self.world > 1:
             dist.barrier()
         return self.out / "model.safetensors"
+
+    def _loader(self, packed: Path, size_of: SizeOf) -> DataLoader:
+        """Batches made in other processes."""
+        config = self.config
+        return DataLoader(
+            PackedDataset(packed, config.seed, config.source_weights, self.teacher),
+            batch_sampler=StepSampler(self.step, config.batch, self.rank, self.world, size_of),
+            num_workers=config.workers,
+            worker_init_fn=_one_thread,
+            pin_memory=self.device.type == "cuda",
+            persistent_workers=config.workers > 0,
+        )
+
+    def _sizes(self, size_of: SizeOf) -> Iterator[int]:
+        """Crop sizes until the run is over: all that the host has to say."""
+        while (size := size_of(self.step)) is not None:
+            yield size
+
+    def _device_steps(self, packed: Path) -> DeviceSteps:
+        config, autocast_type = self.config, precision(self.device)
+        if self.world > 1:
+            raise InvalidArgumentError(f"on_device is for one process, this is one of {self.world}; leave it out")
+        if autocast_type == torch.float16:
+            raise InvalidArgumentError(f"on_device needs bfloat16, which {self.device} lacks; leave it out")
+        assert isinstance(self.step_module, CoarseStep)
+        sampler = Sampler(packed, config.seed, config.source_weights, self.device)
+        return DeviceSteps(self.step_module, self.optimizer, self.ema, sampler, config, autocast_type)
 
     def _build(self) -> None:
         """Model, optimizer and averaged weights: new, or as the run in `out` left them."""
@@ -226,7 +268,12 @@ class _Run:
             self.step_module = RefinerStep(self.model, config.clicker)
         self.module: nn.Module = self.step_module
         self.ema = Ema(self.model, config.ema)
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.module, config.weight_decay), lr=config.lr)
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.module, config.weight_decay),
+            lr=config.lr,
+            fused=config.on_device or None,
+            capturable=config.on_device and device.type == "cuda",
+        )
         self.scaler = torch.amp.GradScaler() if precision(device) == torch.float16 else None
         self.step, self.elapsed = 0, 0.0
         if resumed:
@@ -258,16 +305,23 @@ class _Run:
         self.ema.update(self.model, self.step)
         self.step += 1
 
+    def _settle(self) -> None:
+        """Before the weights are read: wait for a device that works on its own."""
+        if self.device_steps and (skipped := self.device_steps.settle()):
+            log.warning("%d steps before step %d had no finite gradient and were skipped", skipped, self.step)
+
     def _save(self, elapsed: float) -> None:
+        self._settle()
         save_state(self.state_path, self.step_module, self.ema, self.optimizer, self.scaler, self.step, elapsed)
         self._export("model.safetensors", elapsed)
         plot(self.out / "log.csv", self.out / "curve.png")
 
     def _export(self, name: str, elapsed: float) -> None:
-        export(self.model, self.ema, self.config, self.out / name, self.step, elapsed, self.device)
+        export(self.model, self.ema, self.config, self.folders, self.out / name, self.step, elapsed, self.device)
 
     def _validate(self, validation: Validation, held_out: Any, record: Record, schedule: Schedule) -> None:
         """Evaluate the averaged weights; the time it takes is no training time."""
+        self._settle()
         started = time.monotonic()
         scores = validation.scores(held_out, averaged(self.model, self.ema), self.device)
         schedule.exclude(time.monotonic() - started)
@@ -275,6 +329,16 @@ class _Run:
         if record.add_scores(self.step, schedule.elapsed, scores):
             self._export("best.safetensors", schedule.elapsed)
         self._save(schedule.elapsed)
+
+
+def pack_data(data: Sequence[str], target: Path) -> Path:
+    """The packed folder of data folders, or of one file that `train.parcel` wrote."""
+    parcels = [d for d in data if d.endswith(SUFFIX)]
+    if not parcels:
+        return pack([Path(p) for p in data], target)
+    if len(data) > 1:
+        raise InvalidArgumentError(f"data are {', '.join(data)}; a packed file ({parcels[0]}) is trained on alone")
+    return open_parcel(Path(parcels[0]), target)
 
 
 def _one_thread(worker: int) -> None:

@@ -57,7 +57,7 @@ class Record:
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
-        self._losses: list[float] = []
+        self._losses: list[torch.Tensor | float] = []
         # of a resumed run, only the rows up to the last save: the others will come again
         rows = [r for r in read_log(path) if int(r["step"]) <= step] if path.exists() else []
         with path.open("w", newline="") as f:
@@ -69,12 +69,17 @@ class Record:
         self.validated = max((int(r["step"]) for r in rows if r["noc90"]), default=-1)
         """Step of the last validation."""
 
-    def add(self, step: int, seconds: float, loss: float, lr: float, size: int, *, last: bool = False) -> float | None:
-        """Note a step's loss; write and return the mean when a row is due (or this is the `last` step)."""
+    def add(
+        self, step: int, seconds: float, loss: torch.Tensor | float, lr: float, size: int, *, last: bool = False
+    ) -> float | None:
+        """Note a step's loss; write and return the mean when a row is due (or this is the `last` step).
+
+        Losses stay on their device until then: reading one waits for it.
+        """
         self._losses.append(loss)
         if step % self.EVERY and not last:
             return None
-        mean = float(np.mean(self._losses))
+        mean = float(np.mean([float(loss) for loss in self._losses]))
         self._losses.clear()
         self._write(step=step, seconds=round(seconds, 1), loss=f"{mean:.5f}", lr=f"{lr:.3e}", size=size)
         return mean

@@ -22,6 +22,8 @@ CLICKERS = {
 }
 """Where a simulated click on an error falls."""
 
+DEEPEST = 0.6  # share of clicks that fall on the deepest pixel of their region
+
 
 class ClickBatch:
     """The clicks of a batch: at most SLOTS of each sign per sample; the newest are kept."""
@@ -46,7 +48,9 @@ class ClickBatch:
         return out
 
 
-def central_pixel(region: NDArray[np.bool_], rng: np.random.Generator, exact: float = 0.6) -> tuple[int, int, float]:
+def central_pixel(
+    region: NDArray[np.bool_], rng: np.random.Generator, exact: float = DEEPEST
+) -> tuple[int, int, float]:
     """A pixel (x, y) well inside a region and the region's largest distance to its border.
 
     Uniform among pixels whose distance exceeds half the largest (the training rule of RITM); with probability `exact`

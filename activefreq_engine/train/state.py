@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,13 @@ class Ema:
         self.decay = decay
         self.state = {k: v.detach().clone() for k, v in model.state_dict().items()}
 
+    def decay_at(self, step: int) -> float:
+        """Less at the start, where there is little to average."""
+        return min(self.decay, (1 + step) / (10 + step))
+
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
+        decay = self.decay_at(step)
         for k, v in model.state_dict().items():
             if v.is_floating_point():
                 self.state[k].lerp_(v, 1 - decay)
@@ -87,11 +92,18 @@ def averaged(model: FreqFormer, ema: Ema) -> FreqFormer:
 
 
 def export(
-    model: FreqFormer, ema: Ema, config: TrainConfig, path: Path, step: int, elapsed: float, device: torch.device
+    model: FreqFormer,
+    ema: Ema,
+    config: TrainConfig,
+    folders: Sequence[str],
+    path: Path,
+    step: int,
+    elapsed: float,
+    device: torch.device,
 ) -> None:
-    """Write the averaged weights as a checkpoint."""
+    """Write the averaged weights as a checkpoint; `folders` are those that the data came from."""
     facts = {
-        "training_data": [Path(p).as_posix().rstrip("/").split("/")[-2:] for p in config.data],
+        "training_data": [Path(p).as_posix().rstrip("/").split("/")[-2:] for p in folders],
         "recipe": {k: v for k, v in asdict(config).items() if k not in ("data", "init")},
         "steps": step,
         "hours": round(elapsed / 3600, 3),

@@ -70,9 +70,17 @@ def test_options_reach_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         seed=5,
         clicker="acselect",
     )
-    assert (seen["out"], seen["device"], seen["save_every"]) == (tmp_path, "cpu", 120)
+    assert (seen["out"], seen["device"], seen["save_every"]) == (tmp_path, "cpu", 60)
     assert (seen["validation"].folder, seen["validation"].every, seen["validation"].limit) == ("v", 7, 2)
     assert str(tmp_path / "model.safetensors") in capsys.readouterr().out
+
+
+def test_a_gpu_for_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+    monkeypatch.setattr(loop, "train", lambda config, out, **rest: seen.update(config=config))
+    options = ["--minutes", "9", "--on-device", "--frozen-norms", "0"]
+    assert cli.main(["train", "mix.safetensors", "--out", str(tmp_path), *options]) == 0
+    assert seen["config"] == TrainConfig(data=("mix.safetensors",), hours=0.15, on_device=True, frozen_norms=0.0)
 
 
 def test_defaults_are_those_of_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,10 +99,11 @@ def test_defaults_are_those_of_the_configuration(tmp_path: Path, monkeypatch: py
         (["a", "-o", "OUT"], "steps or as hours"),
         (["a", "-o", "OUT", "--steps", "x"], "--steps"),
         (["a", "-o", "OUT", "--steps", "1", "--hours", "1"], "steps or as hours"),
+        (["a", "-o", "OUT", "--minutes", "1", "--hours", "1"], "hours or as minutes"),
         (["a", "-o", "OUT", "--steps", "1", "--sizes", "100"], "multiple of 32"),
         (["a", "-o", "OUT", "--steps", "1", "--stage", "all"], "'coarse', 'refiner'"),
         (["a", "-o", "OUT", "--steps", "1", "--save-every", "0"], "--save-every"),
-        (["a", "-o", "OUT", "--steps", "1"], "needs images/"),
+        (["a", "-o", "OUT", "--steps", "1"], "no folder"),
         (["a", "-o", "OUT", "--steps", "1", "--device", "gpu"], "'gpu'"),
         (["a", "-o", "OUT", "--steps", "1", "--validate", "nowhere"], "nowhere"),
     ],

@@ -1,0 +1,237 @@
+"""Training steps without the host: samples, simulated clicks and updates stay on the device.
+
+The host says which step comes and how many clicks it plays; nothing it needs comes back before a loss is asked for.  On
+a GPU each part of a step becomes a CUDA graph, so that its hundreds of small kernels cost one launch.  On a CPU the
+same code runs as it stands.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..conventions import THRESHOLD
+from ..kernels.click_maps import click_maps
+from ..kernels.distance import distance_transform
+from ..models import normalise
+from ..models.freqformer import ImageFeatures
+from .config import TrainConfig
+from .losses import coarse_loss
+from .sampler import CLICK, Sampler, chance
+from .simulate import DEEPEST
+from .state import Ema
+from .steps import CoarseStep, keep_norms
+
+log = logging.getLogger(__name__)
+
+WARM = 3  # calls of a part before it is captured: they compile kernels and choose plans
+
+
+def central_pixels(regions: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """A pixel well inside each region; see `simulate.central_pixel`, with exact distances.
+
+    Args:
+        regions (Tensor): bool `[N, H, W]`.
+        u (Tensor): chance in [0, 1), `[N, 2]`.
+
+    Returns:
+        (Tensor, Tensor): (x, y) float32 `[N, 2]`, and the largest distance to the border `[N]`, 0 in an empty region.
+    """
+    distance = distance_transform(regions).float().flatten(1)
+    deepest, middle = distance.max(1)
+    inner = (distance > deepest[:, None] / 2).int().cumsum(1, dtype=torch.int32)
+    rank = (u[:, 1] * inner[:, -1]).int() + 1
+    drawn = torch.searchsorted(inner, rank[:, None].contiguous())[:, 0].clamp(max=distance.shape[1] - 1)
+    at = torch.where(u[:, 0] < DEEPEST, middle, drawn)
+    width = regions.shape[2]
+    return torch.stack([at % width, at.div(width, rounding_mode="floor")], 1).float(), deepest
+
+
+class Batch:
+    """What a step reads and writes, always in the same place: a captured graph knows addresses only."""
+
+    def __init__(self, batch: int, size: int, slots: int, device: torch.device) -> None:
+        self.index = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.turn = torch.zeros((), dtype=torch.int64, device=device)  # clicks made
+        self.image = torch.zeros(batch, 3, size, size, device=device)
+        self.label = torch.zeros(batch, 1, size, size, dtype=torch.int8, device=device)
+        self.previous = torch.zeros(batch, 1, size, size, device=device)
+        self.points = torch.full((batch, 2 * slots, 2), -1.0, device=device)  # as `kernels.click_maps` takes them
+        self.features: list[Tensor] = []
+        self.loss = torch.zeros((), device=device)
+        self.slots = slots
+
+    def add(self, xy: Tensor, positive: Tensor, valid: Tensor) -> None:
+        """One more click for each sample where `valid`: places `[B, 2]`, signs `[B]`."""
+        at = self.turn + torch.where(positive, 0, self.slots)
+        rows = at.view(-1, 1, 1).expand(-1, 1, 2)
+        self.points.scatter_(1, rows, torch.where(valid[:, None], xy, -1.0)[:, None])
+        self.turn += 1
+
+
+class DeviceSteps:
+    """The steps of a run.
+
+    Args:
+        step_module (CoarseStep): the model in its step.
+        optimizer: fused, `capturable` on a GPU.
+        ema (Ema): the averaged weights.
+        sampler (Sampler): the data.
+        config (TrainConfig): the run.
+        autocast_type: bf16, or None for float32.
+    """
+
+    def __init__(
+        self,
+        step_module: CoarseStep,
+        optimizer: torch.optim.Optimizer,
+        ema: Ema,
+        sampler: Sampler,
+        config: TrainConfig,
+        autocast_type: torch.dtype | None,
+    ) -> None:
+        self.module, self.model, self.optimizer, self.sampler = step_module, step_module.model, optimizer, sampler
+        self.config, self.ema, self.device, self.autocast_type = config, ema, sampler.device, autocast_type
+        self.slots = 1 + max(n for n, _ in config.iterations)
+        self.batches: dict[int, Batch] = {}
+        state = self.model.state_dict()
+        self.averages = [(ema.state[k], v) for k, v in state.items() if v.is_floating_point()]
+        self.counters = [(ema.state[k], v) for k, v in state.items() if not v.is_floating_point()]
+        self.lr, self.share, self.first, self.skipped = (
+            torch.zeros((), dtype=dtype, device=self.device)
+            for dtype in (torch.float32, torch.float32, torch.int64, torch.float32)
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr
+        cuda = self.device.type == "cuda"
+        self.stream = torch.cuda.Stream(self.device) if cuda else None
+        self.pool = torch.cuda.graph_pool_handle() if cuda else None
+        self.eager = not cuda
+        self.calls: dict[tuple[Any, ...], int] = {}
+        self.graphs: dict[tuple[Any, ...], torch.cuda.CUDAGraph] = {}
+
+    def __call__(self, step: int, size: int, iterations: int, lr: float, frozen: bool, share: float) -> Tensor:
+        """One step; returns its loss without waiting for it.
+
+        Args:
+            step (int): its number.
+            size (int): side of the crops.
+            iterations (int): simulated clicks after the first.
+            lr (float): learning rate.
+            frozen (bool): whether BatchNorm's statistics stay.
+            share (float): of the new weights in the averaged ones.
+        """
+        with torch.cuda.stream(self.stream) if self.stream else nullcontext():
+            if size not in self.batches:
+                self.batches[size] = Batch(self.config.batch, size, self.slots, self.device)
+            batch = self.batches[size]
+            for value, number in ((self.lr, lr), (self.share, share), (self.first, step * self.config.batch)):
+                value.fill_(number)
+            self._run(("sample", size), lambda: self._sample(batch, size))
+            if iterations:
+                self._run(("encode", size), lambda: self._encode(batch))
+            for _ in range(iterations):
+                self._run(("click", size), lambda: self._click(batch))
+            self._run(("learn", size, frozen), lambda: self._learn(batch, frozen))
+            return batch.loss.clone()
+
+    def settle(self) -> int:
+        """Wait until all steps are done; the number of updates that were left out for a gradient that is not finite."""
+        if self.stream:
+            self.stream.synchronize()
+        skipped = int(self.skipped)
+        self.skipped.zero_()
+        return skipped
+
+    def _run(self, key: tuple[Any, ...], part: Callable[[], None]) -> None:
+        self.calls[key] = self.calls.get(key, 0) + 1
+        if not self.eager and key not in self.graphs and self.calls[key] > WARM:
+            graph = torch.cuda.CUDAGraph()
+            try:
+                with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+                    part()
+                self.graphs[key] = graph
+            except RuntimeError as e:
+                self.eager = True
+                log.warning("%s cannot be captured (%s); steps run launch by launch, which is slower", key[0], e)
+        if key in self.graphs:
+            self.graphs[key].replay()
+        else:
+            part()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.autocast_type, enabled=self.autocast_type is not None)
+
+    def _sample(self, batch: Batch, size: int) -> None:
+        """New samples, and the first click of each: in its object, or beside it where a crop holds none."""
+        batch.index.copy_(self.first + torch.arange(len(batch.index), device=self.device))
+        image, label = self.sampler(batch.index, size)
+        batch.image.copy_(normalise(image))
+        batch.label.copy_(label)
+        batch.previous.zero_()
+        batch.points.fill_(-1)
+        batch.turn.zero_()
+        self._add(batch, label[:, 0] == 1, label[:, 0] == 0, lambda inner, outer: inner > 0)
+
+    def _add(self, batch: Batch, wanted: Tensor, unwanted: Tensor, prefer: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """A positive click in `wanted` or a negative one in `unwanted`, as `prefer(depth, depth)` says."""
+        u = chance(self.config.seed, CLICK, batch.index + (batch.turn << 40), 4)
+        (inner, inner_depth), (outer, outer_depth) = (
+            central_pixels(region, u[:, 2 * k : 2 * k + 2]) for k, region in enumerate((wanted, unwanted))
+        )
+        positive = prefer(inner_depth, outer_depth)
+        depth = torch.where(positive, inner_depth, outer_depth)
+        batch.add(torch.where(positive[:, None], inner, outer), positive, depth > 0)
+
+    def _inputs(self, batch: Batch) -> Tensor:
+        size = batch.image.shape[3]
+        disks = click_maps(batch.points, size, size, self.model.config.click_radius)
+        return torch.cat([batch.previous, disks], 1)
+
+    @torch.no_grad()
+    def _encode(self, batch: Batch) -> None:
+        self.model.eval()
+        with self._autocast():
+            features = self.model.encode_image(batch.image)
+        if not batch.features:
+            batch.features = [torch.empty_like(f) for f in features]
+        for kept, new in zip(batch.features, features, strict=True):
+            kept.copy_(new)
+
+    @torch.no_grad()
+    def _click(self, batch: Batch) -> None:
+        """The answer to the clicks so far, and a click on what is wrong with it."""
+        self.model.eval()
+        with self._autocast():
+            logits = self.model.decode_clicks(ImageFeatures(*batch.features), self._inputs(batch)).logits
+        batch.previous.copy_(logits.float().sigmoid())
+        prediction = batch.previous[:, 0] > THRESHOLD
+        label = batch.label[:, 0]
+        self._add(batch, (label == 1) & ~prediction, (label == 0) & prediction, torch.gt)
+
+    def _learn(self, batch: Batch, frozen: bool) -> None:
+        """Learn from the answer to the clicks: `CoarseStep`, then the update and the averaged weights."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.train()
+        keep_norms(self.model, frozen)
+        with self._autocast():
+            loss = coarse_loss(self.model(batch.image, self._inputs(batch)), batch.label.float())
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip)
+        spoilt = (~torch.isfinite(norm)).float()
+        self.optimizer.found_inf = spoilt  # type: ignore[attr-defined]  # fused optimizers then do nothing
+        self.optimizer.step()
+        self.skipped += spoilt
+        with torch.no_grad():
+            kept, new = [a for a, _ in self.averages], [b for _, b in self.averages]
+            change = torch._foreach_sub(new, kept)
+            torch._foreach_mul_(change, self.share)
+            torch._foreach_add_(kept, change)
+            for counter, value in self.counters:
+                counter.copy_(value)
+        batch.loss.copy_(loss.detach())

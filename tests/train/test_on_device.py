@@ -1,0 +1,233 @@
+"""Steps whose samples, clicks and updates stay on the device do what the loop does."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from activefreq_engine.conventions import THRESHOLD
+from activefreq_engine.errors import InvalidArgumentError
+from activefreq_engine.models import create_model
+from activefreq_engine.train import loop
+from activefreq_engine.train.data import pack
+from activefreq_engine.train.loop import parameter_groups, train
+from activefreq_engine.train.on_device import DeviceSteps, central_pixels
+from activefreq_engine.train.record import Record, read_log
+from activefreq_engine.train.sampler import Sampler
+from activefreq_engine.train.simulate import DEEPEST, ClickBatch, network_clicks, simulate
+from activefreq_engine.train.state import Ema
+from activefreq_engine.train.steps import CoarseStep
+
+from .tiny_run import OVERRIDES, tiny
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums depend on the number of threads in their last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def packed(pairs, tmp_path_factory):
+    return pack([pairs], tmp_path_factory.mktemp("packed"))
+
+
+def test_clicks_fall_well_inside(rng):
+    """Against all pairs of pixels, in double precision; the deepest pixel as often as it should."""
+    regions = rng.random((6, 13, 18)) < np.array([0.95, 0.7, 0.4, 0.0, 1.0, 0.02])[:, None, None]
+    ys, xs = np.mgrid[-1:14, -1:19]
+    exact = []
+    for region in regions:
+        outside = ~np.pad(region, 1)
+        away = np.stack([xs[outside], ys[outside]], 1)
+        inside = np.argwhere(region)[:, ::-1]
+        gaps = np.sqrt(((inside[:, None] - away[None]) ** 2).sum(2)).min(1) if len(inside) else np.zeros(0)
+        depths = np.zeros(region.shape)
+        depths[region] = gaps
+        exact.append(depths)
+    hit = []
+    for _ in range(60):
+        points, depth = central_pixels(torch.from_numpy(regions), torch.rand(6, 2))
+        for depths, (x, y), d in zip(exact, points.int().tolist(), depth.tolist(), strict=True):
+            assert d == pytest.approx(depths.max())
+            if d:
+                assert depths[y, x] > d / 2
+        x, y = points[0].int().tolist()
+        hit.append(exact[0][y, x] == exact[0].max())
+    assert np.mean(hit) > DEEPEST - 0.25
+
+
+def steps_of(packed, config, seed=0, **changes):
+    torch.manual_seed(seed)
+    model = create_model("freqformer_b0", **{**OVERRIDES, "drop_path": 0.0, **changes})
+    module = CoarseStep(model)
+    ema = Ema(model, 0.9)
+    optimizer = torch.optim.AdamW(parameter_groups(module, 0.02), lr=1e-3, fused=True)
+    sampler = Sampler(packed, config.seed, None, CPU)
+    return DeviceSteps(module, optimizer, ema, sampler, config, None)
+
+
+def clicks_of(batch):
+    """The clicks in a batch's slots, as the loop keeps them."""
+    clicks = ClickBatch(len(batch.points))
+    for b, slots in enumerate(batch.points.tolist()):
+        for k, (x, y) in enumerate(slots):
+            if x >= 0:
+                clicks.add(b, int(x), int(y), k < batch.slots)
+    return clicks
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_update_is_that_of_the_loop(pairs, packed, frozen, monkeypatch, rng):
+    """The loop's step on the same samples and clicks: the same loss, weights, statistics and averages."""
+    config = tiny(pairs, iterations=((2, 1.0),))
+    steps, twin = steps_of(packed, config), steps_of(packed, config)
+    run = loop._Run(config, packed, CPU, 1, 0)
+    run.model, run.step_module, run.scaler, run.step = twin.model, twin.module, None, 7
+    run.ema = Ema(twin.model, 0.9)
+    run.optimizer = torch.optim.AdamW(parameter_groups(twin.module, 0.02), lr=1e-3)
+    loss = steps(3, 64, 2, 1e-3, frozen, 1 - run.ema.decay_at(7))
+    batch = steps.batches[64]
+    given = network_clicks(batch.previous, clicks_of(batch), 5.0)
+    monkeypatch.setattr("activefreq_engine.train.steps.simulate", lambda *_: (given, None))
+    run.step_module.frozen = frozen
+    theirs = run.step_module(batch.image, batch.label, 2, rng)
+    run._update(theirs)
+    assert loss.item() == pytest.approx(theirs.item(), rel=1e-5)
+    for name, value in steps.model.state_dict().items():
+        torch.testing.assert_close(value, twin.model.state_dict()[name], rtol=1e-4, atol=2e-5, msg=name)
+        torch.testing.assert_close(steps.ema.state[name], run.ema.state[name], rtol=1e-4, atol=2e-5, msg=name)
+
+
+def test_clicks_are_on_errors_and_of_their_sign(pairs, packed):
+    config = tiny(pairs, iterations=((3, 1.0),), batch=8)
+    steps = steps_of(packed, config)
+    seen = []
+    add = steps._add
+
+    def noted(batch, wanted, unwanted, prefer):
+        before = batch.points.clone()
+        add(batch, wanted, unwanted, prefer)
+        seen.append((before, batch.points.clone(), wanted.clone(), unwanted.clone()))
+
+    steps._add = noted
+    steps(0, 64, 3, 0.0, True, 0.0)
+    assert len(seen) == 4
+    for before, after, wanted, unwanted in seen:
+        new = (after != before).any(2)
+        assert (new.sum(1) <= 1).all()
+        for b, k in new.nonzero().tolist():
+            x, y = after[b, k].int().tolist()
+            positive = k < steps.slots
+            assert (wanted if positive else unwanted)[b, y, x]
+        none = ~new.any(1)
+        assert not (wanted | unwanted)[none].any()
+    first = seen[0]
+    assert torch.equal((first[1][:, : steps.slots] >= 0).flatten(1).any(1), first[2].flatten(1).any(1))
+
+
+def test_the_previous_mask_answers_the_clicks_before_the_last(pairs, packed):
+    config = tiny(pairs, batch=3)
+    steps = steps_of(packed, config)
+    inputs = []
+    given = steps._inputs
+
+    def noted(batch):
+        inputs.append(given(batch).clone())
+        return inputs[-1]
+
+    steps._inputs = noted
+    steps(0, 32, 1, 0.0, True, 0.0)
+    first, second = inputs
+    assert not first[:, 0].any()
+    steps.model.eval()
+    with torch.no_grad():
+        answer = steps.model(steps.batches[32].image, first).sigmoid()
+    torch.testing.assert_close(second[:, :1], answer, rtol=1e-4, atol=1e-5)
+    assert (second[:, 1:] >= first[:, 1:]).all()
+    assert ((answer[:, 0] > THRESHOLD) != (steps.batches[32].label[:, 0] == 1)).any()
+
+
+def test_it_learns_as_the_loop_does(pairs, packed, tmp_path, monkeypatch):
+    """The mean loss of each third of a short run is that of the loop's; other crops, so within a tenth."""
+    monkeypatch.setattr(Record, "EVERY", 15)
+    losses = []
+    for on_device in (False, True):
+        config = tiny(pairs, steps=45, sizes=((0.0, 32),), ema=0.9, lr=1e-2, frozen_norms=1.0, on_device=on_device)
+        train(config, tmp_path / str(on_device), device="cpu", packed=packed)
+        losses.append([float(r["loss"]) for r in read_log(tmp_path / str(on_device) / "log.csv")])
+    host, device = np.array(losses)
+    assert (device[-1] < 0.9 * device[0]).all()
+    np.testing.assert_allclose(device, host, rtol=0.1)
+
+
+def test_a_run_that_is_cut_in_two_ends_alike(pairs, packed, tmp_path, monkeypatch):
+    config = tiny(pairs, steps=6, on_device=True)
+    whole = train(config, tmp_path / "whole", device="cpu", packed=packed)
+    call = DeviceSteps.__call__
+
+    def cut(self, step, *rest):
+        if step == 4:
+            raise KeyboardInterrupt
+        return call(self, step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DeviceSteps, "__call__", cut)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "cut", device="cpu", packed=packed, save_every=0)
+    again = train(config, tmp_path / "cut", device="cpu", packed=packed)
+    for name in ("state.safetensors", "model.safetensors"):
+        a, b = load_file(whole.with_name(name)), load_file(again.with_name(name))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_gradient_that_is_not_finite_is_skipped(pairs, packed, tmp_path, monkeypatch, caplog):
+    calls = []
+
+    def poisoned(logits, labels):
+        calls.append(1)
+        return logits.mean() * (float("nan") if len(calls) == 2 else 1)
+
+    monkeypatch.setattr("activefreq_engine.train.on_device.coarse_loss", poisoned)
+    with caplog.at_level(logging.WARNING):
+        train(tiny(pairs, steps=3, on_device=True), tmp_path, device="cpu", packed=packed)
+    assert "1 steps before step 3 had no finite gradient" in caplog.text
+    assert all(v.isfinite().all() for v in load_file(tmp_path / "state.safetensors").values())
+
+
+@pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler is enabled")
+def test_what_is_not_served_is_refused(pairs, tmp_path, monkeypatch):
+    for changes in ({"clicker": "acselect"}, {"teacher": "t"}, {"stage": "refiner", "init": "i"}):
+        with pytest.raises(InvalidArgumentError, match="on_device"):
+            replace(tiny(pairs, on_device=True), **changes)
+    monkeypatch.setattr(loop, "precision", lambda device: torch.float16)
+    with pytest.raises(InvalidArgumentError, match="bfloat16"):
+        train(tiny(pairs, on_device=True), tmp_path, device="cpu")
+
+
+def test_simulated_clicks_match_the_loops_on_average(pairs, packed, rng):
+    """How good the answer to n clicks is depends on where they fall: the same on the same samples, within noise."""
+    config = tiny(pairs, batch=48, iterations=((2, 1.0),))
+    steps = steps_of(packed, config)
+    steps(0, 64, 2, 0.0, True, 0.0)
+    batch = steps.batches[64]
+    _, clicks = simulate(steps.model.eval(), batch.image, batch.label, 2, rng)
+
+    def facts(points):
+        signs = [(len(p), len(n)) for p, n in points.clicks]
+        return np.array(signs, float)
+
+    ours, theirs = facts(clicks_of(batch)), facts(clicks)
+    assert abs(ours.mean(0) - theirs.mean(0)).max() < 0.35
+    assert (ours.sum(1) == theirs.sum(1)).mean() > 0.9
