@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from activefreq_engine.conventions import THRESHOLD
 from activefreq_engine.errors import BackendUnavailableError, InvalidArgumentError
-from activefreq_engine.kernels import cupy_impl, dispatch
+from activefreq_engine.kernels import cupy_impl
 from activefreq_engine.kernels.distance import inscribed_points
 from activefreq_engine.kernels.region_stats import RegionStats, binary_entropy, region_stats
 from activefreq_engine.types import Suggestion
@@ -311,11 +311,8 @@ class AcSelect:
             if not usable:
                 raise BackendUnavailableError(f"AcSelect cannot run on the cupy backend: {reason}")
             candidates, probs = candidates.cuda(), probs.cuda()
-        try:
-            stats = region_stats(candidates, probs.expand(candidates.shape), backend=self.backend)
-            point, radius = inscribed_points(stats.labels, stats.counts, backend=self.backend)
-        except dispatch.BackendUnavailableError as error:
-            raise BackendUnavailableError(str(error)) from error
+        stats = region_stats(candidates, probs.expand(candidates.shape), backend=self.backend)
+        point, radius = inscribed_points(stats.labels, stats.counts, backend=self.backend)
         stats = RegionStats(*(getattr(stats, f.name).cpu() for f in fields(stats)))
         return stats, point.cpu().numpy(), radius.cpu().numpy()
 

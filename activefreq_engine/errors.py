@@ -4,8 +4,6 @@ A message says what was got, what is allowed, and what to do.  Each class also d
 that a caller would expect, so ``except ValueError`` keeps working in code that knows nothing of this package.
 """
 
-from activefreq_engine.kernels import dispatch
-
 
 class ActiveFreqError(Exception):
     """Base of all errors of activefreq_engine."""
@@ -47,7 +45,7 @@ class ModelLoadError(ActiveFreqError, RuntimeError):
     """A checkpoint or a model name cannot be turned into a model."""
 
 
-class BackendUnavailableError(ActiveFreqError, dispatch.BackendUnavailableError):
+class BackendUnavailableError(ActiveFreqError, RuntimeError):
     """A device or backend asked for by name cannot run here; the message carries the reason."""
 
 

@@ -4,17 +4,20 @@ An op folder registers its implementations when it is imported; its public funct
 chosen, in this order, by
 
 1. the ``backend`` argument, unless it is "auto";
-2. the environment variable ``ACTIVEFREQ_BACKEND``, unless it is unset, empty or "auto";
+2. the environment variable ``ACTIVEFREQ_BACKEND``: a comma-separated list of ``op=backend``, and at most one bare
+   name, which is for all other ops wherever they have such an implementation for the input's device and size;
 3. "auto": the implementation of highest priority that supports the device, whose verifier agrees, and which has been
    right in its trial on this device (`verification`).  Each rejection on the way is logged once, with its reason
    (logger ``activefreq_engine.kernels.dispatch``, level INFO; a failed trial is a warning of `verification`).
 
 A backend asked for by name, by argument or variable, runs or raises: there is no fallback behind the caller's back.
-It is not tried before: this is the way to look into a kernel that has failed.
+A bare name in the variable raises too where this machine lacks what it needs, CuPy for example.  What is asked for by
+name is not tried before: this is the way to look into a kernel that has failed.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import logging
@@ -25,24 +28,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # the package's errors derive from those here, and the command line needs them before torch
+from activefreq_engine.errors import BackendUnavailableError, InvalidArgumentError
+
+if TYPE_CHECKING:  # the command line asks for names and settings before torch is needed
     import torch
 
     from .verification import Form, Question, Trial
 
 BACKENDS = ("auto", "reference", "triton", "cupy")
-"""What ``backend`` and ``ACTIVEFREQ_BACKEND`` may say."""
+"""What ``backend`` may say, and ``ACTIVEFREQ_BACKEND`` of an op."""
 
 ENVIRONMENT_VARIABLE = "ACTIVEFREQ_BACKEND"
+"""For example ``reference``, or ``triton,region_stats=reference``."""
 
 Verdict = tuple[bool, str]
 """(ok, reason).  The reason says what is missing and what to do; it is empty when ok."""
 
 _log = logging.getLogger(__name__)
-
-
-class BackendUnavailableError(RuntimeError):
-    """A backend asked for by name cannot run here; the message carries the reason."""
 
 
 def _always(*args: Any, **kwargs: Any) -> Verdict:
@@ -108,9 +110,9 @@ def call(op: str, device: str, backend: str, *args: Any, **kwargs: Any) -> Any:
     """Run `op` on inputs that live on `device` (a `torch.device.type`) and return what the implementation returns.
 
     Raises:
-        ValueError: `backend` is not one of `BACKENDS`.
+        InvalidArgumentError: `backend` is not one of `BACKENDS`.
         BackendUnavailableError: the backend asked for, here or by ``ACTIVEFREQ_BACKEND``, cannot run or does not
-            exist, or none can run; the message has every reason.
+            exist, or none can run, or the variable cannot be read; the message has every reason.
     """
     return select(op, device, backend, *args, **kwargs).run(*args, **kwargs)
 
@@ -118,7 +120,7 @@ def call(op: str, device: str, backend: str, *args: Any, **kwargs: Any) -> Any:
 def select(op: str, device: str, backend: str, *args: Any, **kwargs: Any) -> Implementation:
     """The implementation that `call` would run.  Arguments and errors are those of `call`."""
     implementations = _registry[op]
-    name, source = _requested(backend)
+    name, source = _requested(op, device, backend, args, kwargs)
     if name != "auto":
         if name not in implementations:
             raise BackendUnavailableError(
@@ -141,9 +143,10 @@ def select(op: str, device: str, backend: str, *args: Any, **kwargs: Any) -> Imp
     raise BackendUnavailableError(f"no implementation of {op} can run: {'; '.join(reasons)}")
 
 
-def is_named(backend: str) -> bool:
-    """Whether an implementation is asked for by name, by argument or variable.  Raises what `call` raises."""
-    return _requested(backend)[0] != "auto"
+def is_named(op: str, device: str, backend: str, *args: Any, **kwargs: Any) -> bool:
+    """Whether `call` would run an implementation because it is asked for by name, by argument or variable.  Raises
+    what `call` raises."""
+    return _requested(op, device, backend, args, kwargs)[0] != "auto"
 
 
 def question(op: str, name: str, device: torch.device, form: Form) -> Question:
@@ -223,18 +226,58 @@ def table() -> list[Row]:
     return rows
 
 
-def _requested(backend: str) -> tuple[str, str]:
+def _requested(op: str, device: str, backend: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, str]:
     """The backend's name and where it was asked for."""
     if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}; allowed are {', '.join(BACKENDS)}")
+        raise InvalidArgumentError(f"backend is {backend!r}; allowed are {', '.join(BACKENDS)}")
     if backend != "auto":
         return backend, f"backend={backend!r}"
-    name = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
-    if name not in BACKENDS:
+    text = os.environ.get(ENVIRONMENT_VARIABLE, "")
+    everywhere, by_op = _settings(text)
+    source = f"{ENVIRONMENT_VARIABLE}={text}"
+    if op in by_op:
+        return by_op[op], source
+    implementation = _registry[op].get(everywhere)
+    if implementation is None or device not in implementation.devices:
+        return "auto", source
+    if implementation.verify()[0]:  # this machine has what it needs: the question is whether it takes these arguments
+        ok, reason = implementation.verify(*args, **kwargs)
+        if not ok:
+            _log_once(implementation, reason)
+            return "auto", source
+    return everywhere, source
+
+
+@functools.lru_cache(maxsize=16)
+def _settings(text: str) -> tuple[str, dict[str, str]]:
+    """What ``ACTIVEFREQ_BACKEND`` says: of all ops, and of some by name."""
+    everywhere, by_op = "auto", {}
+    entries = [entry.strip() for entry in text.split(",") if entry.strip()]
+    if any("=" in entry for entry in entries):
+        load()  # so that all ops are known by name
+    bare = [entry for entry in entries if "=" not in entry]
+    if len(bare) > 1:
         raise BackendUnavailableError(
-            f"the environment variable {ENVIRONMENT_VARIABLE} is {name!r}; allowed are {', '.join(BACKENDS)}"
+            f"the environment variable {ENVIRONMENT_VARIABLE} is {text!r}: {' and '.join(bare)} are both for all ops; "
+            "give one bare name, and op=backend for single ops"
         )
-    return name, f"{ENVIRONMENT_VARIABLE}={name}"
+    for entry in entries:
+        op, equals, name = (part.strip() for part in entry.rpartition("="))
+        if name not in BACKENDS:
+            raise BackendUnavailableError(
+                f"the environment variable {ENVIRONMENT_VARIABLE} is {text!r}: {name!r} is not a backend; allowed are "
+                f"{', '.join(BACKENDS)}, and op=backend with one of them"
+            )
+        if equals and op not in _registry:
+            raise BackendUnavailableError(
+                f"the environment variable {ENVIRONMENT_VARIABLE} is {text!r}: {op!r} is not an op; there are "
+                f"{', '.join(sorted(_registry))}"
+            )
+        if equals:
+            by_op[op] = name
+        else:
+            everywhere = name
+    return everywhere, by_op
 
 
 def _verdict(implementation: Implementation, device: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Verdict:

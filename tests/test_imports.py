@@ -14,7 +14,7 @@ COMMON = {"errors", "conventions", "types"}
 
 MAY_IMPORT = {
     "conventions": set(),
-    "errors": {"kernels.dispatch"},
+    "errors": set(),
     "types": set(),
     "kernels": {"kernels", "errors", "conventions"},
     "models": {"models", "kernels", *COMMON},

@@ -81,7 +81,9 @@ class FreqModulePlan:
         self.input_limit: float = self._runner.input_limit
         self._side = int(dw_weight.shape[-1])
         self._reference: Any = None  # answers where the kernel has failed its trial
-        if self.backend != "reference" and not dispatch.is_named(backend):
+        if self.backend != "reference" and not dispatch.is_named(
+            "freq_module", self.device.type, backend, *parameters, size=self.size, precision=precision
+        ):
             reference = dispatch.select("freq_module", self.device.type, "reference", *parameters, size=self.size)
             self._reference = reference.run(*parameters, size=self.size, precision=precision)
         self._proven: set[Any] = set()

@@ -158,3 +158,14 @@ def test_engine_keeps_no_gradients(rng):
     answer = engine.run([request(rng, 32, 64)])[0]
     assert not answer.features.image.requires_grad
     assert isinstance(answer.coarse.logits, torch.Tensor)
+
+
+@pytest.mark.parametrize("value", ["triton", "cupy", "reference", "cupy,region_stats=reference"])
+def test_clicks_and_suggestions_work_whatever_backend_the_environment_names(engine, rng, monkeypatch, value):
+    """A bare name is for the ops that have such an implementation for the device; here all inputs are on the CPU."""
+    monkeypatch.setenv("ACTIVEFREQ_BACKEND", value)
+    with Session(engine=engine) as s:
+        s.set_image(random_image(rng, 60, 80))
+        s.click(40, 30)
+        assert s.mask[30, 40]
+        s.suggest()
