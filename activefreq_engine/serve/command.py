@@ -117,6 +117,7 @@ def _listen(host: str, port: int) -> socket.socket:
         if sys.platform != "win32":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(128)  # whoever reads the address may connect at once, and waits until the server is ready
     except OSError as error:
         raise InvalidArgumentError(
             f"cannot listen on {host} port {port}: {error.strerror or error}; choose another --host or --port"

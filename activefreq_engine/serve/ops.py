@@ -28,7 +28,7 @@ class ClickOp(Op):
 
 
 class MaskOp(Op):
-    """Go on from a mask: a grey or indexed PNG of the picture's size, base64; every value but 0 is inside."""
+    """Go on from a mask: a picture file (PNG, say) of the picture's size, base64; every value but 0 is inside."""
 
     op: Literal["mask"] = "mask"
     png: Annotated[str, Field(max_length=64 * 2**20)]

@@ -47,8 +47,9 @@ class Picture:
         return self.planes.dtype != np.uint8
 
     def range(self) -> Window:
-        """Smallest and largest value."""
-        return float(self.planes.min()), float(self.planes.max())
+        """Smallest and largest value, of those that are finite."""
+        values = self.planes if self.planes.dtype.kind != "f" else self.planes[np.isfinite(self.planes)]
+        return (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
 
     def default_window(self) -> Window:
         """What `load_image` would choose, over all slices."""
@@ -77,7 +78,7 @@ def read_picture(data: bytes, name: str, max_pixels: int) -> Picture:
         return _read_volume(data, name, max_pixels)
     height, width = image_size(data)
     _check(height * width, max_pixels, name)
-    return Picture(name, _finite(load_values(data, max_pixels=max_pixels), name)[None])
+    return Picture(name, load_values(data, max_pixels=max_pixels)[None])
 
 
 def _read_volume(data: bytes, name: str, max_pixels: int) -> Picture:

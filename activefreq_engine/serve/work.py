@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,11 +15,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from activefreq_engine import Click, Engine, Session
 from activefreq_engine.errors import InvalidMaskError
-from activefreq_engine.images import Window
+from activefreq_engine.images import Window, image_size, load_labels
 from activefreq_engine.serve import ops
 from activefreq_engine.serve.batches import Batches
 from activefreq_engine.serve.errors import ConflictError, NotFoundError, ServeError, TooLargeError
@@ -404,13 +402,14 @@ class Work:
 
 def _decode(op: ops.MaskOp, picture: Picture) -> NDArray[np.bool_]:
     try:
-        image = Image.open(io.BytesIO(base64.b64decode(op.png, validate=True)), formats=["PNG"])
-        size = image.size
-        if size == (picture.width, picture.height):
-            return np.asarray(image if image.mode in ("1", "L", "P", "I;16", "I") else image.convert("L")) != 0
-    except Exception as error:  # a decoder fed with hostile bytes may raise anything
-        raise InvalidMaskError("the mask is not a PNG in base64 that can be read") from error
+        data = base64.b64decode(op.png, validate=True)
+    except ValueError as error:
+        raise InvalidMaskError("the mask is not base64") from error
+    height, width = image_size(data)
+    if (height, width) == (picture.height, picture.width):
+        found: NDArray[np.bool_] = load_labels(data, any_colour=True) != 0
+        return found
     raise InvalidMaskError(
-        f"the mask is {size[0]} wide and {size[1]} high, the picture {picture.width} and {picture.height}; "
+        f"the mask is {width} wide and {height} high, the picture {picture.width} and {picture.height}; "
         "they must be the same"
     )
