@@ -4,10 +4,12 @@ Anything wrong with what the user gave ends in one line on stderr and exit code 
 """
 
 import importlib
+import io
 import json
 import os
 import platform
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import metadata
@@ -18,8 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from activefreq_engine import __version__
-from activefreq_engine.errors import ActiveFreqError, InvalidArgumentError, InvalidClickError
-from activefreq_engine.types import Click
+from activefreq_engine.errors import ActiveFreqError, InvalidArgumentError
 
 # Every error that typer raises for bad usage.  Its home moves between releases (click, then typer's own copy of it),
 # but it has always been the grandparent of the public BadParameter.
@@ -27,6 +28,7 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
 
 _LAZY = {
     "serve": ("activefreq_engine.serve.command", "serve_command"),
+    "segment": ("activefreq_engine.segment.command", "segment_command"),
     "eval": ("activefreq_engine.eval.cli", "eval_command"),
     "export": ("activefreq_engine.export", "export_command"),
     "train": ("activefreq_engine.train.cli", "train_command"),
@@ -36,10 +38,10 @@ _LAZY = {
 
 
 class _Commands(TyperGroup):
-    """Imports evaluation, export and training only when they are asked for."""
+    """Imports each command only when it is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [*super().list_commands(ctx), *_LAZY]
+        return [*_LAZY, *super().list_commands(ctx)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in _LAZY:
@@ -54,12 +56,14 @@ app = typer.Typer(
     cls=_Commands,
     add_completion=False,
     pretty_exceptions_enable=False,  # a traceback means a bug here: plain text is easier to report
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Click-based interactive image segmentation.",
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 2 for bad usage or input, 1 for other failures."""
+    _open_streams()
     try:
         code = app(arguments, prog_name="activefreq", standalone_mode=False)
         sys.stdout.flush()
@@ -73,8 +77,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         return _fail(str(error), 1)
+    except MemoryError:
+        return _fail("there is not enough memory", 1)
     except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130)
+    except Exception as error:  # a fault of ours: one line as well, with the place that a report must name
+        return _fail(f"this is a bug: {type(error).__name__}: {error} ({_place(error)}); please report it", 1)
+
+
+def _open_streams() -> None:
+    """Give the process the streams that its parent closed, and let them print names that the console cannot show.
+
+    A closed one reads and writes nothing, as /dev/null does; else the next file that is opened would take its number,
+    and what is printed would go into that file.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number, so mostly this one
+                if opened != number:
+                    os.dup2(opened, number)
+                    os.close(opened)
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 (for the rest of the process)
+        stream = getattr(sys, name)
+        if mode == "w" and isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _place(error: BaseException) -> str:
+    """File and line of the package's own code in which an error arose."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f for f in frames if "activefreq_engine" in f.filename] or frames
+    return f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "no place known"
 
 
 def _fail(message: str, code: int) -> int:
@@ -95,104 +131,6 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-@app.command()
-def segment(
-    image: Annotated[Path, typer.Argument(help="Image file.", show_default=False)],
-    click: Annotated[
-        list[str],
-        typer.Option(help="'x,y' inside the object, 'x,y,-' outside it, in image pixels; repeat it, in order."),
-    ],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Mask to write: PNG, 0 outside, 255 inside.")
-    ] = None,
-    overlay: Annotated[
-        Path | None, typer.Option(help="Picture to write: mask outline, clicks, suggested next click.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    model: Annotated[str, typer.Option(help="A model with shipped weights, or a checkpoint file.")] = "freqformer_b0",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-) -> None:
-    """Segment one image by clicks."""
-    clicks = [parse_click(text) for text in click]
-    if output is None and overlay is None and not as_json:
-        raise InvalidArgumentError("nothing to do with the mask; give --output, --overlay or --json")
-    for target, option in ((output, "--output"), (overlay, "--overlay")):
-        _check_target(target, option, image)
-
-    import numpy as np
-    from PIL import Image
-
-    from activefreq_engine.images import load_image
-    from activefreq_engine.overlay import draw_clicks, draw_mask, draw_suggestions
-
-    pixels = load_image(image)
-    from activefreq_engine import Session  # imports torch: a bad image is told before
-
-    with Session(model=model, device=device) as session:
-        session.set_image(pixels)
-        results = [session.click(c.x, c.y, positive=c.positive) for c in clicks]
-        mask, suggestions = results[-1].mask, session.suggest(k=1)
-        if output is not None:
-            session.save_mask(output)
-
-    if overlay is not None:
-        rgb = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
-        Image.fromarray(draw_suggestions(draw_clicks(draw_mask(rgb, mask), clicks), suggestions)).save(overlay)
-    best = suggestions[0] if suggestions else None
-    if as_json:
-        report = {
-            "image": str(image),
-            "width": mask.shape[1],
-            "height": mask.shape[0],
-            "mask": output and str(output),
-            "overlay": overlay and str(overlay),
-            "area": int(mask.sum()),
-            "clicks": [
-                {**asdict(c), "changed_bbox": r.changed_bbox, "elapsed_ms": r.elapsed_ms}
-                for c, r in zip(clicks, results, strict=True)
-            ],
-            "next_click": best and {"x": best.x, "y": best.y, "positive": best.positive, "score": best.score},
-        }
-        typer.echo(json.dumps(report, indent=2))
-        return
-    typer.echo(f"clicks: {len(clicks)}, pixels inside: {int(mask.sum())} of {mask.size}")
-    if best is not None:
-        typer.echo(f"the next click is worth most at: {best.x},{best.y},{'+' if best.positive else '-'}")
-    for path in (output, overlay):
-        if path is not None:
-            typer.echo(f"wrote {path}")
-
-
-def parse_click(text: str) -> Click:
-    """The click that ``x,y``, ``x,y,+`` or ``x,y,-`` means.
-
-    Raises:
-        InvalidClickError: the text is none of these.
-    """
-    parts = text.split(",")
-    try:
-        x, y, sign = parts if len(parts) == 3 else [*parts, "+"]
-        return Click(float(x), float(y), {"+": True, "-": False}[sign.strip()])
-    except (ValueError, KeyError):
-        raise InvalidClickError(
-            f"--click {text!r} is not 'x,y' or 'x,y,+' or 'x,y,-' with x and y in image pixels"
-        ) from None
-
-
-def _check_target(target: Path | None, option: str, image: Path) -> None:
-    """Refuse a file that cannot be written before any work is done, and the input image."""
-    if target is None:
-        return
-    if target.suffix.lower() != ".png":
-        raise InvalidArgumentError(f"{option} {target} must end in .png: only a lossless format keeps a mask")
-    if not target.parent.is_dir():
-        raise InvalidArgumentError(f"{option} {target}: there is no directory {target.parent}; make it first")
-    if target.is_dir():
-        raise InvalidArgumentError(f"{option} {target} is a directory; name a file")
-    if target.exists() and image.exists() and target.samefile(image):
-        raise InvalidArgumentError(f"{option} {target} would overwrite the image; choose another name")
 
 
 @app.command()

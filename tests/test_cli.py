@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from activefreq_engine import Click, __version__, create_model
-from activefreq_engine.cli import main, parse_click
+from activefreq_engine.cli import main
 from activefreq_engine.errors import InvalidClickError
 from activefreq_engine.models import save_checkpoint
+from activefreq_engine.segment.prompts import parse_click
 
 WIDTH, HEIGHT = 93, 71
 

@@ -1,0 +1,1 @@
+"""``activefreq segment``: masks of image files by clicks, boxes and start masks that are given beforehand."""

@@ -1,0 +1,393 @@
+"""``activefreq segment`` on the command line.  The application in `activefreq_engine.cli` registers it."""
+
+from __future__ import annotations
+
+import glob
+import io
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from activefreq_engine.conventions import THRESHOLD
+from activefreq_engine.errors import ActiveFreqError, InvalidArgumentError
+from activefreq_engine.segment.prompts import Prompts, parse_box, parse_click, read_prompts
+
+if TYPE_CHECKING:
+    from activefreq_engine.session import Session
+
+STREAM = "-"
+"""Stands for standard input as an image or a file of clicks, for standard output as a mask."""
+
+
+def segment_command(
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE...",
+            help="Image files, folders of them, or patterns such as 'photos/*.jpg'; - reads one from standard input.",
+            show_default=False,
+        ),
+    ],
+    click: Annotated[
+        list[str] | None,
+        typer.Option(help="'x,y' inside the object, 'x,y,-' outside it, in image pixels; repeat it, in order."),
+    ] = None,
+    box: Annotated[
+        str | None, typer.Option(metavar="X0,Y0,X1,Y1", help="Box around the object, in image pixels.")
+    ] = None,
+    clicks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSON or CSV with clicks and boxes for each image; see docs/command-line.md. - reads JSON.",
+        ),
+    ] = None,
+    start_mask: Annotated[
+        Path | None, typer.Option(help="Mask to go on from; for several images a folder of PNGs of the same names.")
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", help="Mask to write: PNG, 0 outside, 255 inside; several images: a folder; - prints it."
+        ),
+    ] = None,
+    overlay: Annotated[
+        Path | None, typer.Option(help="Picture to write, or folder: mask outline, clicks, suggested next click.")
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print the result as JSON, with run lengths and polygons; several images: a line each."
+        ),
+    ] = False,
+    model: Annotated[str, typer.Option(help="A model with shipped weights, or a checkpoint file.")] = "freqformer_b0",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    size: Annotated[int | None, typer.Option(help="Network input size; default: the engine's.")] = None,
+    threshold: Annotated[float, typer.Option(help="Probability above which a pixel belongs to the mask.")] = THRESHOLD,
+    zoom: Annotated[bool, typer.Option(help="Zoom in on the object.")] = True,
+    refine: Annotated[bool, typer.Option(help="Refine around the last change.")] = True,
+) -> int:
+    """Segment images by clicks, boxes or masks to start from.
+
+    A picture that cannot be read costs its own mask and no other; the exit code is then 2.
+    """
+    if output is None and overlay is None and not as_json:
+        raise InvalidArgumentError("nothing to do with the mask; give --output, --overlay or --json")
+    if output == STREAM and as_json:
+        raise InvalidArgumentError("--output - and --json would both print; give --output a file")
+    if STREAM in images and clicks == STREAM:
+        raise InvalidArgumentError("standard input cannot be both the image and the clicks; give one of them as a file")
+    common = Prompts([parse_click(text) for text in click or ()], None if box is None else parse_box(box))
+    paths, several = _find(images)
+    jobs = _jobs(paths, several, common, clicks, start_mask)
+    _place(jobs, several, output, overlay)
+
+    from activefreq_engine.session import Session  # imports torch: what is wrong above is told before
+
+    failed = 0
+    with Session(model=model, device=device, size=size, threshold=threshold, zoom=zoom, refine=refine) as session:
+        for job in _progress(jobs):
+            try:
+                outcome = _segment(session, job)
+            except (ActiveFreqError, OSError) as error:
+                if not several:
+                    raise
+                failed += 1
+                _say(f"error: {' '.join(f'{job.image}: {error}'.split())}")
+                continue
+            if output == STREAM:
+                _stream_out(outcome.png)
+            elif as_json:
+                typer.echo(json.dumps(outcome.report, indent=None if several else 2))
+            else:
+                typer.echo(outcome.text(several))
+    if failed:
+        _say(f"error: {failed} of {len(jobs)} images have no mask, for the reasons above")
+    return 2 if failed else 0
+
+
+@dataclass(slots=True)
+class _Job:
+    """One image: what is said about it and where its results go."""
+
+    image: str
+    prompts: Prompts
+    mask: Path | None = None
+    overlay: Path | None = None
+    stream: bool = False
+    """Print the mask's PNG."""
+
+
+@dataclass(slots=True)
+class _Outcome:
+    job: _Job
+    report: dict[str, Any]
+    png: bytes = b""
+
+    def text(self, several: bool) -> str:
+        """What people read about it."""
+        r, best = self.report, self.report["next_click"]
+        start = f"{self.job.image}: " if several else ""
+        lines = [f"{start}clicks: {len(r['clicks'])}, pixels inside: {r['area']} of {r['width'] * r['height']}"]
+        if best is not None and not several:
+            lines.append(
+                f"the next click is worth most at {best['x']},{best['y']}: is that inside the object?  Add "
+                f"--click {best['x']},{best['y']},+ if it is, --click {best['x']},{best['y']},- if not"
+            )
+        written = [str(p) for p in (self.job.mask, self.job.overlay) if p is not None]
+        if several and written:
+            lines[0] += f"; wrote {', '.join(written)}"
+        else:
+            lines += [f"wrote {path}" for path in written]
+        return "\n".join(lines)
+
+
+def _find(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """The images that the arguments name, in order, and whether results go into folders."""
+    from activefreq_engine.eval.datasets import IMAGE_SUFFIXES
+
+    found: list[str] = []
+    several = len(arguments) > 1
+    for argument in arguments:
+        path = Path(argument)
+        if argument == STREAM or _is_file(path):
+            found.append(argument)
+            continue
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != ".")
+            if not inside:
+                raise InvalidArgumentError(f"folder {path} holds no image: no file ends in {', '.join(IMAGE_SUFFIXES)}")
+        elif glob.has_magic(argument):
+            inside = [Path(name) for name in sorted(glob.glob(argument, recursive=True)) if Path(name).is_file()]
+            if not inside:
+                raise InvalidArgumentError(f"no file matches {argument}")
+        else:
+            raise InvalidArgumentError(f"cannot read image '{argument}': no such file")
+        several = True
+        found += [str(p) for p in inside]
+    if len(set(found)) < len(found):
+        twice = next(name for i, name in enumerate(found) if name in found[:i])
+        raise InvalidArgumentError(f"image {twice} is named twice; name it once")
+    if several and STREAM in found:
+        raise InvalidArgumentError("standard input is one image; give it alone")
+    return found, several
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.exists() and not path.is_dir()
+    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
+        return False
+
+
+def _jobs(
+    images: list[str], several: bool, common: Prompts, clicks: str | None, start_masks: Path | None
+) -> list[_Job]:
+    """The images about which something is said; the others are named and left out."""
+    named: dict[str, Prompts] = {}
+    if clicks is not None:
+        text = _stream_in().decode("utf-8-sig", "replace") if clicks == STREAM else None
+        named = _by_image(read_prompts(Path(clicks), text), images, clicks)
+    jobs, bare = [], []
+    for image in images:
+        own = named.get(image, Prompts())
+        mask = own.start_mask or _start_mask(start_masks, image, several)
+        prompts = Prompts([*common.clicks, *own.clicks], own.box or common.box, mask)
+        if prompts.clicks or prompts.box or prompts.start_mask:
+            jobs.append(_Job(image, prompts))
+        else:
+            bare.append(image)
+    if not jobs:
+        raise InvalidArgumentError("there is nothing to go by: give --click, --box, --clicks or --start-mask")
+    if bare:
+        more = ", ..." if len(bare) > 3 else ""
+        _say(f"no clicks for {len(bare)} of {len(images)} images: {', '.join(bare[:3])}{more}; left out")
+    return jobs
+
+
+def _by_image(prompts: dict[str, Prompts], images: list[str], file: str) -> dict[str, Prompts]:
+    """The entries of a file of clicks by the images that they mean: by path, else by the file's name."""
+    found: dict[str, Prompts] = {}
+    for name, entry in prompts.items():
+        same = [i for i in images if os.path.normpath(i) == os.path.normpath(name)]
+        same = same or [i for i in images if Path(i).name == name]
+        if len(same) != 1:
+            what = "is not among the images" if not same else f"may be {same[0]} or {same[1]}; give its path"
+            raise InvalidArgumentError(f"{file}: image {name!r} {what}")
+        if same[0] in found:
+            raise InvalidArgumentError(f"{file} has two entries for {same[0]}; keep one of them")
+        found[same[0]] = entry
+    return found
+
+
+def _start_mask(given: Path | None, image: str, several: bool) -> Path | None:
+    if given is None or not several:
+        return given
+    if not given.is_dir():
+        raise InvalidArgumentError(f"--start-mask {given} is no folder; for several images name a folder of PNGs")
+    path = given / f"{Path(image).stem}.png"
+    return path if path.exists() else None
+
+
+def _place(jobs: list[_Job], several: bool, output: str | None, overlay: Path | None) -> None:
+    """Say where each result goes; refuse, before any work is done, what cannot be written or would be lost."""
+    inputs = {_real(Path(j.image)) for j in jobs if j.image != STREAM}
+    inputs |= {_real(j.prompts.start_mask) for j in jobs if j.prompts.start_mask is not None}
+    if output == STREAM:
+        if several:
+            raise InvalidArgumentError("--output - prints one mask; for several images name a folder")
+        jobs[0].stream = True
+    taken: dict[str, str] = {}
+    for target, option in (
+        (None if output in (None, STREAM) else Path(str(output)), "--output"),
+        (overlay, "--overlay"),
+    ):
+        if target is None:
+            continue
+        if several:
+            _check_folder(target, option)
+        for job in jobs:
+            path = target / f"{Path(job.image).stem}.png" if several else target
+            if not several:
+                _check_target(path, option)
+            if _real(path) in inputs:
+                raise InvalidArgumentError(f"{option} {path} would overwrite the image; choose another name")
+            if (other := taken.setdefault(_real(path), f"{option} of {job.image}")) != f"{option} of {job.image}":
+                raise InvalidArgumentError(f"{path} would be written twice: {other} and {option} of {job.image}")
+            if option == "--output":
+                job.mask = path
+            else:
+                job.overlay = path
+    for folder in {p.parent for j in jobs for p in (j.mask, j.overlay) if several and p is not None}:
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _real(path: Path) -> str:
+    return os.path.normcase(os.path.realpath(path))
+
+
+def _check_folder(target: Path, option: str) -> None:
+    if target.exists() and not target.is_dir():
+        raise InvalidArgumentError(f"{option} {target} is a file; for several images name a folder")
+    if not target.is_dir() and target.suffix.lower() in (".png", ".jpg"):
+        raise InvalidArgumentError(f"{option} {target} names a file; for several images name a folder")
+    nearest = next(folder for folder in (target, *target.resolve().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise InvalidArgumentError(f"{option} {target} cannot be written: {nearest} is no folder to write to")
+
+
+def _check_target(target: Path, option: str) -> None:
+    if target.suffix.lower() != ".png":
+        raise InvalidArgumentError(f"{option} {target} must end in .png: only a lossless format keeps a mask")
+    if not target.parent.is_dir():
+        raise InvalidArgumentError(f"{option} {target}: there is no directory {target.parent}; make it first")
+    if target.is_dir():
+        raise InvalidArgumentError(f"{option} {target} is a directory; name a file")
+
+
+def _segment(session: Session, job: _Job) -> _Outcome:
+    """Make the clicks of one image and write its results."""
+    import numpy as np
+    from PIL import Image
+
+    from activefreq_engine import masks
+    from activefreq_engine.images import load_image
+    from activefreq_engine.overlay import draw_clicks, draw_mask, draw_suggestions
+
+    pixels = load_image(job.image if job.image != STREAM else _picture(_stream_in()))
+    session.set_image(pixels, copy=False)
+    prompts, results = job.prompts, []
+    if prompts.start_mask is not None:
+        session.load_mask(masks.load_labels_png(prompts.start_mask) > 0)
+    if prompts.box is not None:
+        _look(session, prompts)
+    results = [session.click(c.x, c.y, positive=c.positive) for c in prompts.clicks]
+    mask, suggestions = session.mask, session.suggest(k=1)
+    if job.mask is not None:
+        session.save_mask(job.mask)
+    if job.overlay is not None:
+        rgb = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+        picture = draw_suggestions(draw_clicks(draw_mask(rgb, mask), prompts.clicks), suggestions)
+        Image.fromarray(picture).save(job.overlay)
+    best = suggestions[0] if suggestions else None
+    report = {
+        "image": job.image,
+        "width": mask.shape[1],
+        "height": mask.shape[0],
+        "mask": job.mask and str(job.mask),
+        "overlay": job.overlay and str(job.overlay),
+        "area": int(mask.sum()),
+        "clicks": [
+            {**asdict(c), "changed_bbox": r.changed_bbox, "elapsed_ms": r.elapsed_ms}
+            for c, r in zip(prompts.clicks, results, strict=True)
+        ],
+        "next_click": best and {"x": best.x, "y": best.y, "positive": best.positive, "score": best.score},
+        "rle": session.to_coco_rle(),
+        "polygons": [
+            {"exterior": p.exterior.tolist(), "holes": [h.tolist() for h in p.holes]} for p in session.to_polygons()
+        ],
+    }
+    png = b""
+    if job.stream:
+        buffer = io.BytesIO()
+        Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(buffer, format="PNG")
+        png = buffer.getvalue()
+    return _Outcome(job, report, png)
+
+
+def _look(session: Session, prompts: Prompts) -> None:
+    """Let the network see the box and its surroundings, and click its middle where no click is positive."""
+    from activefreq_engine.session.boxes import expand, to_pixels
+    from activefreq_engine.session.zoom import EXPANSION
+    from activefreq_engine.types import Click
+
+    assert prompts.box is not None
+    height, width = session.shape
+    x0, y0, x1, y1 = to_pixels(prompts.box, (0, 0, width, height))
+    if not (x0 < x1 and y0 < y1):
+        raise InvalidArgumentError(f"box {prompts.box} lies outside the image of width {width}, height {height}")
+    session.look(*to_pixels(expand((x0, y0, x1, y1), EXPANSION, 32), (0, 0, width, height)))
+    if not any(c.positive for c in prompts.clicks):
+        prompts.clicks.insert(0, Click((x0 + x1) // 2, (y0 + y1) // 2))
+
+
+def _progress(jobs: list[_Job]) -> Any:
+    """The jobs, with a bar on a terminal where there are several."""
+    from tqdm import tqdm
+
+    return tqdm(jobs, "segment", unit="image", disable=True if len(jobs) == 1 else None, leave=False)
+
+
+def _say(message: str) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(message, file=sys.stderr)
+
+
+def _picture(data: bytes) -> Any:
+    from PIL import Image
+
+    from activefreq_engine.errors import InvalidImageError
+
+    try:
+        return Image.open(io.BytesIO(data))
+    except Exception as error:  # a decoder fed with hostile bytes may raise anything
+        raise InvalidImageError(f"cannot read an image from standard input: {error}") from error
+
+
+def _stream_in() -> bytes:
+    if sys.stdin is None:
+        raise InvalidArgumentError("standard input is closed")
+    return sys.stdin.buffer.read()
+
+
+def _stream_out(data: bytes) -> None:
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()

@@ -1,0 +1,197 @@
+"""What the user says about each image: clicks, a box, a mask to start from; and the files that hold it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from activefreq_engine.errors import InvalidArgumentError, InvalidClickError
+from activefreq_engine.types import Box, Click
+
+_SIGNS: dict[str, bool] = {"+": True, "-": False, "1": True, "0": False, "true": True, "false": False, "": True}
+_MOST_BYTES = 1 << 28  # of a file of clicks
+
+
+@dataclass(slots=True)
+class Prompts:
+    """About one object in one image."""
+
+    clicks: list[Click] = field(default_factory=list)
+    """In the order in which they are made."""
+    box: Box | None = None
+    """Around the object: the network looks there, and where no click is positive its middle is the first one."""
+    start_mask: Path | None = None
+    """File with the mask to go on from."""
+
+
+def parse_click(text: str) -> Click:
+    """The click that ``x,y``, ``x,y,+`` or ``x,y,-`` means.
+
+    Raises:
+        InvalidClickError: the text is none of these.
+    """
+    parts = text.split(",")
+    try:
+        x, y, sign = parts if len(parts) == 3 else [*parts, "+"]
+        return Click(float(x), float(y), {"+": True, "-": False}[sign.strip()])
+    except (ValueError, KeyError):
+        raise InvalidClickError(
+            f"--click {text!r} is not 'x,y' or 'x,y,+' or 'x,y,-' with x and y in image pixels"
+        ) from None
+
+
+def parse_box(text: str) -> Box:
+    """The box that ``x0,y0,x1,y1`` means.
+
+    Raises:
+        InvalidArgumentError: the text is no such thing.
+    """
+    return _box(text.split(","), f"--box {text!r}")
+
+
+def read_prompts(path: Path, text: str | None = None) -> dict[str, Prompts]:
+    """Read a file of clicks: for each image name what is said about it.
+
+    JSON: an object with an entry for each image name, or a list (or one a line) of entries with the key ``image``.  An
+    entry is a list of clicks or an object with ``clicks``, ``box`` ``[x0, y0, x1, y1]`` and ``start_mask`` (a path,
+    relative to the file).  A click is ``[x, y]``, ``[x, y, positive]`` or an object with these keys.
+
+    CSV: columns ``image``, ``x``, ``y`` and, if wanted, ``positive`` (1 or 0, + or -, true or false); a row with
+    ``x0, y0, x1, y1`` in place of x and y is a box.  Rows of an image are clicked in their order.
+
+    Args:
+        path: the file; its ending says which format it is, JSON where it is none of ``.csv`` and ``.json``.
+        text: its content, if it was read already.
+
+    Raises:
+        InvalidArgumentError: unreadable, or not of this form; the message says where.
+        InvalidClickError: a click is none.
+    """
+    if text is None:
+        try:
+            if path.stat().st_size > _MOST_BYTES:
+                raise InvalidArgumentError(f"{path} has more than {_MOST_BYTES >> 20} MB; that is no list of clicks")
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as error:
+            raise InvalidArgumentError(f"cannot read {path}: {error}") from error
+    if path.suffix.lower() == ".csv":
+        return _from_csv(path, text)
+    try:
+        data = _json(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgumentError(f"{path} is not JSON: {error}") from error
+    if isinstance(data, Mapping) and "image" in data:
+        data = [data]
+    if isinstance(data, Mapping):
+        entries: Iterable[tuple[Any, Any]] = data.items()
+    elif isinstance(data, list) and all(isinstance(e, Mapping) and "image" in e for e in data):
+        entries = ((e["image"], e) for e in data)
+    else:
+        raise InvalidArgumentError(f"{path} must hold an object of images, or a list of objects with the key 'image'")
+    found: dict[str, Prompts] = {}
+    for name, entry in entries:
+        if not isinstance(name, str):
+            raise InvalidArgumentError(f"{path}: image {name!r} is not a name")
+        if name in found:
+            raise InvalidArgumentError(f"{path} has two entries for image {name!r}; keep one of them")
+        found[name] = _entry(entry, f"{path}, image {name!r}", path.parent)
+    return found
+
+
+def _json(text: str) -> Any:
+    """One JSON value, or a list of those that stand one a line."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        lines = [line for line in text.splitlines() if line.strip()]
+        if len(lines) < 2 or not lines[0].rstrip().endswith("}"):
+            raise
+        return [json.loads(line) for line in lines]
+
+
+def _entry(entry: Any, where: str, folder: Path) -> Prompts:
+    if isinstance(entry, list):
+        entry = {"clicks": entry}
+    if not isinstance(entry, Mapping) or not {"clicks", "box", "start_mask"} & set(entry):
+        raise InvalidArgumentError(f"{where}: expected clicks, or an object with clicks, box or start_mask")
+    clicks = entry.get("clicks") or []
+    if not isinstance(clicks, list):
+        raise InvalidArgumentError(f"{where}: clicks is {clicks!r}; expected a list")
+    box, mask = entry.get("box"), entry.get("start_mask")
+    if mask is not None and not isinstance(mask, str):
+        raise InvalidArgumentError(f"{where}: start_mask is {mask!r}; expected a path")
+    return Prompts(
+        [_click(c, where) for c in clicks],
+        None if box is None else _box(box, where),
+        None if mask is None else folder / mask,
+    )
+
+
+def _click(value: Any, where: str) -> Click:
+    if isinstance(value, Mapping) and {"x", "y"} <= set(value):
+        value = [value["x"], value["y"], value.get("positive", True)]
+    if not isinstance(value, list) or len(value) not in (2, 3):
+        raise InvalidClickError(f"{where}: click {value!r} is not [x, y] or [x, y, positive]")
+    sign = value[2] if len(value) == 3 else True
+    if isinstance(sign, str):
+        sign = _SIGNS.get(sign.strip().lower())
+    if not isinstance(sign, (bool, int)) or sign not in (0, 1):
+        raise InvalidClickError(f"{where}: click {value!r} has no sign; allowed are 1 and 0, true and false, + and -")
+    return Click(_number(value[0], where), _number(value[1], where), bool(sign))
+
+
+def _number(value: Any, where: str) -> float:
+    try:
+        if isinstance(value, bool):
+            raise TypeError("a truth value")
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidClickError(f"{where}: {value!r} is not a number") from None
+    if not math.isfinite(number):
+        raise InvalidClickError(f"{where}: {value!r} is not finite")
+    return number
+
+
+def _box(value: Any, where: str) -> Box:
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 4:
+        raise InvalidArgumentError(f"{where}: a box is x0, y0, x1, y1 in image pixels")
+    x0, y0, x1, y1 = (_number(v, where) for v in value)
+    if not (x0 < x1 and y0 < y1):
+        raise InvalidArgumentError(f"{where}: box {value!r} is empty; expected x0 < x1 and y0 < y1")
+    return math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)
+
+
+def _from_csv(path: Path, text: str) -> dict[str, Prompts]:
+    head = text.partition("\n")[0]
+    rows = csv.DictReader(io.StringIO(text), delimiter=";" if ";" in head and "," not in head else ",")
+    names = [(n or "").strip().lower() for n in rows.fieldnames or []]
+    if "image" not in names or not ({"x", "y"} <= set(names) or {"x0", "y0", "x1", "y1"} <= set(names)):
+        raise InvalidArgumentError(
+            f"{path} has the columns {', '.join(names) or 'none'}; expected image, x, y and, if wanted, positive; "
+            "image, x0, y0, x1, y1 for boxes"
+        )
+    rows.fieldnames = names
+    found: dict[str, Prompts] = {}
+    try:
+        for row in rows:
+            where = f"{path}, line {rows.line_num}"
+            cells = {k: (v or "").strip() if isinstance(v, str) or v is None else v for k, v in row.items()}
+            if None in cells:
+                raise InvalidArgumentError(f"{where} has more cells than there are columns")
+            prompts = found.setdefault(cells["image"], Prompts())
+            if cells.get("x") or cells.get("y"):
+                values = [cells.get("x", ""), cells.get("y", ""), cells.get("positive", "")]
+                prompts.clicks.append(_click(values, where))
+            elif prompts.box is None:
+                prompts.box = _box([cells.get(k, "") for k in ("x0", "y0", "x1", "y1")], where)
+            else:
+                raise InvalidArgumentError(f"{where}: image {cells['image']!r} has a box already")
+    except csv.Error as error:
+        raise InvalidArgumentError(f"{path}, line {rows.line_num}: {error}") from error
+    return found
