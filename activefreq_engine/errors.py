@@ -33,6 +33,14 @@ class SessionBusyError(ActiveFreqError, RuntimeError):
     """A second thread called a session that is still at work.  A session is not re-entrant."""
 
 
+class ClickCancelledError(ActiveFreqError, RuntimeError):
+    """`Session.cancel` stopped the call; the session is as it was before."""
+
+
+class MemoryShortageError(ActiveFreqError, MemoryError):
+    """There was not enough memory for a call; nothing changed, and it will work once there is."""
+
+
 class SessionClosedError(ActiveFreqError, RuntimeError):
     """The session was closed; make a new one."""
 

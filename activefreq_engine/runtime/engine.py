@@ -10,8 +10,10 @@ import os
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,8 +22,16 @@ import torch
 from numpy.typing import NDArray
 
 from activefreq_engine.conventions import SLOTS
-from activefreq_engine.errors import ActiveFreqError, BackendUnavailableError, InvalidArgumentError, ModelLoadError
-from activefreq_engine.models import FreqFormer, create_model, list_models, load_checkpoint
+from activefreq_engine.errors import (
+    ActiveFreqError,
+    BackendUnavailableError,
+    InvalidArgumentError,
+    MemoryShortageError,
+    ModelLoadError,
+)
+from activefreq_engine.models import FreqFormer, create_model, list_models, load_checkpoint, read_metadata
+from activefreq_engine.models.checkpoint import weights_digest
+from activefreq_engine.models.registry import WEIGHTS
 from activefreq_engine.runtime import levels
 from activefreq_engine.runtime.executor import executor_for
 from activefreq_engine.runtime.levels import Found
@@ -112,14 +122,12 @@ class Engine:
         plan: bool = True,
         graph: bool = True,
     ) -> None:
-        self.size = 256 if size is None else size
-        if self.size not in SIZES:
-            raise InvalidArgumentError(f"size is {size!r}; allowed are {', '.join(map(str, SIZES))}")
-        if precision not in PRECISIONS:
-            raise InvalidArgumentError(f"precision is {precision!r}; allowed are {', '.join(PRECISIONS)}")
+        self.size = check_size(size)
+        _check_precision(precision)
         self.device = resolve_device(device)
         self.name, module = resolve_model(model)
-        module = module.to(self.device).eval()
+        self._module = module = module.to(self.device).eval()
+        self._sha256 = stored_digest(model) if isinstance(model, (str, os.PathLike)) else None
         self._executor = executor_for(module, self.name, self.device, precision, plan=plan, graph=graph)
         self.precision = self._executor.precision
         self._lock = threading.Lock()
@@ -137,7 +145,8 @@ class Engine:
         Engines of named models and checkpoints live until the process ends (a checkpoint that changed on disk is
         loaded anew); the engine of a model object lives as long as somebody holds it.
         """
-        rest = (str(resolve_device(device)), precision, 256 if size is None else size)
+        _check_precision(precision)
+        rest = (str(resolve_device(device)), precision, check_size(size))
         with cls._registry_lock:
             if not isinstance(model, (str, os.PathLike)):
                 key: tuple[Any, ...] = (id(model), *rest)
@@ -145,13 +154,18 @@ class Engine:
                 if engine is None:
                     engine = cls._given[key] = cls(model, device, precision, size)
                 return engine
-            path = Path(model)
-            stamp = (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
+            stamp = _stamp(model)
             key = (str(model), *rest)
             known = cls._named.get(key)
             if known is None or known[0] != stamp:
                 known = cls._named[key] = stamp, cls(model, device, precision, size)
             return known[1]
+
+    @property
+    def weights(self) -> str:
+        """sha256 of the weights: of a shipped model or a checkpoint as in its file, see `activefreq info`; of a model
+        object by its present values."""
+        return self._sha256 or weights_digest(self._module.state_dict())
 
     @property
     def refine_size(self) -> int | None:
@@ -168,7 +182,7 @@ class Engine:
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, r in enumerate(requests):
             groups[r.previous.shape].append(i)
-        with self._lock, torch.inference_mode(), self._executor.active():
+        with _typed_shortage(), self._lock, torch.inference_mode(), self._executor.active():
             for members in groups.values():
                 group = [requests[i] for i in members]
                 features = self._features(group, watch)
@@ -187,7 +201,7 @@ class Engine:
         for i, r in enumerate(requests):
             groups[tuple(r.coarse.logits.shape)].append(i)
         out: list[NDArray[np.uint16]] = [np.empty((0, 0), np.uint16)] * len(requests)
-        with self._lock, torch.inference_mode(), self._executor.active():
+        with _typed_shortage(), self._lock, torch.inference_mode(), self._executor.active():
             for members in groups.values():
                 group = [requests[i] for i in members]
                 refined = self._executor.refine(
@@ -245,6 +259,59 @@ class Engine:
         return found.levels
 
 
+def check_size(size: Any) -> int:
+    """The long side of the network input as an int; None means 256.
+
+    Raises:
+        InvalidArgumentError: not one of `SIZES`.
+    """
+    if size is None:
+        return SIZES[0]
+    if isinstance(size, Real) and not isinstance(size, (bool, np.bool_)) and size in SIZES:
+        return int(float(size))
+    raise InvalidArgumentError(f"size is {size!r}; allowed are {', '.join(map(str, SIZES))}")
+
+
+def _check_precision(precision: Any) -> None:
+    if not isinstance(precision, str) or precision not in PRECISIONS:
+        raise InvalidArgumentError(f"precision is {precision!r}; allowed are {', '.join(PRECISIONS)}")
+
+
+def stored_digest(model: str | os.PathLike[str]) -> str:
+    """The sha256 in a shipped model's or a checkpoint's file: it tells the weights, whatever the file is called."""
+    shipped = str(model) in list_models()
+    return str(read_metadata(WEIGHTS / f"{model}.safetensors" if shipped else Path(model))["sha256"])
+
+
+def _stamp(model: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Tells one state of a checkpoint's file from another; None where there is no such file."""
+    try:
+        found = Path(model).stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+_SHORTAGE = ("allocate", "out of memory", "could not create a primitive", "could not create a memory", "bad_alloc")
+"""What torch and oneDNN say when memory is short; they raise plain RuntimeErrors."""
+
+
+@contextmanager
+def _typed_shortage() -> Iterator[None]:
+    """Turn a shortage of memory into the error that says so."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error).lower()
+        if isinstance(error, ActiveFreqError) or not (
+            isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in text for words in _SHORTAGE)
+        ):
+            raise
+        raise MemoryShortageError(
+            "there is not enough memory for this click; nothing changed. Free some, or use a smaller size="
+        ) from error
+
+
 def resolve_device(name: str) -> torch.device:
     """The device for a name, "auto" being CUDA where there is one.  A CUDA device comes with its number: which one
     "cuda" means depends on the thread.
@@ -282,10 +349,10 @@ def resolve_model(model: Any) -> tuple[str, torch.nn.Module]:
         name = str(model)
         if name in list_models():
             return name, create_model(name, pretrained=True)
-        if Path(model).is_file():
+        if _stamp(model) is not None and Path(model).is_file():
             return Path(model).name, load_checkpoint(Path(model))
         raise ModelLoadError(
-            f"model {name!r} is neither a known name nor a file; known names: {', '.join(list_models())}"
+            f"model {name[:200]!r} is neither a known name nor a file; known names: {', '.join(list_models())}"
         )
     if not isinstance(model, torch.nn.Module):
         raise ModelLoadError(f"model is a {type(model).__name__}; expected a name, a checkpoint path or a FreqFormer")

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from activefreq_engine.types import Box
+from activefreq_engine.types import Box, Click
 
 _READ = 1 << 16  # pixels of a mask read at once
 
@@ -37,6 +37,11 @@ def to_pixels(box: tuple[float, float, float, float], bounds: Box) -> Box:
     """The smallest whole-pixel box that covers `box` within `bounds`."""
     x0, y0, x1, y1 = clamp(box, bounds)
     return int(np.floor(x0)), int(np.floor(y0)), int(np.ceil(x1)), int(np.ceil(y1))
+
+
+def contains(box: Box, click: Click) -> bool:
+    """Whether the clicked pixel lies in the box."""
+    return box[0] <= int(click.x) < box[2] and box[1] <= int(click.y) < box[3]
 
 
 def iou(a: Box, b: Box) -> float:

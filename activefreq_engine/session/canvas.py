@@ -21,6 +21,8 @@ from activefreq_engine.session.painter import Painter, interpolate, neighbours
 from activefreq_engine.session.zoom import resize
 from activefreq_engine.types import Box, Click
 
+_MOST_LAYERS = 16  # views that lie beside each other; of more, the older half becomes one layer
+_MERGED_SIDE = 2048  # of at most so many pixels a side
 _STRIP_VALUES = 4_000_000  # floats painted at once: bounds the temporary memory to a few times 16 MB
 
 
@@ -116,6 +118,24 @@ class Canvas:
         for c in self.clicks:
             extent = union(extent, (int(c.x), int(c.y), int(c.x) + 1, int(c.y) + 1))
         object.__setattr__(self, "extent", extent)
+
+    def beside(self, box: Box) -> tuple[Layer, ...]:
+        """The layers on which something shows outside of a box that is about to be painted over."""
+        left = tuple(
+            layer
+            for layer in self.layers
+            if not (
+                box[0] <= layer.box[0] and box[1] <= layer.box[1] and layer.box[2] <= box[2] and layer.box[3] <= box[3]
+            )
+        )
+        if len(left) <= _MOST_LAYERS:
+            return left
+        old = Canvas(self.height, self.width, self.threshold, left[: -_MOST_LAYERS // 2])
+        assert old.extent is not None
+        x0, y0, x1, y1 = old.extent
+        shrink = min(1.0, _MERGED_SIDE / max(x1 - x0, y1 - y0))
+        h, w = max(1, round((y1 - y0) * shrink)), max(1, round((x1 - x0) * shrink))
+        return (Layer.of(old.extent, old.sample(old.extent, h, w)), *left[-_MOST_LAYERS // 2 :])
 
     def packed(self) -> "Canvas":
         """The same canvas with its layers packed."""

@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from activefreq_engine.runtime import levels
 from activefreq_engine.runtime.engine import Engine, RefineRequest, StepAnswer, StepRequest
 from activefreq_engine.runtime.timing import Stopwatch
 from activefreq_engine.session import boxes, zoom
 from activefreq_engine.session.canvas import Canvas, Layer, PackedMask, changed_bbox, merge_click
-from activefreq_engine.session.history import Scene, Step
+from activefreq_engine.session.history import Pass, Picture, Step
 from activefreq_engine.types import Box, Click
+
+DISK = 5  # network pixels around a click that stay when it is no longer shown; the radius of the disks that are
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What clicks on an object come to."""
+
+    step: Step
+    """Its event is the newest click."""
+    mask: NDArray[np.bool_]
+    """bool `[H, W]`, read-only."""
+    changed: Box | None
+    """Box of the pixels that changed in the mask, or None."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """One scene's click on its way through the engine."""
+    """New clicks on one object on their way through the engine."""
 
-    scene: Scene
-    click: Click
+    picture: Picture
+    step: Step
+    """The state that they add to."""
+    new: Pass
     clicks: tuple[Click, ...]
-    """All clicks on the object, this one last."""
+    """All clicks on the object, the new ones last."""
     roi: Box | None
     box: Box
     """The region, or the whole image."""
@@ -31,98 +49,178 @@ class _Turn:
 
 
 def advance(
-    engine: Engine, scenes: Sequence[Scene], clicks: Sequence[Click], watch: Stopwatch | None = None
-) -> list[Box | None]:
-    """Make one checked click on the current object of each scene, in one batched pass; all scenes advance, or none.
+    engine: Engine,
+    states: Sequence[tuple[Picture, Step]],
+    passes: Sequence[Pass],
+    watch: Stopwatch | None = None,
+    go_on: Callable[[], None] = lambda: None,
+) -> list[Outcome]:
+    """Make checked clicks on an object of each image, in one batched pass.  Nothing changes but what is remembered.
+
+    Clicks that say nothing new are not shown to the network, see `_agrees`; it sees them with the next one that does.
 
     `watch` is told the time of each stage: "look" (choosing and cutting out the region), the engine's stages, "focus"
-    (the same for the part to redraw) and "paint" (the mask at image resolution).
-
-    Returns:
-        For each scene the box of the pixels that changed in the mask, or None.
+    (the same for the part to redraw) and "paint" (the mask at image resolution).  `go_on` is called between stages, to
+    raise if nobody wants the outcome any more.
     """
-    turns = [_turn(engine, s, c) for s, c in zip(scenes, clicks, strict=True)]
+    turns = [
+        None if _agrees(picture, step, new) else _turn(engine, picture, step, new)
+        for (picture, step), new in zip(states, passes, strict=True)
+    ]
+    asked = [t for t in turns if t is not None]
     if watch:
         watch.lap("look")
-    answers = engine.run([t.request for t in turns], watch)
-    layers = [[Layer.of(t.box, a.levels)] for t, a in zip(turns, answers, strict=True)]
-    focus = [_focus(engine, t, a) for t, a in zip(turns, answers, strict=True)]
+    go_on()
+    answers = engine.run([t.request for t in asked], watch) if asked else []
+    go_on()
+    layers = [
+        [Layer.of(t.box, _held(t, t.box, a.levels, t.request.previous))] for t, a in zip(asked, answers, strict=True)
+    ]
+    focus = [_focus(engine, t, a) for t, a in zip(asked, answers, strict=True)]
     if watch:
         watch.lap("focus")
-    refined = iter(engine.refine([f[1] for f in focus if f is not None], watch))
-    for own, f in zip(layers, focus, strict=True):
+    wanted = [f[1] for f in focus if f is not None]
+    refined = iter(engine.refine(wanted, watch) if wanted else [])
+    go_on()
+    for turn, own, f in zip(asked, layers, focus, strict=True):
         if f is not None:
-            own.append(Layer.of(f[0], next(refined)))
-    outcomes = [_outcome(t, tuple(own)) for t, own in zip(turns, layers, strict=True)]
-    for turn, answer, (step, mask, _) in zip(turns, answers, outcomes, strict=True):
-        turn.scene.features.keep(turn.box, answer.features)
-        turn.scene.history.push(step)
-        turn.scene.show(step.canvas, mask)
+            detail = next(refined)
+            if zoom.left_out(turn.clicks, f[0]):
+                detail = _held(turn, f[0], detail, turn.step.canvas.sample(f[0], *detail.shape))
+            own.append(Layer.of(f[0], detail))
+    for turn, answer in zip(asked, answers, strict=True):
+        turn.picture.features.keep(turn.box, answer.features)
+    found = iter([_outcome(t, tuple(own)) for t, own in zip(asked, layers, strict=True)])
+    outcomes = [
+        _unmoved(picture, step, new) if turn is None else next(found)
+        for turn, (picture, step), new in zip(turns, states, passes, strict=True)
+    ]
     if watch:
         watch.lap("paint")
-    return [changed for _, _, changed in outcomes]
+    go_on()
+    return outcomes
 
 
-def loaded_step(scene: Scene, mask: NDArray[np.bool_], packed: PackedMask) -> Step:
+def loaded_step(picture: Picture, mask: NDArray[np.bool_], packed: PackedMask) -> Step:
     """The step that starts from a given mask; `packed` is the same mask, packed."""
-    blank = scene.blank.canvas
-    canvas = Canvas(blank.height, blank.width, blank.threshold, fixed=packed)
-    return Step(packed, canvas, None, boxes.mask_bbox(mask))
+    canvas = Canvas(*picture.shape, picture.settings.threshold, fixed=packed)
+    return Step(packed, canvas, None, boxes.mask_bbox(mask), packed)
 
 
-def _turn(engine: Engine, scene: Scene, click: Click) -> _Turn:
+def _agrees(picture: Picture, step: Step, new: Pass) -> bool:
+    """Whether clicks say nothing new: the mask has their labels already, and the network has seen this view."""
+    if new.view is not None and new.view != step.roi:
+        return False
+    if not any(c.positive for c in (*step.canvas.clicks, *new.clicks)) and step.canvas.fixed is None:
+        return True  # there is no object yet
+    mask = picture.mask(step.canvas)
+    return all(bool(mask[int(c.y), int(c.x)]) == c.positive for c in new.clicks)
+
+
+def _unmoved(picture: Picture, step: Step, new: Pass) -> Outcome:
+    """The outcome of clicks that change nothing."""
+    mask = picture.mask(step.canvas)
+    canvas = replace(step.canvas, clicks=(*step.canvas.clicks, *new.clicks))
+    picture.show(canvas, mask)
+    return Outcome(replace(step, event=new.clicks[-1], canvas=canvas, passes=(*step.passes, new)), mask, None)
+
+
+def _turn(engine: Engine, picture: Picture, step: Step, new: Pass) -> _Turn:
     """Decide where to look and prepare what the network sees there."""
-    step = scene.history.step
-    height, width = scene.image.shape[:2]
-    clicks = (*step.canvas.clicks, click)
-    roi = zoom.next_roi(height, width, step.mask_box, clicks, step.roi) if scene.settings.zoom else None
-    box = roi or scene.bounds
+    height, width = picture.shape
+    clicks = (*step.canvas.clicks, *new.clicks)
+    roi: Box | None = None
+    if new.view is not None and all(boxes.contains(new.view, c) for c in new.clicks):
+        roi = new.view
+    elif picture.settings.zoom:
+        roi = zoom.next_roi(height, width, step.mask_box, clicks, step.roi)
+    box = roi or picture.bounds
     h, w = zoom.network_shape(box, engine.size)
-    features = scene.features.get(box)
+    features = picture.features.get(box)
     request = StepRequest(
-        crop=zoom.crop_rgb(scene.image, box, h, w) if features is None else None,
+        crop=zoom.crop_rgb(picture.image, box, h, w) if features is None else None,
         features=features,
         previous=step.canvas.sample(box, h, w),
         points=zoom.point_slots(clicks, box, h, w),
     )
-    return _Turn(scene, click, clicks, roi, box, request)
+    return _Turn(picture, step, new, clicks, roi, box, request)
+
+
+def _held(turn: _Turn, box: Box, found: NDArray[np.uint16], previous: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The network's answer on `box`, with the surroundings of clicks that were too many to be shown as before.
+
+    A piece of the object that holds such a click, and none that was shown, stays whole; else the disk around it does.
+    """
+    old = zoom.left_out(turn.clicks, box)
+    if not old:
+        return found
+    h, w = found.shape
+
+    def at(click: Click) -> tuple[int, int]:
+        u, v = boxes.to_network(int(click.x) + 0.5, int(click.y) + 0.5, box, h, w)
+        return min(max(int(u), 0), w - 1), min(max(int(v), 0), h - 1)
+
+    _, pieces = cv2.connectedComponents((previous > turn.picture.settings.threshold).astype(np.uint8), connectivity=8)
+    shown = [c for c in turn.clicks if c not in old and boxes.contains(box, c)]  # or overruled by one that is
+    touched = {int(pieces[v, u]) for u, v in map(at, shown)}
+    held = np.zeros((h, w), np.uint8)
+    for click in old:
+        u, v = at(click)
+        piece = int(pieces[v, u])
+        if click.positive and piece > 0 and piece not in touched:
+            held[pieces == piece] = 1
+        else:
+            cv2.circle(held, (u, v), DISK, 1, -1)
+    for click in shown:  # which have the last word
+        cv2.circle(held, at(click), DISK, 0, -1)
+    return np.where(held > 0, np.rint(previous * float(levels.ONE)).astype(np.uint16), found)
 
 
 def _focus(engine: Engine, turn: _Turn, answer: StepAnswer) -> tuple[Box, RefineRequest] | None:
     """The box to refine, in image pixels, and what to ask for; None when there is nothing to refine."""
     side = engine.refine_size
-    if side is None or not turn.scene.settings.refine:
+    if side is None or not turn.picture.settings.refine:
         return None
     h, w = answer.levels.shape
     if zoom.sharp(turn.box, h, w):
         return None
-    u, v = boxes.to_network(int(turn.click.x) + 0.5, int(turn.click.y) + 0.5, turn.box, h, w)
+    click = turn.new.clicks[-1]
+    u, v = boxes.to_network(int(click.x) + 0.5, int(click.y) + 0.5, turn.box, h, w)
     # a negative click may lie outside the region
     at = min(max(int(u), 0), w - 1), min(max(int(v), 0), h - 1)
-    focus = zoom.focus_box(turn.request.previous, answer.probs, at, turn.scene.settings.threshold)
+    previous = turn.request.previous
+    if len(turn.new.clicks) > 1:  # what several clicks changed is the whole object
+        previous = np.zeros_like(previous)
+    focus = zoom.focus_box(previous, answer.probs, at, turn.picture.settings.threshold)
     if focus is None:
         return None
     box = boxes.to_pixels(boxes.to_image(focus, turn.box, h, w), turn.box)
     halvings = zoom.halvings(box, side)  # what a crop costs then does not grow with the image
-    box = boxes.aligned(box, 2**halvings, turn.scene.bounds)
+    box = boxes.aligned(box, 2**halvings, turn.picture.bounds)
     return box, RefineRequest(
         coarse=answer.coarse,
         box=(*boxes.to_network(box[0], box[1], turn.box, h, w), *boxes.to_network(box[2], box[3], turn.box, h, w)),
-        crop=turn.scene.crop(box, halvings, side, side),
+        crop=turn.picture.crop(box, halvings, side, side),
         points=zoom.point_slots(turn.clicks, box, side, side),
     )
 
 
-def _outcome(turn: _Turn, layers: tuple[Layer, ...]) -> tuple[Step, NDArray[np.bool_], Box | None]:
-    """The finished step, its mask, and the box of what changed."""
-    last = turn.scene.history.step.canvas
-    before = turn.scene.mask(last)
+def _outcome(turn: _Turn, layers: tuple[Layer, ...]) -> Outcome:
+    """The finished step."""
+    picture, step, new = turn.picture, turn.step, turn.new
+    last = step.canvas
+    before = picture.mask(last)
+    if turn.roi is not None and turn.roi == new.view:  # what lies outside of a view was not looked at: it stays
+        layers = (*last.beside(turn.roi), *layers)
     canvas = Canvas(last.height, last.width, last.threshold, layers, turn.clicks)
     mask, reach = canvas.mask(), canvas.reach()
-    before_box = turn.scene.history.step.mask_box
     if last.fixed is not None:
-        mask, reach = merge_click(before, mask, turn.click, turn.box), boxes.union(before_box, reach)
+        redrawn, mask = mask, before
+        for click in new.clicks:
+            mask = merge_click(mask, redrawn, click, turn.box)
+        reach = boxes.union(step.mask_box, reach)
         canvas = Canvas(last.height, last.width, last.threshold, layers, turn.clicks, PackedMask.of(mask))
     mask_box = boxes.bbox_from_sides(lambda box: mask[box[1] : box[3], box[0] : box[2]], reach)
-    changed = changed_bbox(before, mask, boxes.union(before_box, mask_box))
-    return Step(turn.click, canvas, turn.roi, mask_box), mask, changed
+    changed = changed_bbox(before, mask, boxes.union(step.mask_box, mask_box))
+    picture.show(canvas, mask)
+    return Outcome(Step(new.clicks[-1], canvas, turn.roi, mask_box, step.start, (*step.passes, new)), mask, changed)

@@ -1,14 +1,12 @@
-"""What a session remembers: the steps of each object, done and undone."""
+"""What a session remembers: the image, and the steps of each object, done and undone.
+
+A `Scene` never changes.  A call makes the next one from it and puts it in place by one assignment, so whoever reads in
+another thread sees one moment, and a call that is interrupted has either happened or not.
+"""
 
 from __future__ import annotations
 
-import functools
-import os
-import threading
-import time
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,57 +14,57 @@ from numpy.typing import NDArray
 from activefreq_engine.session import zoom
 from activefreq_engine.session.canvas import Canvas, PackedMask
 from activefreq_engine.session.features import FeatureCache
+from activefreq_engine.session.packing import Packing
 from activefreq_engine.types import Box, Click
 
-AT_HAND = 16  # newest steps of an object that are not packed
-PAUSE = 0.1  # seconds without a click after which older ones are: packing takes a sixth of a click's processor time
-BACKLOG = 32  # steps that wait for a pause; those beyond are packed beside clicks, so that memory stays bounded
+AT_HAND = 16  # newest steps of the current object that are not packed
 
 
-_changing = threading.Lock()
-"""Held while any `History.packing` changes, and during a fork, so that no child finds it held by nobody."""
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_changing.acquire, after_in_parent=_changing.release, after_in_child=_changing.release)
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Clicks that the network was shown together, in one pass."""
+
+    clicks: tuple[Click, ...]
+    view: Box | None = None
+    """Where the user was looking; None for automatic."""
 
 
-@functools.cache
-def _packer(process: int) -> ThreadPoolExecutor:
-    """The one thread of a process that packs.  Kept, since to start one takes up to milliseconds of a click; a process
-    that was forked has none of its parent's threads, so it is asked for by its number."""
-    return ThreadPoolExecutor(1, "activefreq-pack")
+@dataclass(frozen=True, slots=True)
+class Points:
+    """All clicks on an object given at once, as `Session.predict` takes them."""
+
+    clicks: tuple[Click, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
     """One thing the user did, and its outcome.  Small, so a history of any depth is cheap."""
 
-    event: Click | PackedMask | None
-    """A click, or a mask that was loaded; None for the blank start."""
+    event: Click | Points | PackedMask | None
+    """A click, a list of them, or a mask that was loaded; None for the blank start."""
     canvas: Canvas
     roi: Box | None = None
     """The region the network looked at; None for the whole image."""
     mask_box: Box | None = None
     """Box of the step's mask; None when it is empty."""
+    start: PackedMask | None = None
+    """The loaded mask from which it comes; None for a blank start."""
+    passes: tuple[Pass, ...] = ()
+    """How it comes from there."""
 
     def pack(self) -> None:
         """Keep the canvas in less memory; it paints the same.  Safe while others read it: they see one or the other."""
         object.__setattr__(self, "canvas", self.canvas.packed())
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class History:
     """The steps of one object."""
 
     blank: Step
-    done: list[Step] = field(default_factory=list)
-    undone: list[Step] = field(default_factory=list)
+    done: tuple[Step, ...] = ()
+    undone: tuple[Step, ...] = ()
     """The next step to redo is the last."""
-    waiting: deque[Step] = field(default_factory=deque)
-    """Steps to be packed, oldest first."""
-    newest: float = 0.0
-    """When the last step was added, `time.monotonic` seconds."""
-    packing: int | None = None
-    """The process in which `_pack` runs, or is about to; one that was forked from it begins anew."""
 
     @property
     def step(self) -> Step:
@@ -84,71 +82,21 @@ class History:
         return self.step.canvas.clicks
 
     @property
-    def loaded(self) -> PackedMask | None:
-        """The mask these clicks started from."""
-        masks = [s.event for s in self.done if isinstance(s.event, PackedMask)]
-        return masks[-1] if masks else None
-
-    @property
     def untouched(self) -> bool:
         """Nothing was ever done here."""
         return not (self.done or self.undone)
 
-    def push(self, step: Step) -> None:
-        """Add a step; what was undone is forgotten."""
-        self._add(step)
-        self.undone.clear()
+    def push(self, step: Step) -> History:
+        """With one more step; what was undone is forgotten."""
+        return History(self.blank, (*self.done, step))
 
-    def undo(self) -> bool:
-        """Take the last step back; False when there is none."""
-        if not self.done:
-            return False
-        self.undone.append(self.done.pop())
-        return True
+    def undo(self) -> History:
+        """With the last step taken back."""
+        return History(self.blank, self.done[:-1], (*self.undone, self.done[-1]))
 
-    def redo(self) -> bool:
-        """Do the last undone step again; False when there is none."""
-        if not self.undone:
-            return False
-        self._add(self.undone.pop())
-        return True
-
-    def clear(self) -> None:
-        """Back to the blank start, with nothing to undo or redo."""
-        self.done.clear()
-        self.undone.clear()
-        self.waiting.clear()
-
-    def _add(self, step: Step) -> None:
-        self.done.append(step)
-        self.newest = time.monotonic()
-        if len(self.done) > AT_HAND:
-            self.waiting.append(self.done[-AT_HAND - 1])
-        if not self.waiting:
-            return
-        process = os.getpid()
-        with _changing:
-            start, self.packing = self.packing != process, process
-        if start:
-            _packer(process).submit(self._pack)
-
-    def _pack(self) -> None:
-        """Pack the waiting steps, all of them in a pause and only those beyond the backlog before it; then look again,
-        after other objects had their turn.  No click waits for it."""
-        rest = self.newest + PAUSE - time.monotonic()
-        while len(self.waiting) > (BACKLOG if rest > 0 else 0):
-            try:
-                step = self.waiting.popleft()
-            except IndexError:  # `clear` took the last one
-                break
-            step.pack()
-        if rest > 0:
-            time.sleep(min(rest, 0.1))
-        process = os.getpid()
-        with _changing:
-            self.packing = process if self.waiting else None
-        if self.packing:
-            _packer(process).submit(self._pack)
+    def redo(self) -> History:
+        """With the last undone step done again."""
+        return History(self.blank, (*self.done, self.undone[-1]), self.undone[:-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,27 +109,24 @@ class SessionSettings:
 
 
 @dataclass(slots=True, eq=False)
-class Scene:
-    """An image and its objects.  Replaced as a whole by `Session.set_image`."""
+class Picture:
+    """The image, and what is remembered about it to save work.  Nothing of the latter changes an answer."""
 
     image: NDArray[np.uint8]
     """`[H, W]` or `[H, W, 3]`."""
     window: tuple[float, float] | None
     """As given to `set_image`."""
     settings: SessionSettings
-    blank: Step
-    objects: list[History]
-    selected: int = 0
-    """Index of the current object."""
     painted: tuple[Canvas, NDArray[np.bool_]] | None = None
     """The canvas whose mask was asked for last, and that mask."""
     digest: str | None = None
     """Of the image; computed when asked for."""
     features: FeatureCache = field(default_factory=FeatureCache)
     """The engine's image features by region, for all objects."""
-
     shrunk: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
     """The image halved so many times; made when asked for."""
+    packing: Packing = field(default_factory=Packing)
+    """Steps to be kept in less memory."""
 
     def crop(self, box: Box, halvings: int, height: int, width: int) -> NDArray[np.uint8]:
         """uint8 `[height, width, 3]`: the content of a box, resampled from the image after so many halvings.
@@ -197,9 +142,9 @@ class Scene:
         return zoom.crop_rgb(self.shrunk[halvings], small, height, width)
 
     @property
-    def history(self) -> History:
-        """The current object's."""
-        return self.objects[self.selected]
+    def shape(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.image.shape[0], self.image.shape[1]
 
     @property
     def bounds(self) -> Box:
@@ -216,5 +161,49 @@ class Scene:
     def show(self, canvas: Canvas, mask: NDArray[np.bool_]) -> tuple[Canvas, NDArray[np.bool_]]:
         """Remember the mask of a canvas; it becomes read-only."""
         mask.flags.writeable = False
-        self.painted = (canvas, mask)
-        return self.painted
+        painted = self.painted = (canvas, mask)
+        return painted
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scene:
+    """An image and its objects at one moment."""
+
+    picture: Picture
+    objects: tuple[History, ...]
+    selected: int = 0
+    """Index of the current object."""
+    view: Box | None = None
+    """Where the user is looking; None for automatic."""
+
+    @staticmethod
+    def of(picture: Picture) -> Scene:
+        """An image with one blank object."""
+        return Scene(picture, (History(Step(None, Canvas(*picture.shape, picture.settings.threshold))),))
+
+    @property
+    def history(self) -> History:
+        """The current object's."""
+        return self.objects[self.selected]
+
+    @property
+    def blank(self) -> Step:
+        """Where every object starts."""
+        return self.objects[0].blank
+
+    def mask(self) -> NDArray[np.bool_]:
+        """bool `[H, W]`, read-only: the current object's mask."""
+        return self.picture.mask(self.history.step.canvas)
+
+    def having(self, history: History) -> Scene:
+        """With another history of the current object, whose older steps will be packed."""
+        if len(history.done) > AT_HAND:
+            self.picture.packing.later([history.done[-AT_HAND - 1]])
+        objects = (*self.objects[: self.selected], history, *self.objects[self.selected + 1 :])
+        return replace(self, objects=objects)
+
+    def selecting(self, index: int) -> Scene:
+        """With another current object; the steps of the one that is left will be packed."""
+        if index != self.selected:
+            self.picture.packing.later((*self.history.done, *self.history.undone))
+        return replace(self, selected=index)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from activefreq_engine import masks
 from activefreq_engine.conventions import THRESHOLD
 from activefreq_engine.errors import (
+    ClickCancelledError,
     InvalidArgumentError,
     InvalidClickError,
+    InvalidImageError,
     InvalidMaskError,
     NoImageError,
     SessionBusyError,
@@ -31,17 +33,21 @@ from activefreq_engine.models import list_models
 from activefreq_engine.runtime.engine import Engine
 from activefreq_engine.runtime.timing import Stopwatch
 from activefreq_engine.session import boxes
-from activefreq_engine.session.canvas import Canvas, PackedMask, changed_bbox
-from activefreq_engine.session.click import advance, loaded_step
-from activefreq_engine.session.history import History, Scene, SessionSettings, Step
+from activefreq_engine.session.canvas import PackedMask, changed_bbox
+from activefreq_engine.session.click import Outcome, advance, loaded_step
+from activefreq_engine.session.history import History, Pass, Picture, Points, Scene, SessionSettings, Step
+from activefreq_engine.session.state import SavedClicks
 from activefreq_engine.session.state import dump as dump_state
 from activefreq_engine.session.state import parse as parse_state
 from activefreq_engine.session.suggest import propose
-from activefreq_engine.types import Click, ClickResult, Suggestion
+from activefreq_engine.types import Box, Click, ClickResult, Suggestion
 
 if TYPE_CHECKING:
     from activefreq_engine.acselect import AcSelect
     from activefreq_engine.models import FreqFormer
+
+MOST_SESSIONS = 500  # that one `click_batch` serves
+_POLL = 0.001  # seconds between two looks whether it is one's turn
 
 
 class Session:
@@ -49,11 +55,12 @@ class Session:
 
     Coordinates are (x, y) in image pixels; pixel column i spans ``i <= x < i + 1``, and a click means the pixel that
     it lies in.  Every step can be undone and redone, to any depth, without running the network again; a restored mask
-    is the same bit by bit.  A call that raises leaves the session exactly as it was.
+    is the same bit by bit.  A call that raises leaves the session exactly as it was; one that is interrupted (Ctrl-C)
+    has either happened as a whole or not at all, and the session can be used on.
 
-    A session is not re-entrant: while one thread is in a call that changes it, other such calls raise
-    `SessionBusyError`.  Reading (`mask`, `probs`, `clicks`, `labels`, `suggest` ...) is always allowed and sees the
-    last finished step.  Any number of sessions share one engine.
+    A session is not re-entrant: while one thread is in a call that changes it, other such calls wait for their turn
+    as long as `wait` says and then raise `SessionBusyError`.  Reading (`mask`, `probs`, `clicks`, `labels`, `suggest`
+    ...) is always allowed and sees the last finished step.  Any number of sessions share one engine.
 
     Args:
         model (str | path | FreqFormer): see `Engine`. Default: the shipped "freqformer_b0".
@@ -67,6 +74,8 @@ class Session:
         refine (bool): redraw, at the image's own resolution, the part that the last click changed, wherever the
             network saw less than two thirds of that resolution.
         acselect (AcSelect, optional): how `suggest` ranks regions. Default: ``AcSelect(threshold=threshold)``.
+        wait (float): seconds that a call waits for the end of another thread's; ``math.inf`` for as long as it takes.
+            Default: 0.
 
     Raises:
         ModelLoadError, BackendUnavailableError, InvalidArgumentError: see `Engine`.
@@ -84,16 +93,23 @@ class Session:
         zoom: bool = True,
         refine: bool = True,
         acselect: AcSelect | None = None,
+        wait: float = 0.0,
     ) -> None:
         if not _is_number(threshold) or not 0 < threshold < 1:
             raise InvalidArgumentError(f"threshold is {threshold!r}; expected a number above 0 and below 1")
+        if not _is_number(wait) or not wait >= 0:
+            raise InvalidArgumentError(f"wait is {wait!r}; expected seconds, at least 0")
+        if engine is not None and not isinstance(engine, Engine):
+            raise InvalidArgumentError(f"engine is a {type(engine).__name__}; expected an Engine")
         if engine is not None and (model, device, precision, size) != ("freqformer_b0", "auto", "auto", None):
             raise InvalidArgumentError("engine= was given along with model, device, precision or size; choose one way")
         self._settings = SessionSettings(float(threshold), bool(zoom), bool(refine))
         self._acselect = acselect
         self._engine: Engine | None = engine or Engine.shared(model, device, precision, size)
         self._scene: Scene | None = None
+        self._wait = float(wait)
         self._lock = threading.Lock()
+        self._cancelled = False
 
     @property
     def threshold(self) -> float:
@@ -118,16 +134,36 @@ class Session:
         Raises:
             InvalidImageError: the image cannot be used.
         """
-        with self._exclusive():
+        with self._turn():
+            self._engine_in_use()
+            window = None if window is None else _plain_window(window)
             pixels = load_image(image, window=window, copy=copy, max_pixels=max_pixels)
-            blank = Step(None, Canvas(pixels.shape[0], pixels.shape[1], self._settings.threshold))
-            self._scene = Scene(pixels, window, self._settings, blank, [History(blank)])
+            self._scene = Scene.of(Picture(pixels, window, self._settings))
 
     @property
     def shape(self) -> tuple[int, int]:
         """(height, width) of the image."""
-        height, width = self._opened().image.shape[:2]
-        return height, width
+        return self._opened().picture.shape
+
+    def look(self, x0: float | None, y0: float | None = None, x1: float | None = None, y1: float | None = None) -> None:
+        """Say which part of the image the user is looking at: ``look(x0, y0, x1, y1)``; ``look(None)`` for automatic.
+
+        Clicks inside it are answered from that part alone, at its own resolution, and change nothing outside of it: a
+        small object in a large photograph is then as easy as a large one.  A viewer passes what it has on screen.  It
+        is not a step: undo and redo do not move it, all objects share it, and `set_image` forgets it.  A click outside
+        of it is answered as if there were none.
+
+        Args:
+            x0, y0, x1, y1 (float): corners in image pixels; what lies outside the image is cut off.
+
+        Raises:
+            InvalidArgumentError: not four finite numbers with x0 < x1 and y0 < y1, or all outside the image.
+            NoImageError: there is no image yet.
+        """
+        with self._turn():
+            scene = self._opened()
+            view = None if x0 is None and y0 is None and x1 is None and y1 is None else _view(scene, (x0, y0, x1, y1))
+            self._scene = replace(scene, view=view)
 
     # --- clicks ---
 
@@ -137,6 +173,11 @@ class Session:
         The clicked pixel itself always takes the click's label in the mask, whatever the network says; so does every
         earlier click's, the newest one winning where two hit the same pixel.
 
+        A click that agrees with the mask changes no pixel: a pixel that is inside already, clicked as inside; one that
+        is outside, clicked as outside; so also the same click again, or a negative first one.  It still is a step, and
+        the network is shown it with the next click that does not agree.  Only where the user looks at another part
+        than before (`look`) does the network answer it at once.
+
         Args:
             x, y (float): position, ``0 <= x < width``, ``0 <= y < height``.
             positive (bool): True: this belongs to the object; False: it does not.
@@ -145,6 +186,7 @@ class Session:
         Raises:
             InvalidClickError: not a finite position inside the image, or `positive` is not a bool.
             NoImageError: there is no image yet.
+            ClickCancelledError: `cancel` was called meanwhile.
         """
         watch = Stopwatch() if profile else None
         result = _click_batch([self], [Click(x, y, positive)], watch)[0]
@@ -153,9 +195,10 @@ class Session:
     def predict(self, point_coords: Any, point_labels: Any, mask_input: Any = None) -> ClickResult:
         """The mask for a list of clicks, for tools that send all of them each time.
 
-        The outcome is that of making these clicks one after the other on a blank object.  Only what differs from the
-        last list is computed: one more click costs one step, a shorter list is an undo, a click that was undone is a
-        redo; from the first difference on, clicks are made anew.
+        This is one step, whatever the list: undo takes it back.  A list that says nothing new is none.  Only what
+        differs from what is known is computed, in one pass of the network for all new clicks together: a longer list
+        goes on from the longest part of it that was seen before, a shorter one may take no pass at all.  So the mask
+        may differ from that of the same clicks made one after the other, in which each is answered before the next.
 
         Args:
             point_coords: `[N, 2]` (x, y).  May be empty.
@@ -163,36 +206,35 @@ class Session:
             mask_input (optional): bool `[H, W]`, the mask to start from, as in `load_mask`.
 
         Raises:
-            InvalidClickError, InvalidMaskError, NoImageError: as `click` and `load_mask`.
+            InvalidClickError, InvalidMaskError, NoImageError, ClickCancelledError: as `click` and `load_mask`.
         """
         start = perf_counter()
-        with self._exclusive():
+        with self._turn():
             scene = self._opened()
-            clicks = _click_list(scene, point_coords, point_labels)
-            mask = None if mask_input is None else masks.as_mask(mask_input, self.shape)
+            clicks = tuple(_click_list(scene, point_coords, point_labels))
+            mask = None if mask_input is None else masks.as_mask(mask_input, scene.picture.shape)
             loaded = None if mask is None else PackedMask.of(mask)
             history = scene.history
-            before, done, undone = history.step.canvas, list(history.done), list(history.undone)
-            mask_before = scene.mask(before)
-            try:
-                current = history.loaded
-                if (current and current.data) != (loaded and loaded.data):
-                    history.clear()
-                    if mask is not None and loaded is not None:
-                        history.push(loaded_step(scene, mask, loaded))
-                common = _common_prefix(history.clicks, clicks)
-                while len(history.clicks) > common:
-                    history.undo()
-                for click in clicks[common:]:
-                    if not (history.undone and history.undone[-1].event == click and history.redo()):
-                        advance(self._engine_in_use(), [scene], [click])
-                step = history.step
-                mask_after = scene.mask(step.canvas)
-                changed = changed_bbox(mask_before, mask_after, boxes.union(before.extent, step.canvas.extent))
-            except BaseException:
-                history.done[:], history.undone[:] = done, undone
-                raise
-            return ClickResult(mask_after, changed, (perf_counter() - start) * 1e3, len(clicks))
+            known = [history.step, *reversed(history.done), *history.undone]
+            known = [
+                s
+                for s in known
+                if _data(s.start) == _data(loaded) and s.canvas.clicks == clicks[: len(s.canvas.clicks)]
+            ]
+            first = history.blank if mask is None or loaded is None else loaded_step(scene.picture, mask, loaded)
+            best = max([*known, first], key=lambda s: len(s.canvas.clicks))
+            if best is history.step and len(best.canvas.clicks) == len(clicks):
+                return ClickResult(scene.mask(), None, _since(start), len(clicks))
+            before = scene.mask()
+            step = best
+            if rest := clicks[len(best.canvas.clicks) :]:
+                step = self._advance(scene, best, Pass(rest, scene.view)).step
+            step = replace(step, event=Points(clicks))
+            after = scene.picture.mask(step.canvas)
+            changed = changed_bbox(before, after, boxes.union(history.step.canvas.extent, step.canvas.extent))
+            result = ClickResult(after, changed, _since(start), len(clicks))
+            self._scene = scene.having(history.push(step))
+            return result
 
     def load_mask(self, mask: Any) -> ClickResult:
         """Go on from a given mask, as one step that can be undone.  Earlier clicks on the object no longer count.
@@ -208,15 +250,16 @@ class Session:
             NoImageError: there is no image yet.
         """
         start = perf_counter()
-        with self._exclusive():
+        with self._turn():
             scene = self._opened()
-            array = masks.as_mask(mask, self.shape).copy()
-            before = scene.mask(scene.history.step.canvas)
-            step = loaded_step(scene, array, PackedMask.of(array))
-            changed = changed_bbox(before, array, scene.bounds)
-            scene.history.push(step)
-            scene.show(step.canvas, array)
-            return ClickResult(array, changed, (perf_counter() - start) * 1e3, 0)
+            array = masks.as_mask(mask, scene.picture.shape).copy()
+            before = scene.mask()
+            step = loaded_step(scene.picture, array, PackedMask.of(array))
+            changed = changed_bbox(before, array, scene.picture.bounds)
+            scene.picture.show(step.canvas, array)
+            result = ClickResult(array, changed, _since(start), 0)
+            self._scene = scene.having(scene.history.push(step))
+            return result
 
     @property
     def clicks(self) -> tuple[Click, ...]:
@@ -225,20 +268,49 @@ class Session:
 
     # --- history ---
 
-    def undo(self) -> bool:
-        """Take back the current object's last step (a click or a loaded mask).  False when there is none."""
-        with self._exclusive():
-            return self._opened().history.undo()
+    def undo(self) -> ClickResult | None:
+        """Take back the current object's last step (a click, a list of them, or a loaded mask).
 
-    def redo(self) -> bool:
-        """Do the last undone step again.  False when there is none; a new step forgets what was undone."""
-        with self._exclusive():
-            return self._opened().history.redo()
+        Returns:
+            What it came to, with the box of the pixels that changed; None when there is no step.
+        """
+        start = perf_counter()
+        with self._turn():
+            scene = self._opened()
+            if not scene.history.done:
+                return None
+            return self._show(scene, scene.having(scene.history.undo()), start)
+
+    def redo(self) -> ClickResult | None:
+        """Do the last undone step again; a new step forgets what was undone.
+
+        Returns:
+            As for `undo`; None when there is nothing to redo.
+        """
+        start = perf_counter()
+        with self._turn():
+            scene = self._opened()
+            if not scene.history.undone:
+                return None
+            return self._show(scene, scene.having(scene.history.redo()), start)
 
     def reset(self) -> None:
         """Make the current object blank and forget its history; this cannot be undone.  Other objects stay."""
-        with self._exclusive():
-            self._opened().history.clear()
+        with self._turn():
+            scene = self._opened()
+            self._scene = scene.having(History(scene.blank))
+
+    def cancel(self) -> bool:
+        """Stop the call that another thread has under way in this session: it raises `ClickCancelledError` at the
+        next opportunity, mostly after the present pass of the network, and changes nothing.
+
+        Returns:
+            Whether there was one.  It may still have finished just in time.
+        """
+        running = self._lock.locked()
+        if running:
+            self._cancelled = True
+        return running
 
     # --- objects ---
 
@@ -247,26 +319,61 @@ class Session:
 
         While the newest object is untouched, that one is returned, so calling this twice leaves no gap.
         """
-        with self._exclusive():
+        with self._turn():
             scene = self._opened()
             if not scene.objects[-1].untouched:
-                scene.objects.append(History(scene.blank))
-            scene.selected = len(scene.objects) - 1
-            return scene.selected + 1
+                scene = replace(scene, objects=(*scene.objects, History(scene.blank)))
+            number = len(scene.objects)
+            self._scene = scene.selecting(number - 1)
+            return number
 
-    def select_object(self, number: int) -> None:
+    def select_object(self, number: int) -> ClickResult:
         """Go back to an object and work on: its clicks, its undo and its redo are as they were left.
+
+        Returns:
+            Its mask, and the box of the pixels in which it differs from the object that was current.
 
         Raises:
             InvalidArgumentError: there is no such object.
         """
-        with self._exclusive():
+        start = perf_counter()
+        with self._turn():
             scene = self._opened()
-            if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
-                raise InvalidArgumentError(f"object number is {number!r}; expected an integer")
-            if not 1 <= number <= len(scene.objects):
-                raise InvalidArgumentError(f"there is no object {number}; objects are 1 to {len(scene.objects)}")
-            scene.selected = int(number) - 1
+            return self._show(scene, scene.selecting(_index(scene, number)), start)
+
+    def delete_object(self, number: int) -> int:
+        """Remove an object with its history; this cannot be undone.  The numbers of those after it go down by one.
+
+        The only object is replaced by a blank one.  When the current object is removed, the one that takes its number
+        becomes current, or else the last one.
+
+        Returns:
+            The number of the current object.
+
+        Raises:
+            InvalidArgumentError: there is no such object.
+        """
+        with self._turn():
+            scene = self._opened()
+            index = _index(scene, number)
+            left = (*scene.objects[:index], *scene.objects[index + 1 :]) or (History(scene.blank),)
+            selected = min(scene.selected - (index < scene.selected), len(left) - 1)
+            self._scene = replace(scene, objects=left, selected=selected)
+            return selected + 1
+
+    def mask_of(self, number: int) -> NDArray[np.bool_]:
+        """bool `[H, W]`, read-only: the mask of an object, whole where others overlap it; see `labels`.
+
+        Raises:
+            InvalidArgumentError: there is no such object.
+        """
+        scene = self._opened()
+        history = scene.objects[_index(scene, number)]
+        if history is scene.history:
+            return scene.mask()
+        mask = history.step.canvas.mask()
+        mask.flags.writeable = False
+        return mask
 
     @property
     def object_number(self) -> int:
@@ -282,15 +389,14 @@ class Session:
     def labels(self) -> NDArray[np.int32]:
         """int32 `[H, W]`: the number of the object at each pixel, 0 for none; the current object is included.
 
-        Where masks overlap the higher number wins.  Painted at each access.
+        Where masks overlap the higher number wins; `mask_of` has each object whole.  Painted at each access.
         """
         scene = self._opened()
-        out = np.zeros(self.shape, np.int32)
-        current = scene.history
+        out = np.zeros(scene.picture.shape, np.int32)
         for number, history in enumerate(scene.objects, 1):
             canvas = history.step.canvas
             if canvas.extent is not None:
-                out[scene.mask(canvas) if history is current else canvas.mask()] = number
+                out[scene.mask() if history is scene.history else canvas.mask()] = number
         return out
 
     # --- what is known about the current object ---
@@ -298,8 +404,7 @@ class Session:
     @property
     def mask(self) -> NDArray[np.bool_]:
         """bool `[H, W]`, read-only: the current object."""
-        scene = self._opened()
-        return scene.mask(scene.history.step.canvas)
+        return self._opened().mask()
 
     @property
     def probs(self) -> NDArray[np.float32]:
@@ -349,7 +454,7 @@ class Session:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to rebuild the session from the same image, as plain JSON values: image hash, objects
-        with their steps (done and undone), settings.  No pixels, no probabilities."""
+        with their steps (done and undone), settings, and the sha256 of the weights.  No pixels, no probabilities."""
         return dump_state(self._opened(), self._engine_in_use())
 
     @classmethod
@@ -392,65 +497,127 @@ class Session:
                 f"size {engine.size}; pass the state's model"
             )
         how = saved.settings
+        if saved.weights is not None and saved.weights != engine.weights:
+            raise SessionStateError(
+                f"the state belongs to other weights of {saved.model!r}: sha256 {saved.weights[:12]}..., loaded are "
+                f"{engine.weights[:12]}...; pass model= with the file of the state's weights"
+            )
         session = cls(engine=engine, threshold=how.threshold, zoom=how.zoom, refine=how.refine, acselect=acselect)
         session.set_image(image, window=saved.window)
         scene = session._opened()
-        scene.digest = image_digest(scene.image)
-        if scene.digest != saved.digest:
+        digest = scene.picture.digest = image_digest(scene.picture.image)
+        if digest != saved.digest:
             raise SessionStateError(
-                f"the image is not the one the state belongs to: sha256 {scene.digest[:12]}..., expected "
+                f"the image is not the one the state belongs to: sha256 {digest[:12]}..., expected "
                 f"{saved.digest[:12]}...; pass the original image"
             )
-        scene.objects = [History(scene.blank) for _ in saved.objects]
+        session._scene = replace(scene, objects=tuple(History(scene.blank) for _ in saved.objects))
         try:
-            for scene.selected, item in enumerate(saved.objects):
+            for number, item in enumerate(saved.objects, 1):
+                session.select_object(number)
                 for event in item.events:
-                    if isinstance(event, Click):
-                        session.click(event.x, event.y, event.positive)
-                    else:
-                        session.load_mask(event)
+                    session._repeat(event)
                 for _ in item.events[item.done :]:
                     session.undo()
-        except (InvalidClickError, InvalidMaskError) as error:
+            session.look(None)
+        except (InvalidClickError, InvalidMaskError, InvalidArgumentError) as error:
             raise SessionStateError(f"the state is damaged: {error}") from error
         session.select_object(saved.selected)
         return session
+
+    def _repeat(self, event: SavedClicks | NDArray[np.bool_]) -> None:
+        """Do again what a state says was done."""
+        if not isinstance(event, SavedClicks):
+            self.load_mask(event)
+            return
+        with self._turn():
+            scene = self._opened()
+            passes = tuple(
+                Pass(tuple(_check_click(scene.picture, c) for c in p.clicks), p.view and _view(scene, p.view))
+                for p in event.passes
+            )
+            if not event.at_once:
+                step = self._advance(scene, scene.history.step, passes[0]).step
+            else:
+                mask = None if event.start is None else masks.as_mask(event.start, scene.picture.shape)
+                start = None if mask is None else PackedMask.of(mask)
+                first = scene.blank if mask is None or start is None else loaded_step(scene.picture, mask, start)
+                known = [first, *(s for s in scene.history.done if _data(s.start) == _data(start))]
+                step = max((s for s in known if s.passes == passes[: len(s.passes)]), key=lambda s: len(s.passes))
+                for new in passes[len(step.passes) :]:
+                    step = self._advance(scene, step, new).step
+                step = replace(step, event=Points(step.canvas.clicks))
+            self._scene = scene.having(scene.history.push(step))
 
     # --- lifetime ---
 
     def close(self) -> None:
         """Let go of image, history and engine.  May be called twice; any other call then raises
         `SessionClosedError`."""
-        with self._exclusive(closed=True):
-            self._scene = None
+        with self._turn():
             self._engine = None
+            self._scene = None
 
     def __enter__(self) -> Session:
         self._engine_in_use()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.close()
+        """Close, after the end of a call that another thread has under way."""
+        with self._turn(math.inf):
+            self._engine = None
+            self._scene = None
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise InvalidArgumentError(
+            "a session cannot be copied or pickled: keep its state_dict() and rebuild it with Session.restore"
+        )
 
     def __repr__(self) -> str:
         scene = self._scene
         if scene is None:
             return "Session(closed)" if self._engine is None else "Session(no image)"
-        height, width = scene.image.shape[:2]
+        height, width = scene.picture.shape
         return f"Session({width}x{height}, object {scene.selected + 1} of {len(scene.objects)})"
 
     # --- inside ---
 
-    @contextmanager
-    def _exclusive(self, *, closed: bool = False) -> Iterator[None]:
-        if not self._lock.acquire(blocking=False):
-            raise SessionBusyError("the session is at work in another call; wait for it, or use a session per thread")
-        try:
-            if not closed:
-                self._engine_in_use()
-            yield
-        finally:
-            self._lock.release()
+    def _turn(self, wait: float | None = None) -> threading.Lock:
+        """The session's lock, for `with`, once no other call holds it.
+
+        Taken by `with` itself, since an interrupt cannot come between the taking and the promise to give it back.  Two
+        threads that find it free at the same moment do not raise: the second one waits.
+
+        Raises:
+            SessionBusyError: another call held it all the time.
+        """
+        until = time.monotonic() + (self._wait if wait is None else wait)
+        while self._lock.locked():
+            if time.monotonic() >= until:
+                raise SessionBusyError(
+                    "the session is at work in another call; wait for it (wait=), or use a session per thread"
+                )
+            time.sleep(_POLL)
+        return self._lock
+
+    def _go_on(self) -> None:
+        if self._cancelled:
+            raise ClickCancelledError("the click was cancelled; the session is as it was before")
+
+    def _advance(self, scene: Scene, step: Step, new: Pass) -> Outcome:
+        """New clicks on a state of an object."""
+        self._cancelled = False
+        return advance(self._engine_in_use(), [(scene.picture, step)], [new], None, self._go_on)[0]
+
+    def _show(self, before: Scene, after: Scene, start: float) -> ClickResult:
+        """Put a scene in place, and say what changed."""
+        old, new = before.history.step.canvas, after.history.step.canvas
+        mask, reach = before.mask(), boxes.union(old.extent, new.extent)
+        result = ClickResult(
+            after.mask(), changed_bbox(mask, after.mask(), reach), _since(start), len(after.history.clicks)
+        )
+        self._scene = after
+        return result
 
     def _engine_in_use(self) -> Engine:
         if self._engine is None:
@@ -459,9 +626,10 @@ class Session:
 
     def _opened(self) -> Scene:
         self._engine_in_use()
-        if self._scene is None:
+        scene = self._scene
+        if scene is None:
             raise NoImageError("the session has no image; call set_image first")
-        return self._scene
+        return scene
 
     def _selector(self) -> AcSelect:
         if self._acselect is None:
@@ -478,84 +646,178 @@ def click_batch(sessions: Sequence[Session], clicks: Sequence[Click]) -> list[Cl
     raises, none of them changes.
 
     Args:
-        sessions: different sessions with the same engine, each with an image.
+        sessions: different sessions with the same engine, each with an image; at most 500.
         clicks: one for each session.
 
     Raises:
         InvalidArgumentError: the lists do not fit together, a session appears twice, or engines differ.
-        InvalidClickError, NoImageError, SessionBusyError: as `Session.click`, for any of them.
+        InvalidClickError, NoImageError, SessionBusyError, ClickCancelledError: as `Session.click`, for any of them.
     """
-    return _click_batch(list(sessions), list(clicks), None)
+    try:
+        sessions, clicks = list(sessions), list(clicks)
+    except TypeError as error:
+        raise InvalidArgumentError(f"expected lists of sessions and clicks: {error}") from error
+    return _click_batch(sessions, clicks, None)
 
 
 def _click_batch(sessions: list[Session], clicks: list[Click], watch: Stopwatch | None) -> list[ClickResult]:
     start = perf_counter()
     if len(sessions) != len(clicks):
         raise InvalidArgumentError(f"got {len(sessions)} sessions and {len(clicks)} clicks; give one click to each")
+    if len(sessions) > MOST_SESSIONS:
+        raise InvalidArgumentError(f"got {len(sessions)} sessions; allowed are {MOST_SESSIONS}: click in parts")
+    for kind, items in ((Session, sessions), (Click, clicks)):
+        for item in items:
+            if not isinstance(item, kind):
+                raise InvalidArgumentError(f"got {item!r}; expected a {kind.__name__}")
     if len({id(s) for s in sessions}) != len(sessions):
         raise InvalidArgumentError("a session appears twice in the batch; its clicks depend on one another")
     if len({id(s._engine_in_use()) for s in sessions}) > 1:
         raise InvalidArgumentError("the sessions use different engines; make them with the same engine=")
-    with ExitStack() as stack:
+
+    def go_on() -> None:
         for session in sessions:
-            stack.enter_context(session._exclusive())
-        checked = [_check_click(s._opened(), c) for s, c in zip(sessions, clicks, strict=True)]
-        changed = (
-            advance(sessions[0]._engine_in_use(), [s._opened() for s in sessions], checked, watch) if sessions else []
+            session._go_on()
+
+    def work() -> list[ClickResult]:
+        scenes = [s._opened() for s in sessions]
+        new = [Pass((_check_click(s.picture, c),), s.view) for s, c in zip(scenes, clicks, strict=True)]
+        for session in sessions:
+            session._cancelled = False
+        states = [(s.picture, s.history.step) for s in scenes]
+        outcomes = advance(sessions[0]._engine_in_use(), states, new, watch, go_on)
+        after = [s.having(s.history.push(o.step)) for s, o in zip(scenes, outcomes, strict=True)]
+        elapsed = _since(start)
+        results = [ClickResult(o.mask, o.changed, elapsed, len(o.step.canvas.clicks)) for o in outcomes]
+        try:
+            for session, scene in zip(sessions, after, strict=True):
+                session._scene = scene
+        except BaseException:  # an interrupt between two of them
+            for session, scene in zip(sessions, scenes, strict=True):
+                session._scene = scene
+            raise
+        return results
+
+    # in one order for all, so that no two batches wait for each other
+    return _holding(sorted(sessions, key=id), work) if sessions else []
+
+
+def _holding(sessions: list[Session], work: Callable[[], list[ClickResult]], index: int = 0) -> list[ClickResult]:
+    """Do it while all sessions are held; each by a `with` of its own, see `Session._turn`."""
+    if index == len(sessions):
+        return work()
+    with sessions[index]._turn():
+        return _holding(sessions, work, index + 1)
+
+
+def _since(start: float) -> float:
+    """Milliseconds."""
+    return (perf_counter() - start) * 1e3
+
+
+def _data(mask: PackedMask | None) -> bytes | None:
+    return None if mask is None else mask.data
+
+
+def _index(scene: Scene, number: Any) -> int:
+    """Where the object of this number is."""
+    if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
+        raise InvalidArgumentError(f"object number is {number!r}; expected an integer")
+    if not 1 <= number <= len(scene.objects):
+        raise InvalidArgumentError(f"there is no object {number}; objects are 1 to {len(scene.objects)}")
+    return int(number) - 1
+
+
+def _view(scene: Scene, corners: tuple[Any, ...]) -> Box:
+    """What `look` was given, as whole pixels of the image."""
+    numbers = [_finite(v) for v in corners]
+    x0, y0, x1, y1 = (n for n in numbers if n is not None) if None not in numbers else (0.0, 0.0, 0.0, 0.0)
+    height, width = scene.picture.shape
+    if not (x0 < x1 and y0 < y1 and x0 < width and y0 < height and x1 > 0 and y1 > 0):
+        raise InvalidArgumentError(
+            f"look({', '.join(map(_short, corners))}) is no part of the image of width {width}, height {height}; "
+            "expected x0 < x1 and y0 < y1 in image pixels, or None"
         )
-        elapsed = (perf_counter() - start) * 1e3
-        return [ClickResult(s.mask, box, elapsed, len(s.clicks)) for s, box in zip(sessions, changed, strict=True)]
+    return boxes.to_pixels((x0, y0, x1, y1), scene.picture.bounds)
 
 
-def scene_of(session: Session) -> Scene:
-    """What a session holds, for benchmarks and tests that bring one into a state by hand.  Not for its callers.
+def _plain_window(window: Any) -> Window:
+    """The window as two floats, which nobody changes later."""
+    try:
+        low, high = (float(v) for v in window)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise InvalidImageError(f"window is not two numbers (low, high): {error}") from error
+    return low, high
+
+
+def push_step(session: Session, step: Step) -> None:
+    """Add a step that was made by hand, for benchmarks and tests that bring a session into a state.  Not for others.
 
     Raises:
         SessionClosedError, NoImageError: it holds nothing.
     """
-    return session._opened()
+    with session._turn():
+        scene = session._opened()
+        session._scene = scene.having(scene.history.push(step))
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
 
 
-def _check_click(scene: Scene, click: Click) -> Click:
+def _finite(value: Any) -> float | None:
+    """The number as a float; None if it is no finite number."""
+    if not _is_number(value):
+        return None
+    try:
+        number = float(value)
+    except (OverflowError, ValueError, TypeError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _check_click(picture: Picture, click: Click) -> Click:
     """The click with plain Python values, if it is one inside the image."""
-    x, y, positive = click.x, click.y, click.positive
-    height, width = scene.image.shape[:2]
-    if not (_is_number(x) and _is_number(y)):
-        raise InvalidClickError(f"click is (x={x!r}, y={y!r}); expected two numbers")
-    if not isinstance(positive, (bool, np.bool_)):
-        raise InvalidClickError(f"positive is {positive!r}; expected True (object) or False (background)")
-    if not (math.isfinite(x) and math.isfinite(y) and 0 <= x < width and 0 <= y < height):
+    height, width = picture.shape
+    if not (_is_number(click.x) and _is_number(click.y)):
+        raise InvalidClickError(f"click is (x={click.x!r}, y={click.y!r}); expected two numbers")
+    if not isinstance(click.positive, (bool, np.bool_)):
+        raise InvalidClickError(f"positive is {click.positive!r}; expected True (object) or False (background)")
+    x, y = _finite(click.x), _finite(click.y)
+    if x is None or y is None or not (0 <= x < width and 0 <= y < height):
         raise InvalidClickError(
-            f"click (x={x}, y={y}) is outside the image of width {width}, height {height}; x comes first and must be "
-            f"at least 0 and below {width}, y at least 0 and below {height}"
+            f"click (x={_short(click.x)}, y={_short(click.y)}) is outside the image of width {width}, height {height}; "
+            f"x comes first and must be at least 0 and below {width}, y at least 0 and below {height}"
         )
-    return Click(float(x), float(y), bool(positive))
+    return Click(x, y, bool(click.positive))
+
+
+def _short(value: Any) -> str:
+    """A number for a message."""
+    text = "a huge number" if isinstance(value, int) and abs(value) >= 10**40 else str(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def _click_list(scene: Scene, coords: Any, labels: Any) -> list[Click]:
     """`predict`'s arrays as checked clicks."""
     try:
         points, signs = np.asarray(coords, dtype=np.float64), np.asarray(labels)
-    except (TypeError, ValueError) as error:
-        raise InvalidClickError(f"point_coords cannot be read as numbers [N, 2]: {error}") from error
+        good = not signs.size or bool(np.isin(signs, (0, 1)).all())
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise InvalidClickError(
+            f"point_coords and point_labels cannot be read as numbers [N, 2] and [N]: {error}"
+        ) from error
     if points.size == 0:
         points = points.reshape(0, 2)
     if points.ndim != 2 or points.shape[1] != 2 or signs.shape != (len(points),):
         raise InvalidClickError(
             f"point_coords has shape {points.shape} and point_labels {signs.shape}; expected [N, 2] (x, y) and [N]"
         )
-    if signs.size and not np.isin(signs, (0, 1)).all():
+    if not good:
         raise InvalidClickError(
-            f"point_labels has values {np.unique(signs).tolist()}; allowed are 1 (object) and 0 (background), no boxes"
+            f"point_labels has values {signs.tolist()[:5]}; allowed are 1 (object) and 0 (background), no boxes"
         )
     return [
-        _check_click(scene, Click(x, y, bool(s))) for (x, y), s in zip(points.tolist(), signs.tolist(), strict=True)
+        _check_click(scene.picture, Click(x, y, bool(s)))
+        for (x, y), s in zip(points.tolist(), signs.tolist(), strict=True)
     ]
-
-
-def _common_prefix(a: Sequence[Click], b: Sequence[Click]) -> int:
-    return next((i for i, (p, q) in enumerate(zip(a, b, strict=False)) if p != q), min(len(a), len(b)))

@@ -15,18 +15,32 @@ from activefreq_engine.errors import SessionStateError
 from activefreq_engine.images import Window, image_digest
 from activefreq_engine.runtime.engine import SIZES, Engine
 from activefreq_engine.session.canvas import PackedMask
-from activefreq_engine.session.history import Scene, SessionSettings, Step
-from activefreq_engine.types import Click
+from activefreq_engine.session.history import Pass, Points, Scene, SessionSettings, Step
+from activefreq_engine.types import Box, Click
 
 FORMAT = "activefreq_engine.session"
-VERSION = 1
+VERSION = 2
+READ = (1, 2)
+"""Version 1 knows single clicks without views only.  What fits it is still written as it, for older packages."""
+
+
+@dataclass(frozen=True, slots=True)
+class SavedClicks:
+    """One click, or a list of them."""
+
+    passes: tuple[Pass, ...]
+    """How they are made; those of a list from its start, not from the step before."""
+    at_once: bool
+    """Whether it was a list."""
+    start: NDArray[np.bool_] | None = None
+    """The mask that a list goes on from."""
 
 
 @dataclass(frozen=True, slots=True)
 class SavedObject:
     """One object's steps in the order in which they were made."""
 
-    events: list[Click | NDArray[np.bool_]]
+    events: list[SavedClicks | NDArray[np.bool_]]
     """Clicks, and masks that were loaded."""
     done: int
     """So many are in effect; the rest was undone and can be redone."""
@@ -41,23 +55,28 @@ class SavedSession:
     objects: list[SavedObject]
     selected: int
     model: str
+    weights: str | None
+    """sha256; None in states of older packages."""
     size: int
     settings: SessionSettings
 
 
 def dump(scene: Scene, engine: Engine) -> dict[str, Any]:
     """Everything needed to rebuild a session from the same image: JSON values, no pixels, no probabilities."""
-    if scene.digest is None:
-        scene.digest = image_digest(scene.image)
-    height, width = scene.image.shape[:2]
+    picture = scene.picture
+    if picture.digest is None:
+        picture.digest = image_digest(picture.image)
+    height, width = picture.shape
+    steps = [s for h in scene.objects for s in (*h.done, *h.undone)]
+    simple = all(not isinstance(s.event, Points) and all(p.view is None for p in s.passes) for s in steps)
     return {
         "format": FORMAT,
-        "version": VERSION,
+        "version": 1 if simple else VERSION,
         "image": {
-            "sha256": scene.digest,
+            "sha256": picture.digest,
             "height": height,
             "width": width,
-            "window": None if scene.window is None else [float(v) for v in scene.window],
+            "window": None if picture.window is None else list(picture.window),
         },
         "objects": [
             {"steps": [_dump_event(s) for s in [*h.done, *reversed(h.undone)]], "done": len(h.done)}
@@ -66,10 +85,11 @@ def dump(scene: Scene, engine: Engine) -> dict[str, Any]:
         "selected": scene.selected + 1,
         "settings": {
             "model": engine.name,
+            "weights": engine.weights,
             "size": engine.size,
-            "threshold": scene.settings.threshold,
-            "zoom": scene.settings.zoom,
-            "refine": scene.settings.refine,
+            "threshold": picture.settings.threshold,
+            "zoom": picture.settings.zoom,
+            "refine": picture.settings.refine,
         },
     }
 
@@ -82,8 +102,9 @@ def parse(state: Any) -> SavedSession:
     """
     if not isinstance(state, Mapping) or state.get("format") != FORMAT:
         raise SessionStateError(f"not a session state: expected a dictionary with format {FORMAT!r}")
-    if state.get("version") != VERSION:
-        raise SessionStateError(f"session state has version {state.get('version')!r}; this package reads {VERSION}")
+    version = state.get("version")
+    if isinstance(version, bool) or not isinstance(version, int) or version not in READ:
+        raise SessionStateError(f"session state has version {_brief(version)}; this package reads {READ}")
     try:
         image, settings = state["image"], state["settings"]
         window = image["window"]
@@ -95,6 +116,7 @@ def parse(state: Any) -> SavedSession:
             ],
             selected=_typed(state["selected"], int),
             model=_typed(settings["model"], str),
+            weights=None if settings.get("weights") is None else _typed(settings["weights"], str),
             size=_typed(settings["size"], int),
             settings=SessionSettings(
                 threshold=_typed(settings["threshold"], float),
@@ -102,7 +124,7 @@ def parse(state: Any) -> SavedSession:
                 refine=_typed(settings["refine"], bool),
             ),
         )
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise SessionStateError(f"the state is damaged: {type(error).__name__}: {error}") from error
     if not all(0 <= o.done <= len(o.events) for o in saved.objects):
         raise SessionStateError("the state is damaged: an object has more steps done than it has steps")
@@ -121,15 +143,46 @@ def parse(state: Any) -> SavedSession:
 def _dump_event(step: Step) -> dict[str, Any]:
     if isinstance(step.event, PackedMask):
         return {"mask": masks.to_coco_rle(step.event.unpack())}
+    if isinstance(step.event, Points):
+        return {
+            "passes": [
+                {"clicks": [[c.x, c.y, c.positive] for c in p.clicks], **_dump_view(p.view)} for p in step.passes
+            ],
+            "start": None if step.start is None else masks.to_coco_rle(step.start.unpack()),
+        }
     if step.event is None:
         raise ValueError("a blank step has no event")  # unreachable: blank steps are not in a history
-    return {"x": step.event.x, "y": step.event.y, "positive": step.event.positive}
+    view = step.passes[-1].view if step.passes else None
+    return {"x": step.event.x, "y": step.event.y, "positive": step.event.positive, **_dump_view(view)}
 
 
-def _parse_event(state: Any) -> Click | NDArray[np.bool_]:
+def _dump_view(view: Box | None) -> dict[str, Any]:
+    return {} if view is None else {"view": list(view)}
+
+
+def _parse_event(state: Any) -> SavedClicks | NDArray[np.bool_]:
     if "mask" in state:
         return masks.from_coco_rle(state["mask"])
-    return Click(_typed(state["x"], float), _typed(state["y"], float), _typed(state["positive"], bool))
+    if "passes" in state:
+        start = state["start"]
+        passes = tuple(Pass(tuple(_parse_click(*c) for c in p["clicks"]), _parse_view(p)) for p in state["passes"])
+        if not all(p.clicks for p in passes):
+            raise ValueError("a list of clicks is empty")
+        return SavedClicks(passes, True, None if start is None else masks.from_coco_rle(start))
+    return SavedClicks(
+        (Pass((_parse_click(state["x"], state["y"], state["positive"]),), _parse_view(state)),), at_once=False
+    )
+
+
+def _parse_click(x: Any, y: Any, positive: Any) -> Click:
+    return Click(_typed(x, float), _typed(y, float), _typed(positive, bool))
+
+
+def _parse_view(state: Any) -> Box | None:
+    if state.get("view") is None:
+        return None
+    x0, y0, x1, y1 = (_typed(v, int) for v in state["view"])
+    return x0, y0, x1, y1
 
 
 def _typed(value: Any, kind: type) -> Any:
@@ -137,5 +190,13 @@ def _typed(value: Any, kind: type) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise TypeError(f"{value!r} is not a {kind.__name__}")
+        raise TypeError(f"{_brief(value)} is not a {kind.__name__}")
     return value
+
+
+def _brief(value: Any) -> str:
+    """A value for a message: what comes from outside may be of any size."""
+    if isinstance(value, int) and abs(value) >= 10**40:
+        return "a huge number"
+    text = repr(value) if not isinstance(value, (list, dict, tuple)) else f"a {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -22,14 +22,14 @@ AWAY = 3  # and more than so many of its pixels from an earlier click
 def propose(scene: Scene, selector: AcSelect, k: int) -> list[Suggestion]:
     """At most `k` suggestions for the scene's current object, best first; see `Session.suggest`."""
     history = scene.history
-    step, box = history.step, history.step.roi or scene.bounds
+    step, box = history.step, history.step.roi or scene.picture.bounds
     width, height = box[2] - box[0], box[3] - box[1]
     shrink = min(1.0, SIDE / max(width, height))
     h, w = max(1, round(height * shrink)), max(1, round(width * shrink))
     before = history.previous.canvas.sample(box, h, w) if len(history.done) > 1 else None
     valid = _away_from(step.canvas.clicks, box, h, w)
     found = selector.suggest(step.canvas.sample(box, h, w), before, k=k, valid=valid)
-    mask = scene.mask(step.canvas)
+    mask = scene.picture.mask(step.canvas)
     return [_to_image(s, box, h, w, mask) for s in found]
 
 

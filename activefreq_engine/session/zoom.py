@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activefreq_engine.conventions import SLOTS, STRIDE
-from activefreq_engine.session.boxes import clamp, expand, iou, mask_bbox, to_network, to_pixels
+from activefreq_engine.session.boxes import clamp, contains, expand, iou, mask_bbox, to_network, to_pixels
 from activefreq_engine.types import Box, Click
 
 EXPANSION = 1.4  # region of interest and focus box, per side length (RITM, FocalClick)
@@ -165,14 +165,32 @@ def point_slots(clicks: Sequence[Click], box: Box, height: int, width: int) -> N
     """Clicks as `click_maps` wants them: float32 `[2 * SLOTS, 2]` (x, y) on the network grid of `box`.
 
     A click means the centre of its pixel.  The newest `SLOTS` of each sign inside the box are kept, positive ones
-    first; (-1, -1) marks an empty slot.
+    first; (-1, -1) marks an empty slot.  Where a pixel was clicked again the newest click counts.
     """
     slots = np.full((2 * SLOTS, 2), -1, np.float32)
+    standing = _standing(clicks, box)
     for first, positive in ((0, True), (SLOTS, False)):
-        pixels = [(int(c.x), int(c.y)) for c in clicks if c.positive == positive]
-        inside = [(x, y) for x, y in pixels if box[0] <= x < box[2] and box[1] <= y < box[3]][-SLOTS:]
-        for i, (x, y) in enumerate(inside, first):
-            u, v = to_network(x + 0.5, y + 0.5, box, height, width)
+        for i, c in enumerate([c for c in standing if c.positive == positive][-SLOTS:], first):
+            u, v = to_network(int(c.x) + 0.5, int(c.y) + 0.5, box, height, width)
             # click_maps counts from pixel centres; the first half pixel must not read as an empty slot
             slots[i] = max(0.0, u - 0.5), max(0.0, v - 0.5)
     return slots
+
+
+def left_out(clicks: Sequence[Click], box: Box) -> list[Click]:
+    """The clicks inside the box for which `point_slots` has no slot, oldest first of each sign."""
+    if len(clicks) <= SLOTS:
+        return []
+    standing = _standing(clicks, box)
+    return [c for sign in (True, False) for c in [c for c in standing if c.positive == sign][:-SLOTS]]
+
+
+def _standing(clicks: Sequence[Click], box: Box) -> list[Click]:
+    """The newest click on each clicked pixel of the box, oldest first."""
+    newest: dict[tuple[int, int], Click] = {}
+    for c in clicks:
+        if contains(box, c):
+            pixel = int(c.x), int(c.y)
+            newest.pop(pixel, None)
+            newest[pixel] = c
+    return list(newest.values())

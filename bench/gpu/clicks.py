@@ -26,7 +26,7 @@ from activefreq_engine.runtime.engine import SIZES, RefineRequest, StepRequest
 from bench.speed import ladder
 from bench.speed.ladder import Rung
 from bench.tools import rows
-from bench.tools.clicking import SETTLED, ClickTimes, clicks, opened
+from bench.tools.clicking import SETTLED, ClickTimes, clicks, opened, telling
 from bench.tools.machine import Machine
 from bench.tools.scene import scene
 
@@ -86,6 +86,7 @@ def stages(device: str, dry: bool) -> dict[str, float]:
     clicks(session, on, SETTLED + 1)
     taken = []
     for c, _ in zip(on.clicks(1), range(1 if dry else 100), strict=False):
+        c = telling(session, c)
         timings = session.click(c.x, c.y, c.positive, profile=True).timings
         assert timings is not None
         taken.append(timings)

@@ -144,7 +144,7 @@ def objects(device: str, effort: float) -> Iterator[Row]:
         for x, y in places[made:count]:
             session.next_object()
             for dx in (0, 30, -30):
-                session.click(x + dx, y)
+                click(session, Click(x + dx, y))
         grown, made = memory.resident() - before, count
         x, y = places[count - 1]
         same = [click(session, Click(x + 3 * i - 30, y + 20)) for i in range(repeats(20, effort))]

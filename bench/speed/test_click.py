@@ -22,6 +22,7 @@ from activefreq_engine.runtime.levels import probabilities
 from activefreq_engine.session import boxes, zoom
 from bench.speed.test_region_stats import naive
 from bench.tools import scene
+from bench.tools.clicking import telling
 from bench.tools.verify import measure, probabilities_agree, sessions_agree
 
 IMPLEMENTATIONS = {"plain modules": False, "plan": True}
@@ -49,6 +50,7 @@ def clicked(engine: Engine, clicks: int) -> Session:
     session = Session(engine=engine)
     session.set_image(SCENE.image)
     for c in CLICKS[:clicks]:
+        c = telling(session, c)
         session.click(c.x, c.y, c.positive)
     return session
 
@@ -98,7 +100,7 @@ def test_first_click(benchmark: Any, device: torch.device, size: int, implementa
 def test_next_click(benchmark: Any, device: torch.device, size: int, implementation: str) -> None:
     """The fifth click; the region is that of the click before, so its image features are known."""
     session = clicked(engine(device, size, IMPLEMENTATIONS[implementation]), 4)
-    fifth = CLICKS[4]
+    fifth = telling(session, CLICKS[4])
 
     def click() -> None:
         session.click(fifth.x, fifth.y, fifth.positive)
@@ -221,6 +223,7 @@ def test_undo(benchmark: Any, device: torch.device, by: str) -> None:
 
     def again() -> np.ndarray:
         for c in CLICKS[:5]:
+            c = telling(session, c)
             session.click(c.x, c.y, c.positive)
         return session.mask
 

@@ -12,7 +12,7 @@ from activefreq_engine import Click, Engine, Session
 from activefreq_engine.session import zoom
 from activefreq_engine.session.canvas import Canvas, Layer
 from activefreq_engine.session.history import Step
-from activefreq_engine.session.session import scene_of
+from activefreq_engine.session.session import push_step
 from bench.tools.scene import Scene
 
 
@@ -41,8 +41,16 @@ def opened(engine: Engine, scene: Scene) -> Session:
     return session
 
 
+def telling(session: Session, c: Click) -> Click:
+    """The click with the sign that disagrees with the mask: one that agrees is answered without the network."""
+    height, width = session.shape
+    inside = 0 <= c.x < width and 0 <= c.y < height  # any other is for the session to refuse
+    return Click(c.x, c.y, not session.mask[int(c.y), int(c.x)]) if inside else c
+
+
 def click(session: Session, c: Click) -> float:
-    """One click, from the call to the mask in host memory, milliseconds."""
+    """One click that the network answers, from the call to the mask in host memory, milliseconds."""
+    c = telling(session, c)
     start = perf_counter()
     session.click(c.x, c.y, c.positive)
     return 1e3 * (perf_counter() - start)
@@ -72,6 +80,7 @@ def profiled(session: Session, scene: Scene, count: int, seed: int = 0) -> list[
     """As `clicks`, and the stages that each click went through, see `ClickResult.timings`."""
     result = []
     for c in islice(scene.clicks(seed), count):
+        c = telling(session, c)
         start = perf_counter()
         timings = session.click(c.x, c.y, c.positive, profile=True).timings
         result.append((1e3 * (perf_counter() - start), set(timings or ())))
@@ -90,4 +99,4 @@ def close_in(session: Session, scene: Scene) -> None:
     disk = (np.hypot(row, column) < scene.radius).astype(np.float32)
     centre = Click(scene.x, scene.y, True)
     canvas = Canvas(*session.shape, session.threshold, (Layer.of(region, disk),), (centre,))
-    scene_of(session).history.push(Step(centre, canvas, region, canvas.reach()))
+    push_step(session, Step(centre, canvas, region, canvas.reach()))

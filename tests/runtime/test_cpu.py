@@ -145,7 +145,7 @@ child = os.fork()
 if child == 0:
     clicks(100)
     print("clicked", flush=True)
-    while session._scene.history.waiting:
+    while session._scene.picture.packing.waiting:
         time.sleep(0.01)
     print("packed", flush=True)
     os._exit(0)

@@ -1,6 +1,9 @@
 """Random sequences of all calls, good and bad, against a simple model of what a history is."""
 
 import json
+import linecache
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +20,13 @@ from activefreq_engine import (
     InvalidMaskError,
     Session,
 )
+from activefreq_engine.session import history
 
 from .fakes import SquareModel
 
 HEIGHT, WIDTH = 23, 37
 IMAGE = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+SESSION = str(Path(history.__file__).parent)
 ENGINE = Engine(SquareModel(refine_size=32))
 
 xs, ys = st.integers(0, WIDTH - 1), st.integers(0, HEIGHT - 1)
@@ -39,17 +44,56 @@ class Object:
     """The model: what happened and what was seen then."""
 
     def __init__(self):
-        self.done = []  # (event, clicks, mask, probs)
+        self.done = []  # (clicks, start, mask, probs)
         self.undone = []
 
     @property
     def clicks(self):
-        return self.done[-1][1] if self.done else ()
+        return self.done[-1][0] if self.done else ()
 
     @property
     def start(self):
-        masks = [event for event, *_ in self.done if not isinstance(event, Click)]
-        return masks[-1] if masks else None
+        """The box of the loaded mask."""
+        return self.done[-1][1] if self.done else None
+
+
+def bounds(pixels):
+    at = np.argwhere(pixels)
+    return (*at.min(0)[::-1], *(at.max(0)[::-1] + 1)) if len(at) else None
+
+
+def raises_at(line, call):
+    """Run it with a KeyboardInterrupt at the so-manieth line that runs in `session/`; whether it got there.
+
+    The end of a `with` is no such line: no interrupt is dealt with between a block's last instruction and the call that
+    gives the lock back, only tracing can raise there.
+    """
+    left = line
+    entered = set()
+
+    def trace(frame, event, _):
+        nonlocal left
+        if SESSION not in frame.f_code.co_filename:
+            return None
+        if event == "line":
+            where = id(frame), frame.f_lineno
+            again = where in entered
+            if linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with "):
+                entered.add(where)
+            left -= 1
+            if left <= 0 and not again:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
 
 
 class SessionMachine(RuleBasedStateMachine):
@@ -59,40 +103,63 @@ class SessionMachine(RuleBasedStateMachine):
         self.session.set_image(IMAGE)
         self.objects = [Object()]
         self.current = 0
+        self.view = None
 
     @property
     def object(self):
         return self.objects[self.current]
 
-    def note(self, event, clicks):
-        self.object.done.append((event, clicks, self.session.mask.copy(), self.session.probs))
+    def note(self, clicks, start):
+        self.object.done.append((clicks, start, self.session.mask.copy(), self.session.probs))
         self.object.undone.clear()
 
     @rule(click=clicks)
     def click(self, click):
-        before = self.session.mask.copy()
+        before, seen = self.session.mask.copy(), ENGINE._executor.model.count["decode"]
         result = self.session.click(click.x, click.y, click.positive)
-        self.note(click, (*self.object.clicks, click))
-        changed = np.argwhere(before ^ result.mask)
-        expected = (*changed.min(0)[::-1], *(changed.max(0)[::-1] + 1)) if len(changed) else None
-        assert result.changed_bbox == expected
+        self.note((*self.object.clicks, click), self.object.start)
+        assert result.changed_bbox == bounds(before ^ result.mask)
         assert result.clicks == len(self.object.clicks)
+        if self.view is None and before[int(click.y), int(click.x)] == click.positive:
+            assert result.changed_bbox is None
+            assert ENGINE._executor.model.count["decode"] == seen
+        elif self.view is not None:
+            x0, y0, x1, y1 = self.view
+            if x0 <= click.x < x1 and y0 <= click.y < y1:  # outside of it nothing changes
+                before[y0:y1, x0:x1] = result.mask[y0:y1, x0:x1]
+                assert np.array_equal(before, result.mask)
 
     @rule(box=boxes)
     def load_mask(self, box):
         result = self.session.load_mask(box_mask(box))
         assert np.array_equal(result.mask, box_mask(box))
-        self.note(box, ())
+        self.note((), box)
+
+    @rule(box=st.none() | boxes)
+    def look(self, box):
+        self.view = None if box is None else (box[0], box[1], min(WIDTH, box[0] + box[2]), min(HEIGHT, box[1] + box[3]))
+        before = self.session.mask
+        self.session.look(*(self.view or (None,)))
+        assert self.session.mask is before
+
+    def changed(self, before, result, expected):
+        assert (result is not None) == expected
+        if result is not None:
+            assert result.mask is self.session.mask
+            assert result.changed_bbox == bounds(before ^ result.mask)
+            assert result.clicks == len(self.session.clicks)
 
     @rule()
     def undo(self):
-        assert self.session.undo() == bool(self.object.done)
+        before = self.session.mask.copy()
+        self.changed(before, self.session.undo(), bool(self.object.done))
         if self.object.done:
             self.object.undone.append(self.object.done.pop())
 
     @rule()
     def redo(self):
-        assert self.session.redo() == bool(self.object.undone)
+        before = self.session.mask.copy()
+        self.changed(before, self.session.redo(), bool(self.object.undone))
         if self.object.undone:
             self.object.done.append(self.object.undone.pop())
 
@@ -111,44 +178,88 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(number=st.integers(0, 4))
     def select_object(self, number):
         if 1 <= number <= len(self.objects):
-            self.session.select_object(number)
+            before = self.session.mask.copy()
+            self.changed(before, self.session.select_object(number), True)
             self.current = number - 1
         else:
             with pytest.raises(InvalidArgumentError):
                 self.session.select_object(number)
 
-    @rule(keep=st.integers(0, 3), more=st.lists(clicks, max_size=2), restart=st.booleans())
+    @rule(number=st.integers(1, 3))
+    def delete_object(self, number):
+        if number > len(self.objects):
+            with pytest.raises(InvalidArgumentError):
+                self.session.delete_object(number)
+            return
+        del self.objects[number - 1]
+        if self.current >= number:
+            self.current -= 1 if self.current > number - 1 else 0
+        self.objects = self.objects or [Object()]
+        self.current = min(self.current, len(self.objects) - 1)
+        assert self.session.delete_object(number) == self.current + 1
+
+    @rule(keep=st.integers(0, 3), more=st.lists(clicks, max_size=3), restart=st.booleans())
     def predict(self, keep, more, restart):
-        """The list shares a prefix with the current one; the outcome is that of a fresh session."""
-        wanted = [*self.object.clicks[:keep], *more]
+        """The list shares a beginning with the current one."""
+        wanted = (*self.object.clicks[:keep], *more)
         start = None if restart else self.object.start
-        given = None if start is None else box_mask(start)
-        result = self.session.predict([(c.x, c.y) for c in wanted], [c.positive for c in wanted], given)
+        before, seen = self.session.mask.copy(), ENGINE._executor.model.count["decode"]
+        result = self.session.predict(
+            [(c.x, c.y) for c in wanted], [c.positive for c in wanted], None if start is None else box_mask(start)
+        )
+        assert ENGINE._executor.model.count["decode"] <= seen + 1
         assert result.clicks == len(wanted)
-        with Session(engine=ENGINE, zoom=self.session._settings.zoom, refine=self.session._settings.refine) as fresh:
-            fresh.set_image(IMAGE)
-            if given is not None:
-                fresh.load_mask(given)
-            for c in wanted:
-                fresh.click(c.x, c.y, c.positive)
-            assert np.array_equal(self.session.probs, fresh.probs)
-        target = self.object
-        if start != target.start:
-            self.objects[self.current] = target = Object()
-        common = 0
-        while common < min(len(wanted), len(target.clicks)) and wanted[common] == target.clicks[common]:
-            common += 1
-        while len(target.clicks) > common:
-            target.undone.append(target.done.pop())
-        for i in range(common, len(wanted)):
-            if target.undone and target.undone[-1][0] == wanted[i]:
-                target.done.append(target.undone.pop())
-            else:
-                # a mid-list outcome was never shown; undo will show it
-                target.done.append((wanted[i], tuple(wanted[: i + 1]), None, None))
-                target.undone.clear()
-        if target.done:
-            target.done[-1] = (*target.done[-1][:2], self.session.mask.copy(), self.session.probs)
+        assert result.changed_bbox == bounds(before ^ result.mask)
+        if (wanted, start) != (self.object.clicks, self.object.start):
+            self.note(wanted, start)
+
+    @rule(what=st.sampled_from(["click", "undo", "predict", "next_object", "load_mask"]), line=st.integers(1, 60))
+    def interrupt(self, what, line):
+        """Ctrl-C at any line of the session's own code: the call has happened as a whole or not at all."""
+        before = json.dumps(self.session.state_dict())
+        twin = Session.restore(json.loads(before), IMAGE, engine=ENGINE) if self.small else None
+
+        def call(session):
+            {
+                "click": lambda: session.click(5, 7),
+                "undo": session.undo,
+                "predict": lambda: session.predict([[1, 2], [30, 20]], [1, 1]),
+                "next_object": session.next_object,
+                "load_mask": lambda: session.load_mask(box_mask((3, 4, 5, 6))),
+            }[what]()
+
+        interrupted = raises_at(line, lambda: call(self.session))
+        after = json.dumps(self.session.state_dict())
+        assert not self.session._lock.locked()
+        if not interrupted or after != before:
+            if twin is not None:
+                twin.look(*(self.view or (None,)))
+                call(twin)
+                assert json.dumps(twin.state_dict()) == after
+            self.read_anew()
+
+    @property
+    def small(self):
+        return sum(len(o.done) + len(o.undone) for o in self.objects) <= 6
+
+    def read_anew(self):
+        """Take what happened for what was wanted."""
+        scene = self.session._scene
+        while len(self.objects) < len(scene.objects):
+            self.objects.append(Object())
+        self.current = scene.selected
+        done, undone = scene.history.done, scene.history.undone
+        mine = self.object
+        if len(done) < len(mine.done):
+            mine.undone.append(mine.done.pop())
+        elif len(done) > len(mine.done):
+            start = done[-1].start
+            box = None
+            if start is not None:
+                x0, y0, x1, y1 = bounds(start.unpack())
+                box = x0, y0, x1 - x0, y1 - y0
+            self.note(self.session.clicks, box)
+        assert (len(done), len(undone)) == (len(mine.done), len(mine.undone))
 
     @rule(
         bad=st.sampled_from(
@@ -175,12 +286,13 @@ class SessionMachine(RuleBasedStateMachine):
             call(self.session)
         assert json.dumps(self.session.state_dict()) == before
 
-    @precondition(lambda self: sum(len(o.done) + len(o.undone) for o in self.objects) <= 6)
+    @precondition(lambda self: self.small)
     @rule()
     def save_and_restore(self):
         state = json.loads(json.dumps(self.session.state_dict()))
         self.session = Session.restore(state, IMAGE, engine=ENGINE)
         assert self.session.state_dict() == state
+        self.session.look(*(self.view or (None,)))
 
     @rule()
     def suggest(self):
@@ -196,13 +308,17 @@ class SessionMachine(RuleBasedStateMachine):
         assert s.clicks == o.clicks
         if not o.done:
             assert not s.probs.any()
-        elif o.done[-1][2] is not None:
+        else:
             assert np.array_equal(s.mask, o.done[-1][2])
             assert np.array_equal(s.probs, o.done[-1][3])
         assert np.array_equal(s.mask, s.probs > s.threshold)
         for pixel, positive in {(int(c.x), int(c.y)): c.positive for c in s.clicks}.items():
             assert s.mask[pixel[1], pixel[0]] == positive
-        assert np.array_equal(s.labels == s.object_number, s.mask) or self.current + 1 < len(self.objects)
+        assert np.array_equal(s.mask_of(s.object_number), s.mask)
+        labels = np.zeros((HEIGHT, WIDTH), np.int32)
+        for number in range(1, s.object_count + 1):
+            labels[s.mask_of(number)] = number
+        assert np.array_equal(s.labels, labels)
 
 
 TestSession = SessionMachine.TestCase

@@ -8,7 +8,7 @@ from activefreq_engine import Click
 from activefreq_engine.session import boxes, zoom
 from activefreq_engine.session.boxes import mask_bbox
 from activefreq_engine.session.canvas import Canvas, Layer, PackedMask, changed_bbox, merge_click
-from activefreq_engine.session.history import History, Scene, SessionSettings, Step
+from activefreq_engine.session.history import Picture, SessionSettings
 
 from .fakes import random_image
 
@@ -336,11 +336,9 @@ def test_aligned():
 def test_a_crop_of_a_shrunk_image_is_a_crop_of_the_image(rng, shape):
     """Within a grey level or two: shrinking rounds."""
     image = cv2.GaussianBlur(rng.integers(0, 256, shape, dtype=np.uint8), (0, 0), 3)
-    settings = SessionSettings(0.49, True, True)
-    blank = Step(None, Canvas(shape[0], shape[1], 0.49))
-    scene = Scene(image, None, settings, blank, [History(blank)])
+    picture = Picture(image, None, SessionSettings(0.49, True, True))
     box = boxes.aligned((13, 101, shape[1], shape[0] - 7), 4, (0, 0, shape[1], shape[0]))
-    difference = scene.crop(box, 2, 64, 64).astype(int) - zoom.crop_rgb(image, box, 64, 64).astype(int)
+    difference = picture.crop(box, 2, 64, 64).astype(int) - zoom.crop_rgb(image, box, 64, 64).astype(int)
     assert np.abs(difference).max() <= 2
-    assert list(scene.shrunk) == [2]
-    assert np.array_equal(scene.crop(box, 0, 64, 64), zoom.crop_rgb(image, box, 64, 64))
+    assert list(picture.shrunk) == [2]
+    assert np.array_equal(picture.crop(box, 0, 64, 64), zoom.crop_rgb(image, box, 64, 64))
