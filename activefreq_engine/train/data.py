@@ -76,7 +76,9 @@ def find_pairs(folder: Path) -> tuple[str, list[Pair]]:
         DatasetError: no such folder, no images, an image without a mask.
     """
     if not folder.is_dir():
-        raise DatasetError(f"there is no folder {folder}; a data folder needs images/ and, beside it, masks/ (or labels/)")
+        raise DatasetError(
+            f"there is no folder {folder}; a data folder needs images/ and, beside it, masks/ (or labels/)"
+        )
     kind = next((k for k in MASK_FOLDERS if (folder / k).is_dir()), None)
     images = folder / "images"
     try:

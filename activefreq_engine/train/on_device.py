@@ -108,6 +108,8 @@ class DeviceSteps:
         )
         for group in optimizer.param_groups:
             group["lr"] = self.lr
+        # what `normalise` makes of 0 and of 255; it takes its constants from the host each time, which a graph cannot
+        self.black, self.white = (normalise(torch.full((1, 3, 1, 1), v, device=self.device)) for v in (0.0, 255.0))
         cuda = self.device.type == "cuda"
         self.stream = torch.cuda.Stream(self.device) if cuda else None
         self.pool = torch.cuda.graph_pool_handle() if cuda else None
@@ -171,7 +173,7 @@ class DeviceSteps:
         """New samples, and the first click of each: in its object, or beside it where a crop holds none."""
         batch.index.copy_(self.first + torch.arange(len(batch.index), device=self.device))
         image, label = self.sampler(batch.index, size)
-        batch.image.copy_(normalise(image))
+        batch.image.copy_(torch.lerp(self.black, self.white, image.float() / 255))
         batch.label.copy_(label)
         batch.previous.zero_()
         batch.points.fill_(-1)

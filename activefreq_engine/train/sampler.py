@@ -203,7 +203,7 @@ class Sampler:
         gamma, offset = between(u[:, 4], -0.4, 0.4).exp(), between(u[:, 5], -0.1, 0.1)
         ramp = (image / 255).clamp(0, 1) ** gamma.view(-1, 1, 1, 1)
         image = (255 * (ramp * gain.exp()[:, :, None, None] + offset.view(-1, 1, 1, 1))).clamp(0, 255)
-        grey = (image * torch.tensor([0.299, 0.587, 0.114], device=self.device).view(3, 1, 1)).sum(1, keepdim=True)
+        grey = 0.299 * image[:, :1] + 0.587 * image[:, 1:2] + 0.114 * image[:, 2:]
         keep = torch.where(u[:, 7] < 0.85, between(u[:, 8], 0.4, 1.6), torch.zeros_like(u[:, 8]))
         keep = torch.where(u[:, 6] < 0.5, keep, torch.ones_like(keep)).view(-1, 1, 1, 1)
         image = (grey + keep * (image - grey)).clamp(0, 255)

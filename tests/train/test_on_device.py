@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from activefreq_engine.conventions import THRESHOLD
 from activefreq_engine.errors import InvalidArgumentError
@@ -16,7 +17,7 @@ from activefreq_engine.models import create_model
 from activefreq_engine.train import loop
 from activefreq_engine.train.data import pack
 from activefreq_engine.train.loop import parameter_groups, train
-from activefreq_engine.train.on_device import DeviceSteps, central_pixels
+from activefreq_engine.train.on_device import WARM, DeviceSteps, central_pixels
 from activefreq_engine.train.record import Record, read_log
 from activefreq_engine.train.sampler import Sampler
 from activefreq_engine.train.simulate import DEEPEST, ClickBatch, network_clicks, simulate
@@ -67,14 +68,13 @@ def test_clicks_fall_well_inside(rng):
     assert np.mean(hit) > DEEPEST - 0.25
 
 
-def steps_of(packed, config, seed=0, **changes):
-    torch.manual_seed(seed)
-    model = create_model("freqformer_b0", **{**OVERRIDES, "drop_path": 0.0, **changes})
-    module = CoarseStep(model)
-    ema = Ema(model, 0.9)
-    optimizer = torch.optim.AdamW(parameter_groups(module, 0.02), lr=1e-3, fused=True)
-    sampler = Sampler(packed, config.seed, None, CPU)
-    return DeviceSteps(module, optimizer, ema, sampler, config, None)
+def steps_of(packed, config, device=CPU, **changes):
+    torch.manual_seed(0)
+    module = CoarseStep(create_model("freqformer_b0", **{**OVERRIDES, "drop_path": 0.0, **changes}).to(device))
+    ema = Ema(module.model, 0.9)
+    cuda = device.type == "cuda"
+    optimizer = torch.optim.AdamW(parameter_groups(module, 0.02), lr=1e-3, fused=True, capturable=cuda)
+    return DeviceSteps(module, optimizer, ema, Sampler(packed, config.seed, None, device), config, None)
 
 
 def clicks_of(batch):
@@ -158,6 +158,46 @@ def test_the_previous_mask_answers_the_clicks_before_the_last(pairs, packed):
     assert ((answer[:, 0] > THRESHOLD) != (steps.batches[32].label[:, 0] == 1)).any()
 
 
+class Watch(TorchDispatchMode):
+    """Notes the operators that look at values on the host, or bring constants from it."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "lift_fresh", "is_nonzero", "unique", "masked_select", "equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+        self.calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        self.calls += 1
+        if name.startswith(self.WAITING):
+            self.seen.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_part_of_a_step_waits_for_the_device(pairs, packed, monkeypatch):
+    """What a CUDA graph cannot hold, seen on a CPU: values read by the host and constants copied from it."""
+    monkeypatch.setattr("activefreq_engine.train.sampler.may_wait", lambda tensor: False)
+    steps = steps_of(packed, tiny(pairs), drop_path=0.1)
+    steps(0, 64, 1, 1e-3, False, 0.1)  # makes what is kept
+    batch = steps.batches[64]
+    parts = (
+        lambda: steps._sample(batch, 64),
+        lambda: steps._encode(batch),
+        lambda: steps._click(batch),
+        lambda: steps._learn(batch, False),
+    )
+    for part in parts:
+        with Watch() as watch:
+            part()
+        assert watch.calls > 5
+        assert not watch.seen
+    with Watch() as watch:
+        float(steps.skipped)
+    assert watch.seen  # it does see what waits
+
+
 def test_it_learns_as_the_loop_does(pairs, packed, tmp_path, monkeypatch):
     """The mean loss of each third of a short run is that of the loop's; other crops, so within a tenth."""
     monkeypatch.setattr(Record, "EVERY", 15)
@@ -231,3 +271,23 @@ def test_simulated_clicks_match_the_loops_on_average(pairs, packed, rng):
     ours, theirs = facts(clicks_of(batch)), facts(clicks)
     assert abs(ours.mean(0) - theirs.mean(0)).max() < 0.35
     assert (ours.sum(1) == theirs.sum(1)).mean() > 0.9
+
+
+@pytest.mark.gpu
+def test_captured_steps_give_what_steps_do_launch_by_launch(pairs, packed):
+    config = tiny(pairs, iterations=((2, 1.0),))
+    captured, eager = (steps_of(packed, config, torch.device("cuda")) for _ in range(2))
+    eager.eager = True
+    host = steps_of(packed, config)
+    for step in range(3 * WARM):
+        ours, theirs = (s(step, 64, 2, 1e-3, step > 6, 0.1) for s in (captured, eager))
+        assert captured.settle() == eager.settle() == 0
+        assert ours.item() == pytest.approx(theirs.item(), rel=0.02)
+        for name in ("index", "image", "label"):
+            assert torch.equal(getattr(captured.batches[64], name), getattr(eager.batches[64], name))
+    assert not captured.eager
+    assert {key[0] for key in captured.graphs} == {"sample", "encode", "click", "learn"}
+    host(step, 64, 2, 1e-3, True, 0.1)
+    there, here = captured.batches[64], host.batches[64]
+    assert (there.label.cpu() != here.label).float().mean() < 1e-3  # a pixel on an edge may fall to either side
+    assert ((there.image.cpu() - here.image).abs() > 0.03).float().mean() < 1e-3
