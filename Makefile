@@ -3,6 +3,7 @@
 #   make test      the test suite
 #   make test-slow the checks that take many minutes: planted bugs, every kernel configuration
 #   make lint      ruff and mypy
+#   make docs      these pages and the reference as a site, in build/site; any warning fails it
 #   make bench     the latency tests, beside their references and the last committed result
 #   make install   what all of them need; skipped while setup.py and the constraints are unchanged
 # PYTHON=python3.12 picks the interpreter.  TORCH=cpu (default) | cuda12 | cuda13 picks the build of torch.
@@ -19,7 +20,7 @@ ifeq ($(filter $(TORCH),cpu cuda12 cuda13),)
 $(error TORCH=$(TORCH) is not known: use TORCH=cpu, TORCH=cuda12 or TORCH=cuda13)
 endif
 
-.PHONY: install demo test test-slow lint bench clean
+.PHONY: install demo test test-slow lint docs layout bench clean
 
 install: $(INSTALLED)
 
@@ -57,12 +58,17 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
-# mypy cannot follow an editable install that maps kernels/ into the package, so it is shown the installed layout.
-lint: $(INSTALLED)
-	$(BIN)/ruff check .
+# Tools that read sources cannot follow an editable install that maps kernels/ into the package: they are shown the installed layout.
+layout:
 	@rm -rf build/lint && mkdir -p build/lint/activefreq_engine
 	@ln -s "$(CURDIR)"/activefreq_engine/* "$(CURDIR)"/kernels build/lint/activefreq_engine/
+
+lint: $(INSTALLED) layout
+	$(BIN)/ruff check .
 	cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml activefreq_engine
+
+docs: $(INSTALLED) layout
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 # The comparison is printed even if a check has failed; what failed has no time in it.
 bench: $(INSTALLED)

@@ -35,6 +35,7 @@ evaluate = ["matplotlib", "SimpleITK"]
 export = ["onnx", "onnxscript", "onnxruntime"]
 serve = ["fastapi", "uvicorn", "websockets", "blosc2"]  # blosc2: how nnInteractive packs arrays
 bench = ["pytest", "pytest-benchmark", "matplotlib", "scipy"]
+docs = ["mkdocs-material", "mkdocstrings[python]"]
 
 setup(
     name="activefreq-engine",
@@ -78,8 +79,9 @@ setup(
         "export": export,
         "serve": serve,
         "medical": ["SimpleITK"],  # DICOM, NIfTI and MetaImage in `activefreq serve`
+        "docs": docs,
         "dev": [
-            *sorted({*train, *evaluate, *bench, *export, *serve}),
+            *sorted({*train, *evaluate, *bench, *export, *serve, *docs}),
             "httpx",  # FastAPI's test client
             "hypothesis",
             "mypy",
