@@ -56,13 +56,7 @@ def draw_clicks(image: Picture, clicks: Iterable[Click]) -> Picture:
         image (array): uint8 ``[H, W, 3]``, RGB; not changed.
         clicks (iterable of Click): in (x, y) pixels of this image.
     """
-    _check_image(image)
-    canvas = Image.fromarray(image)
-    pen = ImageDraw.Draw(canvas)
-    unit = _unit(image)
-    for number, click in enumerate(clicks, start=1):
-        _mark(pen, click.x, click.y, click.positive, str(number), unit, filled=True)
-    return np.array(canvas)
+    return _marked(image, clicks, numbered=True)
 
 
 def draw_suggestions(image: Picture, suggestions: Iterable[Suggestion]) -> Picture:
@@ -72,12 +66,7 @@ def draw_suggestions(image: Picture, suggestions: Iterable[Suggestion]) -> Pictu
         image (array): uint8 ``[H, W, 3]``, RGB; not changed.
         suggestions (iterable of Suggestion): in (x, y) pixels of this image.
     """
-    _check_image(image)
-    canvas = Image.fromarray(image)
-    pen = ImageDraw.Draw(canvas)
-    for s in suggestions:
-        _mark(pen, s.x, s.y, s.positive, "", _unit(image), filled=False)
-    return np.array(canvas)
+    return _marked(image, suggestions, numbered=False)
 
 
 def draw_uncertainty(image: Picture, uncertainty: NDArray[np.floating]) -> Picture:
@@ -120,6 +109,17 @@ def _check_image(image: Picture) -> None:
 def _unit(image: Picture) -> int:
     """Line width that suits the image's size: 1 pixel for each 300 of the shorter side."""
     return max(1, round(min(image.shape[:2]) / 300))
+
+
+def _marked(image: Picture, places: Iterable[Click | Suggestion], *, numbered: bool) -> Picture:
+    """The image with a mark at each place: filled and numbered from 1, or white."""
+    _check_image(image)
+    picture = Image.fromarray(image)
+    pen = ImageDraw.Draw(picture)
+    for number, place in enumerate(places, start=1):
+        text = str(number) if numbered else ""
+        _mark(pen, place.x, place.y, place.positive, text, _unit(image), filled=numbered)
+    return np.array(picture)
 
 
 def _mark(pen: ImageDraw.ImageDraw, x: float, y: float, positive: bool, text: str, unit: int, *, filled: bool) -> None:

@@ -203,7 +203,7 @@ def load() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Status:
     """One line of `table`."""
 
     op: str
@@ -215,14 +215,14 @@ class Row:
     """Why it is off; empty when on."""
 
 
-def table() -> list[Row]:
+def table() -> list[Status]:
     """Every implementation of every op on this machine, by op name and then in the order in which "auto" tries them."""
     load()
     rows = []
     for op in sorted(_registry):
         for i in _by_priority(_registry[op]):
             ok, reason = i.verify()
-            rows.append(Row(op, i.name, i.devices, i.priority, ok, reason))
+            rows.append(Status(op, i.name, i.devices, i.priority, ok, reason))
     return rows
 
 

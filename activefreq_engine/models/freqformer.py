@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .freqnet import Axes, Filter, FreqNet
-from .mit import MIT_SPECS, MixTransformer, OverlapPatchEmbed, init_weights, to_map
+from .layers import init_weights
+from .mit import MIT_SPECS, MixTransformer, OverlapPatchEmbed, to_map
 from .refiner import Refined, Refiner
 from .tinyvit import TINYVIT_SPECS, TinyViT
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .mit import init_weights
+from .layers import ChannelNorm, init_weights
 
 BASE = 16  # side of the grid on which spectral filters are learned
 Axes = Literal["multi", "hw"]
@@ -121,13 +121,6 @@ class FreqModule(nn.Module):
         quarters = x.chunk(4, dim=1)
         spectral = [f(q) for f, q in zip(self.filters, quarters[:3], strict=True)]
         return torch.cat([*spectral, self.dwconv(quarters[3])], dim=1)
-
-
-class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of `[B, C, H, W]`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class FreqBlock(nn.Module):

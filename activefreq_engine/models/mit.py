@@ -6,11 +6,12 @@ whose sides are multiples of 32 is accepted.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .layers import DropPath, Encoder, drop_path_rates
 
 HEADS = (1, 2, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)
@@ -43,21 +44,6 @@ def to_tokens(x: Tensor) -> Tensor:
 def to_map(x: Tensor, height: int, width: int) -> Tensor:
     """`[B, H*W, C]` -> `[B, C, H, W]`."""
     return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], height, width)
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: drops a residual branch per sample while training (arXiv 1603.09382)."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.rate == 0.0 or not self.training:
-            return x
-        keep = 1.0 - self.rate
-        mask = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(keep)
-        return x * mask / keep
 
 
 class OverlapPatchEmbed(nn.Module):
@@ -143,15 +129,12 @@ class MiTStage(nn.Module):
         return to_map(self.norm(x), height, width)
 
 
-class MixTransformer(nn.Module):
+class MixTransformer(Encoder):
     """The four-stage encoder: an image `[B, 3, H, W]` -> maps at strides 4, 8, 16, 32."""
 
     def __init__(self, spec: MiTSpec, drop_path: float = 0.1) -> None:
-        super().__init__()
-        self.spec = spec
-        last = sum(spec.depths) - 1
-        rates = [drop_path * i / last for i in range(last + 1)]
-        stages = []
+        rates = drop_path_rates(spec.depths, drop_path)
+        stages: list[nn.Module] = []
         previous = 3
         for i, (dim, depth) in enumerate(zip(spec.channels, spec.depths, strict=True)):
             kernel, stride = (7, 4) if i == 0 else (3, 2)
@@ -159,28 +142,5 @@ class MixTransformer(nn.Module):
             blocks = [MiTBlock(dim, HEADS[i], REDUCTIONS[i], rates.pop(0)) for _ in range(depth)]
             stages.append(MiTStage(embed, blocks, dim))
             previous = dim
-        self.stages = nn.ModuleList(stages)
-        self.apply(init_weights)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
-
-
-def init_weights(module: nn.Module) -> None:
-    """SegFormer's initialisation: truncated normal 0.02 for linear layers, fan-out normal for convolutions.
-
-    A 1x1 convolution is a linear layer; fan-out would give a one-channel head logits of +-10 at the start.
-    """
-    if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv2d):
-        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
-        nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+        super().__init__(stages)
+        self.spec = spec

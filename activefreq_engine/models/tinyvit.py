@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .mit import DropPath, init_weights
+from .layers import ChannelNorm, DropPath, Encoder, drop_path_rates
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class TinyViTStage(nn.Module):
         return self.blocks(self.embed(x))
 
 
-class TinyViT(nn.Module):
+class TinyViT(Encoder):
     """The four-stage encoder: an image `[B, 3, H, W]` -> maps at strides 4, 8, 16 and 16.
 
     Stage 4 keeps stage 3's stride, as in MobileSAM: its weights were trained so, and at stride 32 they would see
@@ -154,11 +154,8 @@ class TinyViT(nn.Module):
     """
 
     def __init__(self, spec: TinyViTSpec, drop_path: float = 0.0) -> None:
-        super().__init__()
-        self.spec = spec
-        last = sum(spec.depths) - 1
-        rates = [drop_path * i / last for i in range(last + 1)]
-        stages = []
+        rates = drop_path_rates(spec.depths, drop_path)
+        stages: list[nn.Module] = []
         for i, (dim, depth) in enumerate(zip(spec.channels, spec.depths, strict=True)):
             blocks: list[nn.Module] = []
             for _ in range(depth):
@@ -172,23 +169,8 @@ class TinyViT(nn.Module):
             else:
                 embed = Transition(spec.channels[i - 1], dim, STRIDES[i - 1])
             stages.append(TinyViTStage(embed, blocks))
-        self.stages = nn.ModuleList(stages)
-        self.apply(init_weights)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """The maps `[B, C_i, H/s_i, W/s_i]`, s = 4, 8, 16, 16."""
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
-
-
-class MapNorm(nn.LayerNorm):
-    """LayerNorm over the channels of `[B, C, H, W]`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        super().__init__(stages)
+        self.spec = spec
 
 
 class MobileSamEncoder(nn.Module):
@@ -199,9 +181,9 @@ class MobileSamEncoder(nn.Module):
         self.trunk = TinyViT(TINYVIT_SPECS["tinyvit_5m"])
         self.neck = nn.Sequential(
             nn.Conv2d(self.trunk.spec.channels[-1], EMBEDDING, 1, bias=False),
-            MapNorm(EMBEDDING, eps=1e-6),
+            ChannelNorm(EMBEDDING, eps=1e-6),
             nn.Conv2d(EMBEDDING, EMBEDDING, 3, padding=1, bias=False),
-            MapNorm(EMBEDDING, eps=1e-6),
+            ChannelNorm(EMBEDDING, eps=1e-6),
         )
 
     def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor]:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from activefreq_engine.models.layers import DropPath
 from activefreq_engine.models.mit import (
     MIT_SPECS,
-    DropPath,
     EfficientAttention,
     MiTSpec,
     MixTransformer,
