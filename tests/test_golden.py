@@ -1,6 +1,9 @@
 """The shipped weights still compute what they computed when they were shipped."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +49,20 @@ def test_outputs_equal_the_goldens(make, name, golden, dtype, tolerance):
     for output in ("first", "third", "refined"):
         error = np.linalg.norm(values[output] - golden[output]) / np.linalg.norm(golden[output])
         assert error <= tolerance, f"{output}: relative error {error:.2e}, allowed {tolerance:.0e}"
+
+
+OLDER = [("AVX2", "default"), ("AVX512_CORE", "avx2"), ("AVX512_CORE_BF16", "default")]
+
+
+@pytest.mark.parametrize(("onednn", "aten"), [OLDER[0], *(pytest.param(*o, marks=pytest.mark.slow) for o in OLDER[1:])])
+def test_processors_with_fewer_instructions_agree(onednn, aten):
+    """As far as oneDNN and torch can be told to leave instructions out; both read it when they are loaded."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "equal_the_goldens"]
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": onednn, "ATEN_CPU_CAPABILITY": aten}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0
+    assert f"{2 * len(list_models(pretrained=True))} passed" in done.stdout
 
 
 def test_a_click_is_obeyed(make, golden):

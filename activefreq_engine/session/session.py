@@ -471,6 +471,9 @@ class Session:
     ) -> Session:
         """Rebuild a session by making its clicks again on the same image.
 
+        The network runs again, so its rounding is that of this machine: with the same processor, versions, engine
+        settings and number of threads the masks are the same bit by bit; elsewhere pixels on the threshold may flip.
+
         Args:
             state: from `state_dict`, also after a round trip through JSON.
             image: the same image, in any form that `set_image` takes.
