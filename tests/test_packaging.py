@@ -18,8 +18,7 @@ DEV_ONLY = ("scipy", "matplotlib", "SimpleITK", "pycocotools", "pytest", "hypoth
 
 def pip(python: Path, *arguments: str | Path) -> None:
     """Our pip, acting on the environment of another interpreter."""
-    command = [sys.executable, "-m", "pip", "--python", str(python), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run([sys.executable, "-m", "pip", "--python", str(python), *map(str, arguments)], python.parent)
     assert done.returncode == 0, done.stderr
 
 
@@ -36,7 +35,7 @@ def new_environment(folder: Path) -> Path:
 
 def run(command: list[str | Path], cwd: Path) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    env.pop("PYTHONPATH", None)
+    env.pop("PYTHONPATH", None)  # the root of this checkout: pip would find the package there, and install nothing
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
 
 
