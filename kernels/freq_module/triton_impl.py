@@ -32,6 +32,11 @@ SMALLEST_INPUT_LIMIT = 24.0
 
 # ---- device code
 
+MOST_ROWS = tl.constexpr(32)
+# Of a product.  From 64 rows on Triton takes the instructions of a warp group (wgmma, compute capability 9.0) or of
+# tensor memory (tcgen05, 10.0), and with the former an fp16 kernel was silently wrong on an H200 (Triton 3.6).  With
+# fewer rows every device from 8.0 on runs mma.sync.  `bench.compile_gate` holds the binaries to that.
+
 
 @triton.jit
 def _to_tf32(v):
@@ -64,6 +69,105 @@ def _dot(a, b, acc, PRECISION: tl.constexpr, EMULATE: tl.constexpr):
 
 
 @triton.jit
+def _row_transform(
+    x,  # operand [NP, MP]: the plane, columns first
+    half_ptr,
+    K0: tl.constexpr,  # first of these columns of the half spectrum
+    NP: tl.constexpr,
+    MP: tl.constexpr,
+    KP: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EMULATE: tl.constexpr,
+):
+    # Real input, half spectrum, the Nyquist bin in the imaginary slot of column 0: two operands [CHUNK, MP].
+    rk = K0 + tl.arange(0, CHUNK)[:, None]
+    zero = tl.zeros((CHUNK, MP), dtype=tl.float32)
+    forward = half_ptr + tl.arange(0, NP)[None, :] * KP + rk
+    yr = _operand(_dot(tl.load(forward), x, zero, PRECISION, EMULATE), PRECISION)
+    yi = _operand(_dot(tl.load(forward + NP * KP), x, zero, PRECISION, EMULATE), PRECISION)
+    return yr, yi
+
+
+@triton.jit
+def _filtered(
+    yr,  # see `_row_transform`
+    yi,
+    cos,  # operand [MP, MP], symmetric
+    sin,
+    filter_ptr,
+    nyquist_ptr,
+    K0: tl.constexpr,
+    M: tl.constexpr,
+    MP: tl.constexpr,
+    KP: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EMULATE: tl.constexpr,
+):
+    # CHUNK filtered columns of the spectrum, as the four operands [CHUNK, MP] of the inverse column transform.
+    rm = tl.arange(0, MP)[None, :]
+    rk = K0 + tl.arange(0, CHUNK)[:, None]
+    row = rm < M
+    zero = tl.zeros((CHUNK, MP), dtype=tl.float32)
+    # Column transform as four real products.
+    a = _dot(yr, cos, zero, PRECISION, EMULATE)
+    b = _dot(yr, sin, zero, PRECISION, EMULATE)
+    p = _dot(yi, cos, zero, PRECISION, EMULATE)
+    q = _dot(yi, sin, zero, PRECISION, EMULATE)
+    # Filter, and lay out the operands of the inverse column transform.  Column 0 holds two real columns.
+    at = filter_ptr + rm * KP + rk
+    gr = tl.load(at, mask=row, other=0.0)
+    gi = tl.load(at + M * KP, mask=row, other=0.0)
+    nyquist_re = tl.load(nyquist_ptr + rm, mask=row, other=0.0)
+    nyquist_im = tl.load(nyquist_ptr + M + rm, mask=row, other=0.0)
+    zr = a + q
+    zi = p - b
+    vr = gr * zr - gi * zi
+    vi = gr * zi + gi * zr
+    first = rk == 0
+    u0 = _operand(tl.where(first, gr * a + gi * b, vr), PRECISION)
+    u1 = _operand(tl.where(first, gr * b - gi * a, -vi), PRECISION)
+    u2 = _operand(tl.where(first, nyquist_re * p + nyquist_im * q, vi), PRECISION)
+    u3 = _operand(tl.where(first, nyquist_re * q - nyquist_im * p, vr), PRECISION)
+    return u0, u1, u2, u3
+
+
+@triton.jit
+def _add_inverse(
+    out,  # fp32 [BLOCK, NP]: these rows of the plane, so far
+    u0,  # see `_filtered`
+    u1,
+    u2,
+    u3,
+    cos_ptr,  # these rows of the table, which is symmetric: [MP, BLOCK] from here
+    half_ptr,
+    K0: tl.constexpr,
+    MP: tl.constexpr,
+    NP: tl.constexpr,
+    KP: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EMULATE: tl.constexpr,
+):
+    # Adds what CHUNK columns of the spectrum give to BLOCK rows.
+    rb = tl.arange(0, BLOCK)[:, None]
+    rn = tl.arange(0, NP)[None, :]
+    rk = K0 + tl.arange(0, CHUNK)[:, None]
+    zero = tl.zeros((BLOCK, CHUNK), dtype=tl.float32)
+    at = cos_ptr + rb * MP + tl.arange(0, MP)[None, :]
+    cos = tl.load(at)
+    sin = tl.load(at + MP * MP)
+    wr = _dot(sin, tl.trans(u1), _dot(cos, tl.trans(u0), zero, PRECISION, EMULATE), PRECISION, EMULATE)
+    wi = _dot(sin, tl.trans(u3), _dot(cos, tl.trans(u2), zero, PRECISION, EMULATE), PRECISION, EMULATE)
+    # Inverse row transform, back to real samples.
+    inverse = half_ptr + 2 * NP * KP + rk * NP + rn
+    out = _dot(_operand(wr, PRECISION), tl.load(inverse), out, PRECISION, EMULATE)
+    return _dot(_operand(wi, PRECISION), tl.load(inverse + KP * NP), out, PRECISION, EMULATE)
+
+
+@triton.jit
 def _filter_plane(
     x_ptr,  # first element of this plane in the input
     y_ptr,  # the same in the output
@@ -83,62 +187,48 @@ def _filter_plane(
     MP: tl.constexpr,
     NP: tl.constexpr,
     KP: tl.constexpr,
-    CHUNK: tl.constexpr,
     RESIDUAL: tl.constexpr,
     PRECISION: tl.constexpr,
     EMULATE: tl.constexpr,
 ):
-    rm = tl.arange(0, MP)
-    rn = tl.arange(0, NP)
-    row = rm < M
-    inside = row[:, None] & (rn < N)[None, :]
+    # No product has more than MOST_ROWS rows, see there: the spectrum is kept with its columns as rows, and the plane
+    # comes back in blocks of rows.
+    CHUNK: tl.constexpr = min(KP, MOST_ROWS)
+    BLOCK: tl.constexpr = min(MP, MOST_ROWS)
+    rm = tl.arange(0, MP)[None, :]
+    rn = tl.arange(0, NP)[:, None]
     # Only the tables are padded with zeros; the signal is masked, so its sides need not be powers of two.
-    x = tl.load(x_ptr + rm[:, None] * x_stride_m + rn[None, :] * x_stride_n, mask=inside, other=0.0)
+    x = tl.load(x_ptr + rm * x_stride_m + rn * x_stride_n, mask=(rm < M) & (rn < N), other=0.0)
     x = _operand(x, PRECISION)
-    square = rm[:, None] * MP + rm[None, :]
-    cos = tl.load(full_ptr + square)
-    sin = tl.load(full_ptr + MP * MP + square)
-    nyquist_re = tl.load(nyquist_ptr + rm, mask=row, other=0.0)[:, None]
-    nyquist_im = tl.load(nyquist_ptr + M + rm, mask=row, other=0.0)[:, None]
-    out = tl.zeros((MP, NP), dtype=tl.float32)
-    for k0 in range(0, KP, CHUNK):
-        rk = k0 + tl.arange(0, CHUNK)
-        zero = tl.zeros((MP, CHUNK), dtype=tl.float32)
-        # Row transform: real input, half spectrum, the Nyquist bin in the imaginary slot of column 0.
-        forward = half_ptr + rn[:, None] * KP + rk[None, :]
-        yr = _operand(_dot(x, tl.load(forward), zero, PRECISION, EMULATE), PRECISION)
-        yi = _operand(_dot(x, tl.load(forward + NP * KP), zero, PRECISION, EMULATE), PRECISION)
-        # Column transform as four real products.
-        a = _dot(cos, yr, zero, PRECISION, EMULATE)
-        b = _dot(sin, yr, zero, PRECISION, EMULATE)
-        p = _dot(cos, yi, zero, PRECISION, EMULATE)
-        q = _dot(sin, yi, zero, PRECISION, EMULATE)
-        # Filter, and lay out the operands of the inverse column transform.  Column 0 holds two real columns.
-        at = filter_ptr + rm[:, None] * KP + rk[None, :]
-        gr = tl.load(at, mask=row[:, None], other=0.0)
-        gi = tl.load(at + M * KP, mask=row[:, None], other=0.0)
-        zr = a + q
-        zi = p - b
-        vr = gr * zr - gi * zi
-        vi = gr * zi + gi * zr
-        first = (rk == 0)[None, :]
-        u0 = _operand(tl.where(first, gr * a + gi * b, vr), PRECISION)
-        u1 = _operand(tl.where(first, gr * b - gi * a, -vi), PRECISION)
-        u2 = _operand(tl.where(first, nyquist_re * p + nyquist_im * q, vi), PRECISION)
-        u3 = _operand(tl.where(first, nyquist_re * q - nyquist_im * p, vr), PRECISION)
-        wr = _dot(cos, u0, zero, PRECISION, EMULATE)
-        wr = _dot(sin, u1, wr, PRECISION, EMULATE)
-        wi = _dot(cos, u2, zero, PRECISION, EMULATE)
-        wi = _dot(sin, u3, wi, PRECISION, EMULATE)
-        # Inverse row transform, back to real samples.
-        inverse = half_ptr + 2 * NP * KP + rk[:, None] * NP + rn[None, :]
-        out = _dot(_operand(wr, PRECISION), tl.load(inverse), out, PRECISION, EMULATE)
-        out = _dot(_operand(wi, PRECISION), tl.load(inverse + KP * NP), out, PRECISION, EMULATE)
-    if RESIDUAL:
-        r = tl.load(r_ptr + rm[:, None] * r_stride_m + rn[None, :] * r_stride_n, mask=inside, other=0.0)
-        out += r.to(tl.float32)
-    y = y_ptr + rm[:, None] * y_stride_m + rn[None, :] * y_stride_n
-    tl.store(y, out.to(y_ptr.dtype.element_ty), mask=inside)
+    yr, yi = _row_transform(x, half_ptr, 0, NP, MP, KP, CHUNK, PRECISION, EMULATE)
+    if KP > CHUNK:
+        zr, zi = _row_transform(x, half_ptr, CHUNK, NP, MP, KP, CHUNK, PRECISION, EMULATE)
+    square = full_ptr + tl.arange(0, MP)[:, None] * MP + rm
+    cos = tl.load(square)
+    sin = tl.load(square + MP * MP)
+    u0, u1, u2, u3 = _filtered(
+        yr, yi, cos, sin, filter_ptr, nyquist_ptr, 0, M, MP, KP, CHUNK, PRECISION, EMULATE
+    )
+    if KP > CHUNK:
+        v0, v1, v2, v3 = _filtered(
+            zr, zi, cos, sin, filter_ptr, nyquist_ptr, CHUNK, M, MP, KP, CHUNK, PRECISION, EMULATE
+        )
+    rn = tl.arange(0, NP)[None, :]
+    for m0 in range(0, MP, BLOCK):
+        out = tl.zeros((BLOCK, NP), dtype=tl.float32)
+        out = _add_inverse(
+            out, u0, u1, u2, u3, full_ptr + m0 * MP, half_ptr, 0, MP, NP, KP, CHUNK, BLOCK, PRECISION, EMULATE
+        )
+        if KP > CHUNK:
+            out = _add_inverse(
+                out, v0, v1, v2, v3, full_ptr + m0 * MP, half_ptr, CHUNK, MP, NP, KP, CHUNK, BLOCK, PRECISION, EMULATE
+            )
+        rows = m0 + tl.arange(0, BLOCK)[:, None]
+        inside = (rows < M) & (rn < N)
+        if RESIDUAL:
+            r = tl.load(r_ptr + rows * r_stride_m + rn * r_stride_n, mask=inside, other=0.0)
+            out += r.to(tl.float32)
+        tl.store(y_ptr + rows * y_stride_m + rn * y_stride_n, out.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -210,8 +300,6 @@ def freq_module_kernel(
     WP: tl.constexpr,
     KH: tl.constexpr,
     KW: tl.constexpr,
-    CHUNK_H: tl.constexpr,  # spectrum columns worked on at a time
-    CHUNK_W: tl.constexpr,
     PLANES: tl.constexpr,  # neighbouring planes of a shared filter handled by one program
     ROWS: tl.constexpr,  # rows of a depth-wise tile
     RESIDUAL: tl.constexpr,
@@ -262,7 +350,6 @@ def freq_module_kernel(
             HP,
             WP,
             KW,
-            CHUNK_W,
             RESIDUAL,
             PRECISION,
             EMULATE,
@@ -290,8 +377,7 @@ def freq_module_kernel(
                     CP,
                     WP,
                     KW,
-                    CHUNK_W,
-                    RESIDUAL,
+                            RESIDUAL,
                     PRECISION,
                     EMULATE,
                 )
@@ -318,8 +404,7 @@ def freq_module_kernel(
                     CP,
                     HP,
                     KH,
-                    CHUNK_H,
-                    RESIDUAL,
+                            RESIDUAL,
                     PRECISION,
                     EMULATE,
                 )
@@ -418,24 +503,26 @@ class Launch:
     """What may be tuned without changing the result."""
 
     num_warps: int
-    chunk: int
-    """Spectrum columns worked on at a time; fewer need fewer registers."""
     planes: int = 1
-    registers: int | None = None
-    """See `KernelCall.registers`."""
 
 
-def default_launch(channels: int, height: int, width: int, channels_last: bool = False) -> Launch:
-    """The compile gate checks these: no spills in fp16 at any size.
+def default_launch(channels: int, height: int, width: int) -> Launch:
+    """The compile gate checks these: no spills in fp16 at any size, up to WAIVED bytes a thread in tf32x3."""
+    # At 128 the operands of a product do not fit into the registers of 4 warps.
+    return Launch(8 if max(pad(channels), pad(height), pad(width)) >= 128 else 4)
 
-    tf32x3 spills from 33 samples a side on, up to 664 bytes a thread on sm_80.  Chunks of 16 would cure most of it, for
-    104 KB of shared memory in place of 16, which devices of compute capability 8.6, 8.9 and 12.0 do not have.
+
+REGISTERS = 255
+"""All that a thread may have: left alone, the assembler of Triton 3.6 spills a few bytes for the sake of occupancy."""
+
+
+def strides(t: Tensor) -> tuple[int, ...]:
+    """Of a tensor [B, 4C', H, W]; 0 for an axis of one element, along which nothing moves.
+
+    torch gives such an axis any stride.  In a map one sample wide both sides may have a stride of 1, which Triton makes
+    a constant: its analysis then takes the one element for a contiguous row.
     """
-    # At 128 an accumulator does not fit into the registers of 4 warps; 16 would halve the registers each may have.
-    warps = 8 if max(pad(channels), pad(height), pad(width)) >= 128 else 4
-    # Here the assembler of Triton 3.6 spills a few bytes for the sake of occupancy, so it is told not to mind.
-    greedy = channels > 64 or height != width or channels_last
-    return Launch(warps, chunk=64, registers=255 if greedy else None)
+    return tuple(0 if n == 1 else s for n, s in zip(t.shape, t.stride(), strict=True))
 
 
 def kernel_call(
@@ -453,22 +540,21 @@ def kernel_call(
     added = x if residual is None else residual
     batch, channels, h, w = x.shape
     cq = channels // 4
-    launch = launch or default_launch(cq, h, w, x.stride(1) == 1)
+    launch = launch or default_launch(cq, h, w)
     kh, kw, rows = pad(half(h)), pad(half(w)), min(16, pad(h))
     programs = cq + -(-h // launch.planes) + -(-w // launch.planes) + cq * -(-h // rows)
     tensors = dict(x_ptr=x, y_ptr=out, r_ptr=added, filter_ptr=filters, table_ptr=table)
     tensors |= dict(weight_ptr=weight, bias_ptr=bias)
-    strides = {
-        f"{name}_stride_{axis}": s
+    steps = {
+        f"{name}_stride_{axis}": step
         for name, t in (("x", x), ("y", out), ("r", added))
-        for axis, s in zip("bchw", t.stride(), strict=True)
+        for axis, step in zip("bchw", strides(t), strict=True)
     }
     sizes = dict(CQ=cq, H=h, W=w, KS=weight.shape[-1], CP=pad(cq), HP=pad(h), WP=pad(w), KH=kh, KW=kw)
-    chunks = dict(CHUNK_H=min(launch.chunk, kh), CHUNK_W=min(launch.chunk, kw), PLANES=launch.planes, ROWS=rows)
-    arguments = {**tensors, **strides, **sizes, **chunks, "PRECISION": precision, "EMULATE": INTERPRETING}
+    parts = dict(PLANES=launch.planes, ROWS=rows)
+    arguments = {**tensors, **steps, **sizes, **parts, "PRECISION": precision, "EMULATE": INTERPRETING}
     arguments["RESIDUAL"] = residual is not None
-    grid = (batch, programs)
-    return KernelCall(freq_module_kernel, grid, arguments, launch.num_warps, registers=launch.registers)
+    return KernelCall(freq_module_kernel, (batch, programs), arguments, launch.num_warps, registers=REGISTERS)
 
 
 class Runner:
