@@ -9,7 +9,14 @@ No GPU and no driver are needed: Triton ships NVIDIA's assembler and disassemble
 Triton version that it was recorded with; it is written an architecture at a time, and a run that was stopped goes on
 from Triton's own cache.  The exit status is 1 when a limit is broken.  Limits: no local memory (a spilled register
 costs a trip through the cache), shared memory within the chip, matrix instructions present where a kernel multiplies
-matrices.
+matrices, and these of a single warp (HMMA).  Those of a warp group (HGMMA, sm_90) and of tensor memory (UTC*MMA,
+sm_100) have been silently wrong in a kernel that passed everything that can be tested without a device; one ships only
+where bench/results/proven_on_device.csv names the device on which that very configuration was right.
+
+FreqModules in a plan get maps of any shape of `zoom.network_shape`.  Padded sides decide what is compiled; of each
+class the map with the most masks, and of these the largest, stands for all (`representatives`).  In fp16 every class is
+compiled for MiT-B0, whose weights ship, and the squares of the other encoders; in tf32x3, squares and maps one sample
+wide, since a class with one shorter side needs less than its square.
 """
 
 from __future__ import annotations
@@ -22,7 +29,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -34,15 +41,20 @@ from activefreq_engine.kernels.freq_module import LARGEST_TF32
 from activefreq_engine.kernels.freq_module import triton_impl as freq_module
 from activefreq_engine.kernels.mask_output import MaskOutput
 from activefreq_engine.kernels.mask_output import triton_impl as mask_output
-from activefreq_engine.kernels.triton_support import KernelCall
+from activefreq_engine.kernels.triton_support import KernelCall, pad
 from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from activefreq_engine.models.mit import MIT_SPECS
 from activefreq_engine.runtime.engine import SIZES
+from bench.tools.shapes import Map, every_map, level_maps
 
 TABLE = Path(__file__).parents[1] / "results" / "kernel_resources.csv"
+PROVEN = Path(__file__).parents[1] / "results" / "proven_on_device.csv"
+"""Configurations with instructions of a warp group or of tensor memory that a device has shown right: one a row."""
+PROOF = ("configuration", "arch", "device", "driver", "torch", "triton", "commit")
+"""The columns of it, all of which must be filled in."""
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 SHARED_LIMIT = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -121,38 +133,61 @@ def click_maps_call(slots: int, height: int, width: int) -> KernelCall:
     return click_maps.kernel_call(torch.empty(1, 2 * slots, 2, device="meta"), out, 5.0)
 
 
-def levels() -> list[tuple[int, int, int]]:
-    """(C', H, W) of the levels of all encoders at all input sizes, the smallest maps first."""
-    sides = (
-        (c // 4, size >> i + 2) for size in SIZES for spec in MIT_SPECS.values() for i, c in enumerate(spec.channels)
-    )
-    return [(c, n, n) for c, n in sorted(set(sides), key=lambda s: (s[1], s[0]))]
+Class = tuple[int, int, int, bool, bool]
+
+
+def padded(map_: Map) -> Class:
+    """What of a map's size decides which code is compiled for it, but for the limits of its masks."""
+    c, h, w = map_
+    return c, pad(h), pad(w), h == 1, w == 1
+
+
+def representatives(maps: Iterable[Map]) -> dict[Class, Map]:
+    """Of each class the map that needs most: the one with the most masks, and of these the largest."""
+
+    def needs(map_: Map) -> tuple[int, int]:
+        _, h, w = map_
+        return (h != pad(h)) + (w != pad(w)), h * w
+
+    found: dict[Class, Map] = {}
+    for map_ in sorted(maps, key=needs):
+        found[padded(map_)] = map_
+    return found
+
+
+def planned() -> Iterator[tuple[Map, str]]:
+    """What the FreqModules of plans are compiled for, and the precision: the smallest maps first."""
+    shipped, others = MIT_SPECS["mit_b0"].channels, {spec.channels for spec in MIT_SPECS.values()}
+    squares = [m for channels in others for size in SIZES for m in level_maps(channels, (size, size))]
+    for (c, hp, wp, *one), map_ in sorted(representatives(every_map(shipped) + squares).items()):
+        yield map_, "fp16"
+        if max(c, hp, wp) <= LARGEST_TF32 and (hp == wp or any(one)):
+            yield map_, "tf32x3"
 
 
 def configurations() -> Iterator[Configuration]:
     """Everything that ships."""
 
-    def freq(size: tuple[int, int, int], precision: str, name: str = "", quick: bool = False, **how: Any):
-        label = f"freq_module C{size[0]} {size[1]}x{size[2]} {precision}{name}"
+    def freq(size: Map, precision: str, name: str, quick: bool = False, **how: Any) -> Configuration:
+        label = f"freq_module C{size[0]} {size[1]}x{size[2]} {precision} {name}"
         waiver = precision if precision in WAIVED else ""
         return Configuration(label, freq_module_call(size, precision, **how), True, waiver, quick)
 
-    for size in levels():
-        yield freq(size, "fp16", quick=size in ((16, 32, 32), (40, 16, 16)))
-        if max(size) <= LARGEST_TF32:
-            yield freq(size, "tf32x3", quick=size == (16, 32, 32))
-    yield freq((16, 32, 32), "tf32")
-    for size in ((8, 64, 64), (16, 32, 32), (40, 16, 16), (64, 8, 8)):
-        yield freq(size, "fp16", " residual", residual=True)
-        yield freq(size, "fp16", " fp16 in residual", dtype=torch.float16, residual=True)
-        yield freq(size, "fp16", " bf16 in", dtype=torch.bfloat16)
-        yield freq(size, "fp16", " channels-last", last=True)
-    yield freq((16, 32, 32), "fp16", " k5", kernel=5)
-    yield freq((16, 64, 64), "fp16", " k7", kernel=7)
-    yield freq((5, 31, 45), "fp16", " odd")
-    yield freq((128, 128, 128), "fp16", " largest")
-    yield freq((64, 64, 64), "tf32x3", " largest")
-    yield freq((64, 64, 64), "tf32", " largest")
+    for map_, precision in planned():
+        dtype = torch.float16 if precision == "fp16" else torch.float32
+        quick = (map_[0], precision) in ((64, "fp16"), (40, "tf32x3")) and max(map_[1:]) <= 16
+        yield freq(map_, precision, "in a plan", quick and min(map_[1:]) > 1, dtype=dtype, last=True, residual=True)
+    yield freq((16, 56, 56), "fp16", "in a bf16 plan", dtype=torch.bfloat16, last=True, residual=True)
+    for size in ((8, 64, 64), (16, 96, 96), (40, 16, 16)):
+        yield freq(size, "fp16", "of fp32 maps")
+    yield freq((16, 32, 32), "tf32", "of fp32 maps")
+    yield freq((16, 32, 32), "fp16", "k5", kernel=5)
+    yield freq((16, 64, 64), "fp16", "k7", kernel=7)
+    yield freq((5, 31, 45), "fp16", "odd")
+    yield freq((2, 13, 1), "tf32x3", "one wide")
+    yield freq((128, 128, 128), "fp16", "largest")
+    yield freq((64, 64, 64), "tf32x3", "largest")
+    yield freq((64, 64, 64), "tf32", "largest")
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         name = f"mask_output 64x64 to 256x256 {dtype}".replace("torch.", "")
         yield Configuration(name, mask_output_call((64, 64), (256, 256), dtype), False, quick=dtype == torch.float32)
@@ -221,8 +256,8 @@ def _tool(name: str, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def faults(configuration: Configuration, r: Resources) -> list[str]:
-    """Limits that these resources break."""
+def faults(configuration: Configuration, r: Resources, proven: Collection[tuple[str, int, str]]) -> list[str]:
+    """Limits that these resources break; `proven` as `read_proven` has it."""
     out = []
     allowed, _ = WAIVED.get(configuration.waiver, (0, ""))
     if r.stack > allowed or (allowed == 0 and r.local):
@@ -231,7 +266,25 @@ def faults(configuration: Configuration, r: Resources) -> list[str]:
         out.append(f"{r.shared} bytes of shared memory; the chip has {SHARED_LIMIT[r.arch]}")
     if configuration.multiplies and r.hmma + r.hgmma + r.utchmma == 0:
         out.append("no matrix instruction")
+    if r.hgmma + r.utchmma and (r.configuration, r.arch, r.triton) not in proven:
+        out.append(
+            f"{r.hgmma} HGMMA and {r.utchmma} UTC*MMA instructions, which no device has shown right: launch it so that "
+            f"products have fewer than 64 rows, or prove it and add it to {PROVEN.name}"
+        )
     return out
+
+
+def read_proven() -> set[tuple[str, int, str]]:
+    """(configuration, arch, Triton version) of the rows of PROVEN."""
+    with PROVEN.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != PROOF:
+            raise SystemExit(f"error: {PROVEN} has the columns {reader.fieldnames}; they must be {', '.join(PROOF)}")
+        rows = list(reader)
+    for row in rows:
+        if not all(row[column] for column in PROOF):
+            raise SystemExit(f"error: a row of {PROVEN} says nothing in some column: {row}")
+    return {(row["configuration"], int(row["arch"]), row["triton"]) for row in rows}
 
 
 def differences(r: Resources, table: list[Resources]) -> list[str]:
@@ -282,6 +335,7 @@ def main() -> int:
         parser.error("the interpreter compiles nothing; unset TRITON_INTERPRET")
     todo = [c for c in configurations() if (c.quick or not arguments.quick) and arguments.only in c.name]
     compiled, broken, changed, table = 0, 0, 0, read_table() if arguments.check else []
+    proven = read_proven()
     print(f"triton {triton.__version__}")
     bar = tqdm(total=len(arguments.arch) * len(todo), disable=None)
     for arch in arguments.arch:
@@ -289,12 +343,12 @@ def main() -> int:
         for configuration in todo:
             r = measure(configuration, arch)
             rows.append(r)
-            wrong, different = faults(configuration, r), differences(r, table)
+            wrong, different = faults(configuration, r, proven), differences(r, table)
             broken += bool(wrong)
             changed += bool(different)
             bar.update()
             bar.write(
-                f"sm_{arch:<3} {r.configuration:42s} w={r.warps} reg {r.registers:3d} stack {r.stack:4d} "
+                f"sm_{arch:<3} {r.configuration:44s} w={r.warps} reg {r.registers:3d} stack {r.stack:4d} "
                 f"local {r.local:4d} shared {r.shared / 1024:5.1f}K mma {r.hmma}/{r.hgmma}/{r.utchmma} "
                 + ("FAULT: " + "; ".join(wrong) if wrong else "ok")
                 + (" CHANGED: " + "; ".join(different) if different else ""),

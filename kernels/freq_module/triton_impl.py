@@ -69,29 +69,8 @@ def _dot(a, b, acc, PRECISION: tl.constexpr, EMULATE: tl.constexpr):
 
 
 @triton.jit
-def _row_transform(
-    x,  # operand [NP, MP]: the plane, columns first
-    half_ptr,
-    K0: tl.constexpr,  # first of these columns of the half spectrum
-    NP: tl.constexpr,
-    MP: tl.constexpr,
-    KP: tl.constexpr,
-    CHUNK: tl.constexpr,
-    PRECISION: tl.constexpr,
-    EMULATE: tl.constexpr,
-):
-    # Real input, half spectrum, the Nyquist bin in the imaginary slot of column 0: two operands [CHUNK, MP].
-    rk = K0 + tl.arange(0, CHUNK)[:, None]
-    zero = tl.zeros((CHUNK, MP), dtype=tl.float32)
-    forward = half_ptr + tl.arange(0, NP)[None, :] * KP + rk
-    yr = _operand(_dot(tl.load(forward), x, zero, PRECISION, EMULATE), PRECISION)
-    yi = _operand(_dot(tl.load(forward + NP * KP), x, zero, PRECISION, EMULATE), PRECISION)
-    return yr, yi
-
-
-@triton.jit
 def _filtered(
-    yr,  # see `_row_transform`
+    yr,  # fp32 [CHUNK, MP]: these columns of the row transform
     yi,
     cos,  # operand [MP, MP], symmetric
     sin,
@@ -110,6 +89,8 @@ def _filtered(
     rk = K0 + tl.arange(0, CHUNK)[:, None]
     row = rm < M
     zero = tl.zeros((CHUNK, MP), dtype=tl.float32)
+    yr = _operand(yr, PRECISION)
+    yi = _operand(yi, PRECISION)
     # Column transform as four real products.
     a = _dot(yr, cos, zero, PRECISION, EMULATE)
     b = _dot(yr, sin, zero, PRECISION, EMULATE)
@@ -195,20 +176,29 @@ def _filter_plane(
     # comes back in blocks of rows.
     CHUNK: tl.constexpr = min(KP, MOST_ROWS)
     BLOCK: tl.constexpr = min(MP, MOST_ROWS)
+    WIDE: tl.constexpr = min(NP, 64)  # columns loaded at a time: the addresses of more do not fit into the registers
     rm = tl.arange(0, MP)[None, :]
-    rn = tl.arange(0, NP)[:, None]
-    # Only the tables are padded with zeros; the signal is masked, so its sides need not be powers of two.
-    x = tl.load(x_ptr + rm * x_stride_m + rn * x_stride_n, mask=(rm < M) & (rn < N), other=0.0)
-    x = _operand(x, PRECISION)
-    yr, yi = _row_transform(x, half_ptr, 0, NP, MP, KP, CHUNK, PRECISION, EMULATE)
-    if KP > CHUNK:
-        zr, zi = _row_transform(x, half_ptr, CHUNK, NP, MP, KP, CHUNK, PRECISION, EMULATE)
+    rk = tl.arange(0, CHUNK)[:, None]
+    # Row transform: real input, half spectrum, the Nyquist bin in the imaginary slot of column 0.
+    yr = tl.zeros((CHUNK, MP), dtype=tl.float32)
+    yi = tl.zeros((CHUNK, MP), dtype=tl.float32)
+    zr = tl.zeros((CHUNK, MP), dtype=tl.float32)
+    zi = tl.zeros((CHUNK, MP), dtype=tl.float32)
+    for n0 in range(0, NP, WIDE):
+        # Only the tables are padded with zeros; the signal is masked, so its sides need not be powers of two.
+        rn = n0 + tl.arange(0, WIDE)[:, None]
+        x = tl.load(x_ptr + rm * x_stride_m + rn * x_stride_n, mask=(rm < M) & (rn < N), other=0.0)
+        x = _operand(x, PRECISION)
+        forward = half_ptr + (n0 + tl.arange(0, WIDE)[None, :]) * KP + rk
+        yr = _dot(tl.load(forward), x, yr, PRECISION, EMULATE)
+        yi = _dot(tl.load(forward + NP * KP), x, yi, PRECISION, EMULATE)
+        if KP > CHUNK:
+            zr = _dot(tl.load(forward + CHUNK), x, zr, PRECISION, EMULATE)
+            zi = _dot(tl.load(forward + NP * KP + CHUNK), x, zi, PRECISION, EMULATE)
     square = full_ptr + tl.arange(0, MP)[:, None] * MP + rm
     cos = tl.load(square)
     sin = tl.load(square + MP * MP)
-    u0, u1, u2, u3 = _filtered(
-        yr, yi, cos, sin, filter_ptr, nyquist_ptr, 0, M, MP, KP, CHUNK, PRECISION, EMULATE
-    )
+    u0, u1, u2, u3 = _filtered(yr, yi, cos, sin, filter_ptr, nyquist_ptr, 0, M, MP, KP, CHUNK, PRECISION, EMULATE)
     if KP > CHUNK:
         v0, v1, v2, v3 = _filtered(
             zr, zi, cos, sin, filter_ptr, nyquist_ptr, CHUNK, M, MP, KP, CHUNK, PRECISION, EMULATE
@@ -377,7 +367,7 @@ def freq_module_kernel(
                     CP,
                     WP,
                     KW,
-                            RESIDUAL,
+                    RESIDUAL,
                     PRECISION,
                     EMULATE,
                 )
@@ -404,7 +394,7 @@ def freq_module_kernel(
                     CP,
                     HP,
                     KH,
-                            RESIDUAL,
+                    RESIDUAL,
                     PRECISION,
                     EMULATE,
                 )
