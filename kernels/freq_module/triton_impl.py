@@ -69,8 +69,29 @@ def _dot(a, b, acc, PRECISION: tl.constexpr, EMULATE: tl.constexpr):
 
 
 @triton.jit
+def _row_transform(
+    x,  # operand [NP, MP]: the plane, columns first
+    half_ptr,
+    K0: tl.constexpr,  # first of these columns of the half spectrum
+    NP: tl.constexpr,
+    MP: tl.constexpr,
+    KP: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EMULATE: tl.constexpr,
+):
+    # Real input, half spectrum, the Nyquist bin in the imaginary slot of column 0: two operands [CHUNK, MP].
+    rk = K0 + tl.arange(0, CHUNK)[:, None]
+    zero = tl.zeros((CHUNK, MP), dtype=tl.float32)
+    forward = half_ptr + tl.arange(0, NP)[None, :] * KP + rk
+    yr = _operand(_dot(tl.load(forward), x, zero, PRECISION, EMULATE), PRECISION)
+    yi = _operand(_dot(tl.load(forward + NP * KP), x, zero, PRECISION, EMULATE), PRECISION)
+    return yr, yi
+
+
+@triton.jit
 def _filtered(
-    yr,  # fp32 [CHUNK, MP]: these columns of the row transform
+    yr,  # see `_row_transform`
     yi,
     cos,  # operand [MP, MP], symmetric
     sin,
@@ -89,12 +110,10 @@ def _filtered(
     rk = K0 + tl.arange(0, CHUNK)[:, None]
     row = rm < M
     zero = tl.zeros((CHUNK, MP), dtype=tl.float32)
-    yr = _operand(yr, PRECISION)
-    yi = _operand(yi, PRECISION)
-    # Column transform as four real products.
+    # Column transform as four real products, those with the same table together: both do not fit into the registers.
     a = _dot(yr, cos, zero, PRECISION, EMULATE)
-    b = _dot(yr, sin, zero, PRECISION, EMULATE)
     p = _dot(yi, cos, zero, PRECISION, EMULATE)
+    b = _dot(yr, sin, zero, PRECISION, EMULATE)
     q = _dot(yi, sin, zero, PRECISION, EMULATE)
     # Filter, and lay out the operands of the inverse column transform.  Column 0 holds two real columns.
     at = filter_ptr + rm * KP + rk
@@ -140,8 +159,10 @@ def _add_inverse(
     at = cos_ptr + rb * MP + tl.arange(0, MP)[None, :]
     cos = tl.load(at)
     sin = tl.load(at + MP * MP)
-    wr = _dot(sin, tl.trans(u1), _dot(cos, tl.trans(u0), zero, PRECISION, EMULATE), PRECISION, EMULATE)
-    wi = _dot(sin, tl.trans(u3), _dot(cos, tl.trans(u2), zero, PRECISION, EMULATE), PRECISION, EMULATE)
+    wr = _dot(cos, tl.trans(u0), zero, PRECISION, EMULATE)
+    wi = _dot(cos, tl.trans(u2), zero, PRECISION, EMULATE)
+    wr = _dot(sin, tl.trans(u1), wr, PRECISION, EMULATE)
+    wi = _dot(sin, tl.trans(u3), wi, PRECISION, EMULATE)
     # Inverse row transform, back to real samples.
     inverse = half_ptr + 2 * NP * KP + rk * NP + rn
     out = _dot(_operand(wr, PRECISION), tl.load(inverse), out, PRECISION, EMULATE)
@@ -172,29 +193,18 @@ def _filter_plane(
     PRECISION: tl.constexpr,
     EMULATE: tl.constexpr,
 ):
-    # No product has more than MOST_ROWS rows, see there: the spectrum is kept with its columns as rows, and the plane
-    # comes back in blocks of rows.
+    # No product has more than MOST_ROWS rows, see there: the spectrum has its columns as rows, CHUNK of them at a time,
+    # and the plane comes back in BLOCKs of rows, which at 128 leave registers for little else.
     CHUNK: tl.constexpr = min(KP, MOST_ROWS)
-    BLOCK: tl.constexpr = min(MP, MOST_ROWS)
-    WIDE: tl.constexpr = min(NP, 64)  # columns loaded at a time: the addresses of more do not fit into the registers
+    BLOCK: tl.constexpr = 16 if MP >= 128 else min(MP, MOST_ROWS)
     rm = tl.arange(0, MP)[None, :]
-    rk = tl.arange(0, CHUNK)[:, None]
-    # Row transform: real input, half spectrum, the Nyquist bin in the imaginary slot of column 0.
-    yr = tl.zeros((CHUNK, MP), dtype=tl.float32)
-    yi = tl.zeros((CHUNK, MP), dtype=tl.float32)
-    zr = tl.zeros((CHUNK, MP), dtype=tl.float32)
-    zi = tl.zeros((CHUNK, MP), dtype=tl.float32)
-    for n0 in range(0, NP, WIDE):
-        # Only the tables are padded with zeros; the signal is masked, so its sides need not be powers of two.
-        rn = n0 + tl.arange(0, WIDE)[:, None]
-        x = tl.load(x_ptr + rm * x_stride_m + rn * x_stride_n, mask=(rm < M) & (rn < N), other=0.0)
-        x = _operand(x, PRECISION)
-        forward = half_ptr + (n0 + tl.arange(0, WIDE)[None, :]) * KP + rk
-        yr = _dot(tl.load(forward), x, yr, PRECISION, EMULATE)
-        yi = _dot(tl.load(forward + NP * KP), x, yi, PRECISION, EMULATE)
-        if KP > CHUNK:
-            zr = _dot(tl.load(forward + CHUNK), x, zr, PRECISION, EMULATE)
-            zi = _dot(tl.load(forward + NP * KP + CHUNK), x, zi, PRECISION, EMULATE)
+    rn = tl.arange(0, NP)[:, None]
+    # Only the tables are padded with zeros; the signal is masked, so its sides need not be powers of two.
+    x = tl.load(x_ptr + rm * x_stride_m + rn * x_stride_n, mask=(rm < M) & (rn < N), other=0.0)
+    x = _operand(x, PRECISION)
+    yr, yi = _row_transform(x, half_ptr, 0, NP, MP, KP, CHUNK, PRECISION, EMULATE)
+    if KP > CHUNK:
+        zr, zi = _row_transform(x, half_ptr, CHUNK, NP, MP, KP, CHUNK, PRECISION, EMULATE)
     square = full_ptr + tl.arange(0, MP)[:, None] * MP + rm
     cos = tl.load(square)
     sin = tl.load(square + MP * MP)
@@ -510,7 +520,7 @@ def strides(t: Tensor) -> tuple[int, ...]:
     """Of a tensor [B, 4C', H, W]; 0 for an axis of one element, along which nothing moves.
 
     torch gives such an axis any stride.  In a map one sample wide both sides may have a stride of 1, which Triton makes
-    a constant: its analysis then takes the one element for a contiguous row.
+    a constant and takes for two contiguous axes.
     """
     return tuple(0 if n == 1 else s for n, s in zip(t.shape, t.stride(), strict=True))
 

@@ -1,0 +1,99 @@
+"""Masks on the device beside those of the CPU in float32: every size, five shapes of region, fp16 and fp32.
+
+    python -m bench.gpu.masks              # writes masks.csv to bench/results/cuda
+    python -m bench.gpu.masks --dry-run    # on the CPU, one size
+
+Two clicks on a photograph, the second on the first one's answer, each once with an image that is new and once with its
+features known.  The network is asked directly, so that the region is what is asked for.  Each size and precision has a
+process of its own.  The exit status is 1 where a probability differs by more than `LIMITS` allows.
+"""
+
+import argparse
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from activefreq_engine import Engine
+from activefreq_engine.runtime.engine import SIZES, StepRequest
+from activefreq_engine.session.zoom import SLOTS, network_shape
+from bench.tools import rows
+from bench.tools.machine import Machine
+
+LIMITS = {"fp16": 2e-3, "fp32": 3e-4}
+"""Largest difference of a probability."""
+
+RATIOS = ((1, 1), (4, 3), (3, 4), (16, 9), (5, 27))
+"""Width to height of the region; the last one reaches the network very narrow."""
+
+IMAGES = Path(__file__).parents[2] / "examples" / "images"
+FIRST = 384
+"""The default size, which comes first."""
+
+
+def errors(device: str, size: int, precision: str, ratios: tuple[tuple[int, int], ...]) -> list[dict[str, Any]]:
+    """One row for each shape; for a process of its own."""
+    torch.set_num_threads(2)
+    here, there = Engine(device=device, precision=precision, size=size), Engine(device="cpu", precision="fp32", size=size)
+    photograph = Image.open(min(IMAGES.glob("*.jpg"))).convert("RGB")
+    found = []
+    for ratio in ratios:
+        height, width = network_shape((0, 0, 100 * ratio[0], 100 * ratio[1]), size)
+        row: dict[str, Any] = {"key": f"{precision} {size} {height}x{width}", "precision": precision, "size": size}
+        row |= {"height": height, "width": width, "limit": LIMITS[precision], "error": float("nan"), "note": ""}
+        found.append(row)
+        try:
+            row["error"] = error(here, there, np.array(photograph.resize((width, height))))
+        except Exception as problem:
+            row["note"] = f"{type(problem).__name__}: {str(problem)[:200]}"
+    return found
+
+
+def error(here: Engine, there: Engine, crop: np.ndarray) -> float:
+    """Largest difference of a probability; NaN where one is NaN."""
+    height, width = crop.shape[:2]
+    previous, points, differences = np.zeros((height, width), np.float32), np.full((2 * SLOTS, 2), -1, np.float32), []
+    for x, y, slot in ((0.4, 0.5, 0), (0.8, 0.2, SLOTS)):  # a positive click, then a negative one
+        points[slot] = x * width, y * height
+        (expected,) = there.run([StepRequest(crop, None, previous, points.copy())])
+        (new,) = here.run([StepRequest(crop, None, previous, points.copy())])
+        (known,) = here.run([StepRequest(None, new.features, previous, points.copy())])
+        differences += [np.abs(answer.probs - expected.probs).max() for answer in (new, known)]
+        previous = expected.probs
+    return float(np.max(differences))  # which keeps NaN
+
+
+def right(row: dict[str, Any]) -> bool:
+    return row["error"] <= row["limit"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dry-run", action="store_true", help="on the CPU, one size")
+    parser.add_argument("--out", type=Path, default=rows.RESULTS / "cuda", help="folder of masks.csv")
+    arguments = parser.parse_args()
+    dry = arguments.dry_run
+    device, ratios = ("cpu", RATIOS[-1:]) if dry else ("cuda", RATIOS)
+    sizes = [min(SIZES)] if dry else sorted(SIZES, key=lambda size: (size != FIRST, size))
+    cases = [(size, precision) for size in sizes for precision in (("fp32",) if dry else LIMITS)]
+    about, found = Machine(device).describe(), []
+    with ProcessPoolExecutor(len(cases), mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        waiting = [pool.submit(errors, device, size, precision, ratios) for size, precision in cases]
+        for done in tqdm(as_completed(waiting), total=len(cases), desc="masks", unit="engine"):
+            found += done.result()
+            rows.write(arguments.out / "masks.csv", found, about, replace="key")
+    for row in sorted(found, key=lambda row: row["key"]):
+        print(f"{row['key']:24s} {row['error']:.1e} of {row['limit']:.0e}  {'' if right(row) else 'WRONG'} {row['note']}")
+    wrong = [row for row in found if not right(row)]
+    print(f"{len(found)} shapes, {len(wrong)} differ from the CPU by more than is allowed")
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
