@@ -13,10 +13,11 @@ matrices, and these of a single warp (HMMA).  Those of a warp group (HGMMA, sm_9
 sm_100) have been silently wrong in a kernel that passed everything that can be tested without a device; one ships only
 where bench/results/proven_on_device.csv names the device on which that very configuration was right.
 
-FreqModules in a plan get maps of any shape of `zoom.network_shape`.  Padded sides decide what is compiled; of each
-class the map with the most masks, and of these the largest, stands for all (`representatives`).  In fp16 every class is
-compiled for MiT-B0, whose weights ship, and the squares of the other encoders; in tf32x3, squares and maps one sample
-wide, since a class with one shorter side needs less than its square.
+FreqModules in a plan get maps of any shape of `zoom.network_shape`: hundreds, and each is compiled by itself.  What it
+needs is decided by its channels and its longer side, padded to a power of two: with a shorter side all of its products
+are as large or smaller.  Of each such class the map with the most masks is compiled, and none that is square where
+there is another (`representatives`); maps one sample wide are classes of their own.  That is done for MiT-B0, whose
+weights ship; of the other encoders the square inputs are taken.
 """
 
 from __future__ import annotations
@@ -133,35 +134,33 @@ def click_maps_call(slots: int, height: int, width: int) -> KernelCall:
     return click_maps.kernel_call(torch.empty(1, 2 * slots, 2, device="meta"), out, 5.0)
 
 
-Class = tuple[int, int, int, bool, bool]
+Class = tuple[int, int, bool, bool]
 
 
-def padded(map_: Map) -> Class:
-    """What of a map's size decides which code is compiled for it, but for the limits of its masks."""
+def class_of(map_: Map) -> Class:
+    """Of a map's size what decides how much its kernel needs: C', the longer side padded, and whether a side is 1."""
     c, h, w = map_
-    return c, pad(h), pad(w), h == 1, w == 1
+    return c, pad(max(h, w)), h == 1, w == 1
 
 
 def representatives(maps: Iterable[Map]) -> dict[Class, Map]:
-    """Of each class the map that needs most: the one with the most masks, and of these the largest."""
+    """Of each class the map that needs most: both sides padded to the same, with the most masks, and of these the
+    largest that is no square."""
 
-    def needs(map_: Map) -> tuple[int, int]:
+    def needs(map_: Map) -> tuple[bool, int, bool, int]:
         _, h, w = map_
-        return (h != pad(h)) + (w != pad(w)), h * w
+        return pad(h) == pad(w), (h != pad(h)) + (w != pad(w)), h != w, h * w
 
-    found: dict[Class, Map] = {}
-    for map_ in sorted(maps, key=needs):
-        found[padded(map_)] = map_
-    return found
+    return {class_of(map_): map_ for map_ in sorted(maps, key=needs)}
 
 
 def planned() -> Iterator[tuple[Map, str]]:
     """What the FreqModules of plans are compiled for, and the precision: the smallest maps first."""
     shipped, others = MIT_SPECS["mit_b0"].channels, {spec.channels for spec in MIT_SPECS.values()}
     squares = [m for channels in others for size in SIZES for m in level_maps(channels, (size, size))]
-    for (c, hp, wp, *one), map_ in sorted(representatives(every_map(shipped) + squares).items()):
+    for (c, side, *_), map_ in sorted(representatives(every_map(shipped) + squares).items()):
         yield map_, "fp16"
-        if max(c, hp, wp) <= LARGEST_TF32 and (hp == wp or any(one)):
+        if max(c, side) <= LARGEST_TF32:
             yield map_, "tf32x3"
 
 
@@ -178,11 +177,9 @@ def configurations() -> Iterator[Configuration]:
         quick = (map_[0], precision) in ((64, "fp16"), (40, "tf32x3")) and max(map_[1:]) <= 16
         yield freq(map_, precision, "in a plan", quick and min(map_[1:]) > 1, dtype=dtype, last=True, residual=True)
     yield freq((16, 56, 56), "fp16", "in a bf16 plan", dtype=torch.bfloat16, last=True, residual=True)
-    for size in ((8, 64, 64), (16, 96, 96), (40, 16, 16)):
-        yield freq(size, "fp16", "of fp32 maps")
+    yield freq((16, 96, 96), "fp16", "of fp32 maps")
     yield freq((16, 32, 32), "tf32", "of fp32 maps")
-    yield freq((16, 32, 32), "fp16", "k5", kernel=5)
-    yield freq((16, 64, 64), "fp16", "k7", kernel=7)
+    yield freq((16, 64, 64), "fp16", "of fp32 maps, k7", kernel=7)
     yield freq((5, 31, 45), "fp16", "odd")
     yield freq((2, 13, 1), "tf32x3", "one wide")
     yield freq((128, 128, 128), "fp16", "largest")

@@ -1,18 +1,20 @@
 """Everything that only a GPU can show, in one command: is it right, how fast is it, what is missed.
 
-    python -m bench.gpu.check                            # all steps that begin within --minutes
+    python -m bench.gpu.check --minutes 8                # all steps, what decides first
     python -m bench.gpu.check --only ladder peers        # some of them; --skip leaves some out
     python -m bench.gpu.check --dry-run                  # the same code on the CPU, tiny
 
-Each step is a process of its own with a time after which it is killed, so none can take the others' time.  What a step
-has measured lies in a file of the output folder when it ends; gpu_check.json says how every step went, those of earlier
-calls included, and which targets were met.  The exit status is 1 when a step fails or a measured target is missed.
+The order is that of what matters: every kernel beside its reference, masks beside the CPU's, the latency of a click and
+its launches, the tests, and then everything that is compared.  Each step is a process of its own and has a share of the
+minutes, with what earlier steps left; then it is killed, so none can take the others' time, nor their device.  What a
+step has measured lies in a file of the output folder when it ends or is killed; gpu_check.json and gpu_check.txt say
+after each step how all have gone, those of earlier calls included, and which targets were met.  The exit status is 1
+when a step fails or a measured target is missed.
 """
 
 import argparse
 import importlib.util
 import json
-import math
 import os
 import shlex
 import shutil
@@ -29,6 +31,7 @@ from typing import Any
 
 import torch
 
+from bench.gpu import masks
 from bench.tools import rows
 from bench.tools.machine import Machine
 from bench.tools.measurements import Measurement
@@ -45,9 +48,10 @@ class CheckStep:
     """A Python module of this checkout and its arguments."""
 
     name: str
-    seconds: float
-    """After so long it is killed."""
+    share: float
+    """Of the time, beside the shares of the other steps."""
     command: str
+    """`{seconds}` in it becomes the time that it has, less what it takes to end in order."""
     tool: tuple[str, ...] = ()
     """What it runs under."""
     lacks: str = ""
@@ -78,20 +82,24 @@ def steps(out: Path, data: Path | None, mobile_sam: Path | None) -> list[CheckSt
     no_tool = "" if Path(sanitizer).exists() else "compute-sanitizer is not installed; the CUDA toolkit has it"
     peers = f"bench.peers.run latency {shlex.quote(str(data))} --mobile-sam {shlex.quote(str(mobile_sam))}"
     no_peers = "" if data and mobile_sam else "give --data and --mobile-sam"
-    report = shlex.quote(f"--benchmark-json={out}/latency_cuda.json")
+    timings = shlex.quote(f"--benchmark-json={out}/latency_cuda.json")
     return [
-        CheckStep("compile", 200, "bench.gpu.compile"),
-        CheckStep("ops", 240, f"bench.gpu.ops {to} --seconds 180"),
-        CheckStep("kernel tests", 300, f"{tests} {parity}"),
-        CheckStep("click tests", 300, f"{tests} tests/runtime/on_device"),
+        CheckStep("verify", 22, f"bench.gpu.verify {to} --seconds {{seconds}}"),
+        CheckStep("masks", 14, f"bench.gpu.masks {to}"),
+        CheckStep("clicks", 12, f"bench.gpu.clicks --only clicks launches {to} --sequences 10"),
+        CheckStep("kernel tests", 16, f"{tests} {parity}"),
+        CheckStep("click tests", 8, f"{tests} tests/runtime/on_device"),
+        CheckStep("compile", 8, "bench.gpu.compile"),
+        CheckStep("ops", 10, f"bench.gpu.ops {to} --seconds {{seconds}}"),
+        CheckStep("models", 6, f"bench.gpu.clicks --only models {to} --seconds {{seconds}}"),
+        CheckStep("ladder", 8, f"bench.speed.ladder --device cuda {to} --pictures {shlex.quote(str(out))}"),
+        CheckStep("peers", 6, f"{peers} --limit 10 --device cuda --skip grabcut {to}", lacks=no_peers),
         *(
-            CheckStep(name, 100, exercise, (sanitizer, "--tool", name, "--error-exitcode", "9"), no_tool)
+            CheckStep(name, 4, exercise, (sanitizer, "--tool", name, "--error-exitcode", "9"), no_tool)
             for name in ("memcheck", "racecheck")
         ),
-        CheckStep("clicks", 360, f"bench.gpu.clicks {to} --seconds 240"),
-        CheckStep("ladder", 240, f"bench.speed.ladder --device cuda {to} --pictures {shlex.quote(str(out))}"),
-        CheckStep("peers", 180, f"{peers} --limit 10 --device cuda --skip grabcut {to}", lacks=no_peers),
-        CheckStep("latency suite", 360, f"pytest -q -p no:cacheprovider --benchmark -k cuda {report}"),
+        CheckStep("compiled", 12, f"bench.gpu.clicks --only compiled {to} --sequences 6"),
+        CheckStep("latency suite", 8, f"pytest -q -p no:cacheprovider --benchmark -k cuda {timings}"),
     ]
 
 
@@ -102,18 +110,22 @@ def dry_steps(out: Path) -> list[CheckStep]:
     others = " ".join(f"--skip {name}" for name in ("activefreq@384", "mobile_sam", "sam_vit_b", "grabcut"))
     suite = f"{tests} --benchmark --benchmark-json={folder}/latency_cuda.json bench/speed/test_region_stats.py -k giant"
     return [
-        CheckStep("clicks", 900, f"bench.gpu.clicks --dry-run --out {folder}"),
-        CheckStep("ops", 900, f"bench.gpu.ops --dry-run --out {folder}"),
-        CheckStep("compile", 900, "bench.gpu.compile --dry-run"),
-        CheckStep("kernel tests", 900, f"{tests} tests/kernels/test_distance_cuda.py -k fixed_form"),
-        CheckStep("click tests", 900, f"{tests} tests/runtime/test_contexts.py -k parcel"),
-        CheckStep("memcheck", 900, "tests.cuda_on_host.exercise --atomic-reads --batches 2 --side 20"),
-        CheckStep("racecheck", 900, "", lacks="on the CPU it is memcheck"),
-        CheckStep("ladder", 900, f"bench.speed.ladder --plot --out {folder} --pictures {folder}"),
+        CheckStep("clicks", 9, f"bench.gpu.clicks --only clicks launches --dry-run --out {folder}"),
+        CheckStep("ops", 9, f"bench.gpu.ops --dry-run --out {folder}"),
+        CheckStep("compiled", 9, f"bench.gpu.clicks --only compiled --dry-run --out {folder}"),
+        CheckStep("compile", 9, "bench.gpu.compile --dry-run"),
+        CheckStep("models", 9, f"bench.gpu.clicks --only models --dry-run --out {folder}"),
+        CheckStep("verify", 9, f"bench.gpu.verify --dry-run --out {folder} --seconds {{seconds}}"),
+        CheckStep("masks", 9, f"bench.gpu.masks --dry-run --out {folder}"),
+        CheckStep("kernel tests", 9, f"{tests} tests/kernels/test_distance_cuda.py -k fixed_form"),
+        CheckStep("click tests", 9, f"{tests} tests/runtime/test_contexts.py -k parcel"),
+        CheckStep("memcheck", 9, "tests.cuda_on_host.exercise --atomic-reads --batches 2 --side 20"),
+        CheckStep("racecheck", 9, "", lacks="on the CPU it is memcheck"),
+        CheckStep("ladder", 9, f"bench.speed.ladder --plot --out {folder} --pictures {folder}"),
         CheckStep(
-            "peers", 900, f"bench.peers.run latency {shlex.quote(str(pair(out)))} --limit 1 {others} --out {folder}"
+            "peers", 9, f"bench.peers.run latency {shlex.quote(str(pair(out)))} --limit 1 {others} --out {folder}"
         ),
-        CheckStep("latency suite", 900, suite),
+        CheckStep("latency suite", 9, suite),
     ]
 
 
@@ -154,7 +166,8 @@ def run(step: CheckStep, seconds: float, environment: dict[str, str]) -> Outcome
     if seconds < WORTH_IT:
         return Outcome(step.name, "skipped", 0, f"no time was left; go on with --only '{step.name}'")
     start = time.monotonic()
-    full = [*step.tool, sys.executable, "-m", *shlex.split(step.command)]
+    command = step.command.replace("{seconds}", f"{max(1.0, 0.8 * seconds - 5):.0f}")
+    full = [*step.tool, sys.executable, "-m", *shlex.split(command)]
     with tempfile.TemporaryFile("w+") as output:
         child = subprocess.Popen(
             full, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -263,14 +276,42 @@ def read_ops(file: Path) -> list[Measurement]:
     return [Measurement(**{f.name: value(f.name, row[f.name]) for f in fields(Measurement)}) for row in table(file)]
 
 
+def limit(step: CheckStep, planned: Sequence[CheckStep], left: float) -> float:
+    """Seconds that a step may take when so many are left for it and all that come after it in `planned`.
+
+    Each of them has its share then: nobody's time is taken, and what is not used is passed on.
+    """
+    coming = [s.share for s in planned[planned.index(step) :] if not s.lacks]
+    return left * step.share / sum(coming) if coming else 0.0
+
+
 def table(file: Path) -> list[dict[str, str]]:
     return rows.read(file) if file.exists() else []
 
 
+def mask_targets(measured: Sequence[dict]) -> list[CheckTarget]:
+    """Rows of masks.csv; one without an error is a shape that gave none, and none is right then."""
+    found: list[CheckTarget] = []
+    for precision, most in masks.LIMITS.items():
+        mine = [row for row in measured if row["precision"] == precision]
+        errors = [float(row["error"] or "inf") for row in mine]
+        found.append(CheckTarget.at_most(f"masks in {precision} differ from the CPU's in float32", most, "", errors))
+    return found
+
+
+def kernel_targets(measured: Sequence[dict]) -> list[CheckTarget]:
+    """Rows of verify.csv."""
+    wrong = [float(row["ok"] != "True") for row in measured]
+    return [CheckTarget.at_most("kernels that are wrong", 0, "", [sum(wrong)] if wrong else [])]
+
+
 def targets(out: Path) -> list[CheckTarget]:
     """From what the folder holds."""
-    clicks, models, peers = (table(out / f"{name}.csv") for name in ("clicks", "models", "latency"))
-    return op_targets(read_ops(out / "ops.csv")) + click_targets(clicks, models, peers)
+    clicks, models, peers, kernels, shapes = (
+        table(out / f"{name}.csv") for name in ("clicks", "models", "latency", "verify", "masks")
+    )
+    right = kernel_targets(kernels) + mask_targets(shapes)
+    return right + click_targets(clicks, models, peers) + op_targets(read_ops(out / "ops.csv"))
 
 
 def record(out: Path, outcomes: Sequence[Outcome], machine: Machine) -> None:
@@ -285,6 +326,22 @@ def record(out: Path, outcomes: Sequence[Outcome], machine: Machine) -> None:
         "targets": [asdict(t) for t in targets(out)],
     }
     file.write_text(json.dumps(summary, indent=2) + "\n")
+    (out / "gpu_check.txt").write_text(report(summary))
+
+
+def report(summary: dict[str, Any]) -> str:
+    """What gpu_check.json says, for people."""
+    lines = [f"{name}: {value}" for name, value in summary["machine"].items()]
+    lines += ["", *(f"{s['status']:8s}{s['name']} ({s['seconds']} s) {s['detail'].strip()}" for s in summary["steps"])]
+    lines += ["", *(describe(CheckTarget(**target)) for target in summary["targets"])]
+    return "\n".join(lines) + "\n"
+
+
+def describe(target: CheckTarget) -> str:
+    """One line."""
+    reached = {True: "reached", False: "MISSED", None: "not measured"}[target.reached]
+    worst = "-" if target.worst is None else f"{target.worst:.3g}"
+    return f"{reached:14s}{target.name}: {worst}, required {target.required}"
 
 
 def chosen(planned: Sequence[CheckStep], only: Sequence[str], skip: Sequence[str]) -> list[CheckStep]:
@@ -301,7 +358,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, tiny; times mean nothing")
     parser.add_argument("--only", nargs="+", default=[], metavar="STEP", help="these steps")
     parser.add_argument("--skip", nargs="+", default=[], metavar="STEP", help="all but these steps")
-    parser.add_argument("--minutes", type=float, default=9, help="for all together; what remains is skipped")
+    parser.add_argument("--minutes", type=float, default=9, help="for all together; each step has a share")
     parser.add_argument("--out", type=Path, default=rows.RESULTS / "cuda", help="folder of what is written")
     parser.add_argument("--data", type=Path, help="folder of images with masks, for the peers")
     parser.add_argument("--mobile-sam", type=Path, help="MobileSAM's weights, for the peers")
@@ -320,7 +377,8 @@ def main() -> None:
     outcomes: list[Outcome] = []
 
     def one(step: CheckStep) -> None:
-        outcome = run(step, min(step.seconds, end - time.monotonic()), environment)
+        left = end - time.monotonic()
+        outcome = run(step, left if dry else limit(step, wanted, left), environment)
         outcomes.append(outcome)
         print(f"{outcome.status:8s}{outcome.name} ({outcome.seconds} s) {outcome.detail.strip()}", flush=True)
         if not dry:
@@ -331,9 +389,8 @@ def main() -> None:
         list(pool.map(one, wanted))
     record(out, outcomes, machine)
     verdict = targets(out)
-    for target in verdict:
-        reached = "dry run" if dry else {True: "reached", False: "MISSED", None: "not measured"}[target.reached]
-        print(f"{reached:14s}{target.name}: {target.worst or math.nan:.3g}, required {target.required}")
+    for target in () if dry else verdict:  # times of a dry run mean nothing
+        print(describe(target))
     for outcome in outcomes:
         print(f"{outcome.status:14s}{outcome.name}")
     missed = not dry and any(target.reached is False for target in verdict)

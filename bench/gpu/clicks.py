@@ -4,14 +4,15 @@
     python -m bench.gpu.clicks --dry-run    # on the CPU, tiny; times mean nothing
 
 clicks.csv: `Session.click` at 384 px by the plain modules, by torch.compile (reduce-overhead) of the plain modules, and
-by ours; masks must agree.  models.csv: the engine alone, from arrays of the host to arrays of the host, with random
-weights, since what it costs does not depend on them.  launches.csv: what runs on the device in one of our clicks.
+by ours; masks must agree.  The compiler takes its time, so "clicks" leaves it out, and "compiled" measures all three
+anew.  models.csv: the engine alone, from arrays of the host to arrays of the host, with random weights, since what it
+costs does not depend on them.  launches.csv: what runs on the device in one of our clicks.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from bench.tools.machine import Machine
 from bench.tools.scene import scene
 
 SIZE = 384
+PLAIN = "plain modules"
 OURS = "ours"
 COMPILED = "torch.compile"
 
@@ -66,13 +68,14 @@ class Compiled(Kept):
 _engines: dict[str, Engine] = {}
 
 
-def beside_others(device: str, dry: bool, sequences: int) -> list[dict[str, Any]]:
+def beside_others(device: str, dry: bool, sequences: int, names: Sequence[str]) -> list[dict[str, Any]]:
     """Session clicks.  In a first pass, which does not count, graphs are captured for every region that occurs."""
-    ways = [
-        Kept("plain modules", plan=False, cached=False),
+    every = (
+        Kept(PLAIN, plan=False, cached=False),
         Compiled(COMPILED, compiler="eager" if dry else "inductor"),
         Kept(OURS, precision="auto", backend="auto", graph=True),
-    ]
+    )
+    ways = [way for way in every if way.name in names]
     size = 256 if dry else SIZE
     if not dry:
         ladder.climb(ways, device, size, sequences)
@@ -158,31 +161,39 @@ def launches(device: str, dry: bool) -> list[dict[str, Any]]:
     ]
 
 
+PARTS = ("clicks", "launches", "compiled", "models")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, tiny; times mean nothing")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="not all of it; see above")
     parser.add_argument("--out", type=Path, default=rows.RESULTS / "cuda", help="folder of the CSV files")
     parser.add_argument("--seconds", type=float, default=600, help="no model is begun later")
     parser.add_argument("--sequences", type=int, default=30, help=f"of {ladder.CLICKS} clicks")
     arguments = parser.parse_args()
-    dry, deadline = arguments.dry_run, time.monotonic() + arguments.seconds
-    device = "cpu" if dry else "cuda"
+    dry, out, only = arguments.dry_run, arguments.out, arguments.only
+    deadline, device = time.monotonic() + arguments.seconds, "cpu" if dry else "cuda"
     about = Machine(device).describe()
     if dry:
         ladder.CLICKS, ladder.picture = SETTLED + 1, lambda: scene(210, 230, radius=40)
-    on_device = launches(device, dry)
-    rows.write(arguments.out / "launches.csv", on_device, about, replace="size")
-    count, busy = (sum(row[k] for row in on_device) for k in ("per_click", "us_per_click"))
-    print(f"on the device, a click is {count:.0f} launches and copies of {busy:.0f} us together")
-    print("stages of a click, ms:", {k: round(v, 3) for k, v in stages(device, dry).items()})
-    measured = beside_others(device, dry, 1 if dry else arguments.sequences)
-    rows.write(arguments.out / "clicks.csv", measured, about, replace="rung")
-    for row in measured:
-        print(f"{row['rung']:16s} p50 {row['p50_ms']:.2f}  p99 {row['p99_ms']:.2f} ms  {row['note']}")
-    found = []
-    for row in every_model(device, dry, deadline):
+    for part, ways in (("clicks", (PLAIN, OURS)), ("compiled", (PLAIN, COMPILED, OURS))):
+        if part in only:
+            measured = beside_others(device, dry, 1 if dry else arguments.sequences, ways)
+            rows.write(out / "clicks.csv", measured, about, replace="rung")
+            for row in measured:
+                times = "  ".join(f"{name} {row[f'{name}_ms']:.2f}" for name in ("p50", "p95", "p99"))
+                print(f"{row['rung']:16s} {times} ms  {row['note']}", flush=True)
+        if part == "clicks" and "launches" in only:
+            on_device = launches(device, dry)
+            rows.write(out / "launches.csv", on_device, about, replace="size")
+            count, busy = (sum(row[k] for row in on_device) for k in ("per_click", "us_per_click"))
+            print("stages of a click, ms:", {k: round(v, 3) for k, v in stages(device, dry).items()})
+            print(f"on the device, a click is {count:.0f} launches and copies of {busy:.0f} us together", flush=True)
+    found: list[dict[str, Any]] = []
+    for row in every_model(device, dry, deadline) if "models" in only else ():
         found.append(row)
-        rows.write(arguments.out / "models.csv", found, about, replace="key")
+        rows.write(out / "models.csv", found, about, replace="key")
         print(f"{row['key']:40s} p50 {row['p50_ms']:.2f}  p99 {row['p99_ms']:.2f} ms", flush=True)
 
 

@@ -1,8 +1,8 @@
-"""Compile the FreqModule kernels that the GPU check needs, many at a time, into Triton's cache on the disk.
+"""Compile the FreqModule kernels that bench.gpu.ops and the models want, many at a time, into Triton's cache.
 
     python -m bench.gpu.compile
 
-One takes several seconds of a core and every map size has its own; without this the check would spend minutes on them.
+One takes several seconds of a core and every map size has its own; without this they would spend minutes on them.
 """
 
 import argparse

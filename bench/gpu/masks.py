@@ -11,6 +11,7 @@ process of its own.  The exit status is 1 where a probability differs by more th
 import argparse
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,10 @@ FIRST = 384
 def errors(device: str, size: int, precision: str, ratios: tuple[tuple[int, int], ...]) -> list[dict[str, Any]]:
     """One row for each shape; for a process of its own."""
     torch.set_num_threads(2)
-    here, there = Engine(device=device, precision=precision, size=size), Engine(device="cpu", precision="fp32", size=size)
+    here, there = (
+        Engine(device=device, precision=precision, size=size),
+        Engine(device="cpu", precision="fp32", size=size),
+    )
     photograph = Image.open(min(IMAGES.glob("*.jpg"))).convert("RGB")
     found = []
     for ratio in ratios:
@@ -82,17 +86,27 @@ def main() -> None:
     device, ratios = ("cpu", RATIOS[-1:]) if dry else ("cuda", RATIOS)
     sizes = [min(SIZES)] if dry else sorted(SIZES, key=lambda size: (size != FIRST, size))
     cases = [(size, precision) for size in sizes for precision in (("fp32",) if dry else LIMITS)]
-    about, found = Machine(device).describe(), []
-    with ProcessPoolExecutor(len(cases), mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        waiting = [pool.submit(errors, device, size, precision, ratios) for size, precision in cases]
+    about, found, died = Machine(device).describe(), [], []
+    with ExitStack() as stack:
+        alone = [stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn"))) for _ in cases]
+        waiting = {
+            pool.submit(errors, device, size, precision, ratios): f"{precision} {size}"
+            for pool, (size, precision) in zip(alone, cases, strict=True)
+        }
         for done in tqdm(as_completed(waiting), total=len(cases), desc="masks", unit="engine"):
+            if problem := done.exception():  # the process is gone
+                died.append(f"{waiting[done]}: {type(problem).__name__}: {str(problem)[:200]}")
+                continue
             found += done.result()
             rows.write(arguments.out / "masks.csv", found, about, replace="key")
     for row in sorted(found, key=lambda row: row["key"]):
-        print(f"{row['key']:24s} {row['error']:.1e} of {row['limit']:.0e}  {'' if right(row) else 'WRONG'} {row['note']}")
+        print(
+            f"{row['key']:24s} {row['error']:.1e} of {row['limit']:.0e}  {'' if right(row) else 'WRONG'} {row['note']}"
+        )
     wrong = [row for row in found if not right(row)]
-    print(f"{len(found)} shapes, {len(wrong)} differ from the CPU by more than is allowed")
-    sys.exit(1 if wrong else 0)
+    print(*died, sep="\n")
+    print(f"{len(found)} shapes, {len(wrong)} differ from the CPU by more than is allowed, {len(died)} processes died")
+    sys.exit(1 if wrong or died else 0)
 
 
 if __name__ == "__main__":

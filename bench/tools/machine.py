@@ -51,11 +51,21 @@ class Machine:
         self.device = torch.device(device)
         self.gpu = self.device.type == "cuda"
 
-    def measure(self, run: Run, samples: int = 50, batch: int = 10) -> Times:
-        """Median time of `run` after warm-up.  Events enclose `batch` calls, so that their own cost does not count."""
+    def measure(self, run: Run, samples: int = 50, batch: int = 10, seconds: float = 3.0) -> Times:
+        """Median time of `run` after warm-up.  Events enclose `batch` calls, so that their own cost does not count.
+
+        What is so slow that this would take longer than `seconds` is called less often, but three times at least.
+        """
         warm_up = 5
         if not self.gpu:
             samples, batch, warm_up = 2, 1, 0
+        else:
+            start = time.perf_counter()
+            run()
+            self.wait()
+            calls = int(seconds / max(time.perf_counter() - start, 1e-9))
+            warm_up, batch = min(warm_up, calls // 10), max(1, min(batch, calls // samples))
+            samples = max(3, min(samples, calls // batch))
         for _ in range(warm_up):
             run()
         self.wait()
@@ -136,9 +146,10 @@ class Machine:
             except metadata.PackageNotFoundError:
                 continue
         if self.gpu:
-            query = "--query-gpu=driver_version,clocks.sm,clocks.mem,power.limit"
-            done = subprocess.run(["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True)
-            result["nvidia-smi"] = done.stdout.strip() or done.stderr.strip()
+            result["driver"], result["clocks"] = (
+                nvidia_smi("driver_version"),
+                nvidia_smi("clocks.sm,clocks.mem,power.limit"),
+            )
         return result
 
 
@@ -158,13 +169,30 @@ def tensors(out: Any) -> list[torch.Tensor]:
     return list(out) if isinstance(out, tuple) else [getattr(out, f.name) for f in fields(out)]
 
 
-def commit() -> str:
-    """The checkout's commit, with "+" where files differ from it; "unknown" outside of a checkout."""
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+def nvidia_smi(query: str) -> str:
+    """What it says of the first device; "unknown" where there is no such tool."""
     try:
-        describe = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-        done = subprocess.run(describe, cwd=root, env=environment, capture_output=True, text=True)
+        command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader", "--id=0"]
+        done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
         return "unknown"
-    return done.stdout.strip() or "unknown"
+    return done.stdout.strip() or done.stderr.strip() or "unknown"
+
+
+def commit(root: Path = Path(__file__).parents[2]) -> str:
+    """The checkout's commit, with "+" where files differ from it; "unknown" for a copy that is no checkout, whatever
+    repository it lies in."""
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=root, env=environment, capture_output=True, text=True
+        ).stdout.strip()
+
+    try:
+        top = git("rev-parse", "--show-toplevel")
+        if not top or Path(top).resolve() != root.resolve():
+            return "unknown"
+        return git("describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*") or "unknown"
+    except FileNotFoundError:
+        return "unknown"

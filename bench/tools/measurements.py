@@ -1,7 +1,9 @@
 """What has been measured: rows of times, none without a right output."""
 
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +11,32 @@ from bench.tools.machine import Limits, Machine, Run, tensors
 
 OURS = ("ours", "public op")
 """Implementations whose failure fails the run; where a competitor fails, there is merely no comparison."""
+
+
+PATIENCE = 10.0
+"""Seconds that a competitor may take for one case, its check and its times together."""
+
+
+@contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """TimeoutError in the block after so many seconds; in the main thread only.  None sets no limit.
+
+    It is raised between two steps of Python, so one call that never returns is not ended by it.
+    """
+
+    def ring(number: int, frame: object) -> None:
+        raise TimeoutError(f"it took longer than {seconds:g} s")
+
+    if seconds is None:
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @dataclass(frozen=True)
@@ -40,6 +68,8 @@ class Check:
     """Of `time.monotonic`; what has not begun by then is skipped."""
     limits: Limits
     rows: list[Measurement] = field(default_factory=list)
+    slow: set[tuple[str, str]] = field(default_factory=set)
+    """Competitors (op, name) that took too long once: they are not asked again."""
 
     def late(self) -> bool:
         return time.monotonic() > self.deadline
@@ -71,15 +101,21 @@ class Check:
                 if self.late():
                     self.rows.append(Measurement(**row, note="skipped: no time was left"))
                     continue
+                if (op, name) in self.slow:
+                    self.rows.append(Measurement(**row, note="skipped: too slow in an earlier case"))
+                    continue
                 try:
-                    again, out = self.machine.graph(run) if graph else (run, run())
-                    if graph:
-                        poison(out)
-                        again()
-                    self.machine.wait()
-                    error = check(out)
-                    t = self.machine.measure(again)
+                    with time_limit(None if name in OURS else PATIENCE):
+                        again, out = self.machine.graph(run) if graph else (run, run())
+                        if graph:
+                            poison(out)
+                            again()
+                        self.machine.wait()
+                        error = check(out)
+                        t = self.machine.measure(again)
                 except Exception as problem:
+                    if isinstance(problem, TimeoutError):
+                        self.slow.add((op, name))
                     self.rows.append(Measurement(**row, note=f"failed: {type(problem).__name__}: {str(problem)[:300]}"))
                     continue
                 self.rows.append(

@@ -10,7 +10,9 @@ RESULTS = Path(__file__).parents[1] / "results"
 Row = Mapping[str, Any]
 """Of a CSV file: by column, as written; what is read are strings."""
 
-ABOUT = ("device", "threads", "python", "torch", "numpy", "opencv-python", "cuda", "commit", "date")
+ABOUT = (
+    "device", "driver", "threads", "python", "torch", "triton", "numpy", "opencv-python", "cuda", "commit", "date"
+)  # fmt: skip
 
 
 def write(file: Path, rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any], *, replace: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from activefreq_engine.kernels import triton_support
+from activefreq_engine.kernels.freq_module import LARGEST_TF32
 
 from activefreq_engine.models.mit import MIT_SPECS
 from bench.tools.shapes import every_map
@@ -104,9 +105,10 @@ def test_the_recorded_table_covers_every_map_of_a_plan_and_proves_what_it_must(g
     versions = {r.triton for r in table}
     assert "3.6.0" in versions, "the oldest"
     assert len(versions) >= 2, "and the newest"
-    compiled = {(gate.padded(map_), precision) for map_, precision in gate.planned()}
+    compiled = {(gate.class_of(map_), precision) for map_, precision in gate.planned()}
     for map_ in every_map(channels):
-        assert (gate.padded(map_), "fp16") in compiled, map_
+        assert (gate.class_of(map_), "fp16") in compiled, map_
+        assert ((gate.class_of(map_), "tf32x3") in compiled) == (max(map_) <= LARGEST_TF32), map_
     wide = {(80, 96), (40, 48), (20, 24), (10, 12), (48, 64), (64, 12), (12, 2), (1, 12)}
     assert wide <= {map_[1:] for map_ in every_map(channels)}, "shapes are missing"
     for configuration in gate.configurations():

@@ -13,8 +13,8 @@ from activefreq_engine.kernels import triton_support
 
 from bench.gpu import check as gpu_check
 from bench.gpu.check import CheckStep, Outcome, chosen, click_targets, op_targets, read_ops
-from bench.tools import rows
-from bench.tools.machine import Limits, Machine
+from bench.tools import measurements, rows
+from bench.tools.machine import Limits, Machine, commit
 from bench.tools.measurements import Check, Measurement, poison
 from tests import cuda_on_host
 
@@ -54,11 +54,19 @@ def test_the_dry_run_does_it_all(tmp_path):
     assert len(rows.read(tmp_path / "launches.csv")) > 10
     assert {row["method"] for row in rows.read(tmp_path / "latency.csv")} == {"activefreq"}
     assert json.loads((tmp_path / "latency_cuda.json").read_text())["benchmarks"]
+    masks = rows.read(tmp_path / "masks.csv")
+    assert [(row["precision"], row["height"], row["width"], row["note"]) for row in masks] == [
+        ("fp32", "256", "32", "")
+    ]
+    assert float(masks[0]["error"]) == 0, "the CPU and itself"
+    assert all(row["ok"] == "True" for row in rows.read(tmp_path / "verify.csv"))
     summary = json.loads((tmp_path / "gpu_check.json").read_text())
     assert {s["name"]: s["status"] for s in summary["steps"]} == {
         s.name: "skipped" if s.name == "racecheck" else "passed" for s in gpu_check.steps(tmp_path, None, None)
     }
-    assert len(summary["targets"]) == 11
+    assert len(summary["targets"]) == 14
+    text = (tmp_path / "gpu_check.txt").read_text()
+    assert all(f"{s['status']:8s}{s['name']}" in text for s in summary["steps"])
 
 
 def test_what_hangs_is_killed_with_all_that_it_started(tmp_path, monkeypatch):
@@ -106,6 +114,117 @@ def test_steps_of_earlier_calls_are_kept_until_they_run_again(tmp_path):
     gpu_check.record(tmp_path, [Outcome("a", "skipped", 0, "late"), Outcome("b", "passed", 2, "new")], machine)
     found = json.loads((tmp_path / "gpu_check.json").read_text())["steps"]
     assert [(s["name"], s["status"], s["detail"]) for s in found] == [("a", "passed", "old"), ("b", "passed", "new")]
+
+
+def test_each_step_has_its_share_and_what_others_left(tmp_path):
+    planned = [
+        CheckStep("a", 3, ""),
+        CheckStep("b", 2, "", lacks="no data"),
+        CheckStep("c", 1, ""),
+        CheckStep("d", 2, ""),
+    ]
+    a, _, c, d = planned
+    assert gpu_check.limit(a, planned, 60) == 30, "nothing is kept for a step that cannot run"
+    assert gpu_check.limit(c, planned, 30) == 10, "the first one took all it had"
+    assert gpu_check.limit(c, planned, 58) == pytest.approx(58 / 3), "the first one left most of it"
+    assert gpu_check.limit(d, planned, 20) == 20
+    assert gpu_check.limit(planned[1], [planned[1]], 20) == 0
+
+
+def test_what_decides_comes_first(tmp_path):
+    names = [s.name for s in gpu_check.steps(tmp_path, None, None)]
+    assert names[:5] == ["verify", "masks", "clicks", "kernel tests", "click tests"]
+    left, taken = 480.0, {}
+    for step in (planned := gpu_check.steps(tmp_path, Path("data"), Path("weights"))):
+        taken[step.name] = gpu_check.limit(step, planned, left)
+        left -= taken[step.name]
+    assert left == pytest.approx(0)
+    assert min(taken.values()) >= gpu_check.WORTH_IT, "in eight minutes every step has its turn"
+
+
+def test_the_file_is_written_after_every_step_and_a_step_that_overruns_takes_no_more(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_check, "WORTH_IT", 0)
+    monkeypatch.setattr(gpu_check.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_check, "Machine", lambda device: Machine("cpu"))
+    out = tmp_path / "out"
+    for name, text in {
+        "crash": "import os; os.abort()",
+        "hang": "import time; time.sleep(600)",
+        "after": f"print(open({str(out / 'gpu_check.txt')!r}).read().count('failed  '), *__import__('sys').argv[1:])",
+    }.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    planned = [
+        CheckStep("crash", 2, "crash"),
+        CheckStep("hang", 1, "hang"),
+        CheckStep("after", 2, "after --seconds {seconds}"),
+    ]
+    monkeypatch.setattr(gpu_check, "steps", lambda *folders: planned)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["check", "--out", str(out), "--minutes", "0.5"])
+    with pytest.raises(SystemExit) as end:
+        gpu_check.main()
+    assert end.value.code == 1
+    crash, hang, after = json.loads((out / "gpu_check.json").read_text())["steps"]
+    assert (crash["status"], hang["status"], after["status"]) == ("failed", "failed", "passed")
+    assert "exit status -6" in crash["detail"]
+    assert hang["seconds"] < 15
+    failed, _, seconds = after["detail"].split()
+    assert (failed, int(seconds) < 20) == ("2", True)
+
+
+def test_targets_of_what_must_be_right():
+    kernels = [{"ok": "True"}, {"ok": "True"}]
+    masks = [{"precision": p, "error": e} for p, e in (("fp16", "1e-3"), ("fp16", "1.9e-3"), ("fp32", "2e-4"))]
+    assert [t.reached for t in gpu_check.kernel_targets(kernels) + gpu_check.mask_targets(masks)] == [True] * 3
+    masks[1]["error"], masks[2]["error"] = "0.4", ""  # wrong, and NaN or an exception
+    assert [t.reached for t in gpu_check.kernel_targets([*kernels, {"ok": "False"}])] == [False]
+    assert [t.reached for t in gpu_check.mask_targets(masks)] == [False, False]
+    assert [t.reached for t in gpu_check.kernel_targets([]) + gpu_check.mask_targets([])] == [None] * 3
+
+
+def test_a_slow_competitor_is_stopped_and_not_asked_again(monkeypatch):
+    monkeypatch.setattr(measurements, "PATIENCE", 0.3)
+    made, calls = check(), []
+
+    def endless():
+        calls.append(1)
+        while True:
+            time.sleep(0.01)
+
+    runs = {"theirs": endless, "ours": lambda: time.sleep(0.4)}
+    for case in ("first", "second"):
+        made.compare("op", case, 1, runs, lambda out: 0.0, moved=1, not_captured=("ours",))
+    notes = [row.note for row in made.rows if row.implementation == "theirs"]
+    assert notes[0] == "failed: TimeoutError: it took longer than 0.3 s"
+    assert notes[1:] == ["skipped: too slow in an earlier case"] * 3
+    assert len(calls) == 1
+    ours = [row for row in made.rows if row.implementation == "ours"]
+    assert all(not row.note and row.median_us > 3e5 for row in ours), "ours has no limit"
+    assert made.failures() == []
+
+
+def test_what_is_slow_is_called_less_often(monkeypatch):
+    made, calls = Machine("cpu"), []
+    made.gpu = True
+    monkeypatch.setattr(made, "wait", lambda: None)
+    monkeypatch.setattr(made, "_sample", lambda run, batch: [run() for _ in range(batch)] and 1.0)
+    made.measure(lambda: calls.append(1))
+    assert len(calls) == 1 + 5 + 50 * 10
+    calls.clear()
+    made.measure(lambda: (calls.append(1), time.sleep(0.05)), seconds=0.5)
+    assert 4 <= len(calls) <= 12
+
+
+def test_the_commit_is_that_of_the_checkout_itself(tmp_path):
+    def git(*arguments):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True)
+
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "other")
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    assert commit(copy) == "unknown", "a copy inside of another repository"
+    assert len(commit(tmp_path)) == 12
 
 
 def test_steps_are_chosen_by_name(tmp_path):
