@@ -207,6 +207,17 @@ def test_what_is_asked_together_is_kept_together_and_can_be_asked_anew(kernel):
     assert {f.size for f in verification.kept(CPU) if not f.ok} == {"5 numbers", "3 numbers", "4 numbers"}
 
 
+def test_answers_can_be_kept_for_who_asks_for_some_of_them(kernel):
+    verification.judge([question(n) for n in (5, 3, 4)])
+    part = [question(4), question(5)]
+    verification.keep(part)
+    forget()
+    assert all(f.ok for f in verification.judge(part))
+    assert kernel.tries == 3, "they were found on the disk"
+    with pytest.raises(KeyError):
+        verification.keep([question(7)])
+
+
 def test_many_writers_and_readers_leave_no_half_of_a_file(kernel):
     asked = {q.key: q for q in map(question, range(1, 40))}
     found = dict(zip(asked, verification.judge(list(asked.values())), strict=True))
