@@ -98,24 +98,15 @@ def test_a_proof_must_name_everything(text, words, gate, monkeypatch, tmp_path):
 
 
 @needs_triton
-def test_the_recorded_table_covers_every_map_of_a_plan_and_proves_what_it_must(gate):
+def test_every_map_of_a_plan_is_in_a_class_that_is_compiled(gate):
     """All shapes of the network's input at all sizes, for the encoder whose weights ship."""
-    table, proven = gate.read_table(), gate.read_proven()
     channels = MIT_SPECS["mit_b0"].channels
-    versions = {r.triton for r in table}
-    assert "3.6.0" in versions, "the oldest"
-    assert len(versions) >= 2, "and the newest"
     compiled = {(gate.class_of(map_), precision) for map_, precision in gate.planned()}
     for map_ in every_map(channels):
         assert (gate.class_of(map_), "fp16") in compiled, map_
         assert ((gate.class_of(map_), "tf32x3") in compiled) == (max(map_) <= LARGEST_TF32), map_
     wide = {(80, 96), (40, 48), (20, 24), (10, 12), (48, 64), (64, 12), (12, 2), (1, 12)}
     assert wide <= {map_[1:] for map_ in every_map(channels)}, "shapes are missing"
-    for configuration in gate.configurations():
-        rows = [r for r in table if r.configuration == configuration.name]
-        assert {(r.triton, r.arch) for r in rows} == {(v, a) for v in versions for a in gate.SHARED_LIMIT}
-        assert [gate.faults(configuration, r, proven) for r in rows] == [[]] * len(rows)
-    assert {r.configuration for r in table} == {c.name for c in gate.configurations()}, "rows of what ships no more"
 
 
 @needs_triton
