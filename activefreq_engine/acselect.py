@@ -132,6 +132,13 @@ class AcSelect:
         backend: for the statistics of regions and their inner points: "auto" and "reference" compute on the CPU,
             "cupy" on the current CUDA device.
 
+    Example:
+        >>> probs = np.full((40, 60), 0.05)
+        >>> probs[10:20, 10:30] = 0.6  # a region that the model is not sure of
+        >>> best = AcSelect().suggest(probs)[0]
+        >>> best.positive, best.region_bbox
+        (False, (10, 10, 30, 20))
+
     Raises:
         InvalidArgumentError: an argument is out of its range.
     """

@@ -250,6 +250,12 @@ def make_clicker(name: str, truth: NDArray[np.integer], *, seed: int = 0) -> Rob
         truth: integer ``[H, W]``: 1 object, 0 background, -1 ignored.
         seed: the sample's seed (see `sample_seed`); only ``random`` uses it.
 
+    Example:
+        >>> truth = np.zeros((9, 12), int)
+        >>> truth[2:7, 3:8] = 1
+        >>> make_clicker("ritm", truth).next_click(np.zeros((9, 12), bool))  # the middle of what is missing
+        Click(x=5.0, y=4.0, positive=True)
+
     Raises:
         InvalidArgumentError: unknown name.
         InvalidMaskError: unusable truth.

@@ -73,6 +73,10 @@ def load_image(
     Returns:
         uint8 `[H, W]` (grey) or `[H, W, 3]` (RGB), C-contiguous.
 
+    Example:
+        >>> load_image(np.array([[0, 100], [200, 50]], np.uint16), window=(0, 200)).tolist()
+        [[0, 127], [255, 64]]
+
     Raises:
         InvalidImageError: the source cannot be used; the message says why.
         InvalidArgumentError: `max_pixels`, `alpha` or `bgr` is not of its type.

@@ -36,6 +36,11 @@ def create_model(
         checkpoint (path, optional): load these weights instead; its configuration must equal the model's.
         overrides: fields of `FreqFormerConfig`, for a model without shipped weights.
 
+    Example:
+        >>> model = create_model("freqformer_b0", pretrained=True)
+        >>> model.config.encoder, model.training
+        ('mit_b0', False)
+
     Raises:
         ModelLoadError: unknown name, no shipped weights, or weights that do not fit.
     """

@@ -102,6 +102,11 @@ class Engine:
         graph (bool): on CUDA replay each plan as a graph, captured on first use or by `warmup`; see `runtime.graphs`.
             False launches its operations one by one, for comparison.
 
+    Example:
+        >>> engine = Engine("freqformer_b0", device="cpu", precision="fp32")
+        >>> engine.size, engine.precision
+        (256, 'fp32')
+
     Raises:
         ModelLoadError: the model cannot be loaded.
         BackendUnavailableError: the device is not there.

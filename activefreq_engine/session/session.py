@@ -77,6 +77,20 @@ class Session:
         wait (float): seconds that a call waits for the end of another thread's; ``math.inf`` for as long as it takes.
             Default: 0.
 
+    Example:
+        >>> picture = np.full((90, 120, 3), 220, np.uint8)
+        >>> picture[30:60, 40:80] = (120, 60, 50)
+        >>> with Session(device="cpu") as session:
+        ...     session.set_image(picture)
+        ...     result = session.click(60, 45)  # this is inside
+        ...     outside = session.click(10, 10, positive=False)  # and this is not
+        ...     hints = session.suggest(k=3)  # where a third click would help most
+        ...     undone = session.undo()
+        ...     session.clicks
+        (Click(x=60.0, y=45.0, positive=True),)
+        >>> bool(result.mask[45, 60]), result.mask.shape
+        (True, (90, 120))
+
     Raises:
         ModelLoadError, BackendUnavailableError, InvalidArgumentError: see `Engine`.
     """

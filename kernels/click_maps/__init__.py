@@ -25,6 +25,11 @@ def click_maps(points: Tensor, height: int, width: int, radius: float = 5.0, *, 
     Returns:
         Tensor: `[B, 2, H, W]` float32, zeros and ones: positive disks, negative disks.  No gradient reaches `points`.
 
+    Example:
+        >>> positive, negative = click_maps(torch.tensor([[[3.0, 1.0], [-1.0, -1.0]]]), 3, 5, radius=1)[0]
+        >>> positive.int().tolist(), negative.any().item()
+        ([[0, 0, 0, 1, 0], [0, 0, 1, 1, 1], [0, 0, 0, 1, 0]], False)
+
     Raises:
         ValueError: if `points` is not `[B, 2N, 2]`.
         BackendUnavailableError: the backend asked for by name cannot run.

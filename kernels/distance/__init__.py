@@ -34,6 +34,11 @@ def distance_transform(mask: torch.Tensor, *, backend: str = "auto") -> torch.Te
     Returns:
         float64 `[B, H, W]` in pixels, 0 where the mask is false, on the mask's device.
 
+    Example:
+        >>> mask = torch.tensor([[[True, True, True, False]]])
+        >>> distance_transform(mask).tolist()  # outside of the image counts as background
+        [[[1.0, 1.0, 1.0, 0.0]]]
+
     Raises:
         TypeError: not a tensor, or not of dtype bool.
         ValueError: wrong shape.

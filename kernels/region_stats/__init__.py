@@ -38,6 +38,13 @@ def region_stats(
         `RegionStats` on the inputs' device.  Regions of an image are numbered 1..n in row-major order of their first
         pixel.
 
+    Example:
+        >>> candidates = torch.zeros(1, 4, 6, dtype=torch.bool)
+        >>> candidates[0, 1, 1:3] = candidates[0, 3, 5] = True
+        >>> stats = region_stats(candidates, torch.full((1, 4, 6), 0.5))
+        >>> stats.counts.tolist(), stats.area.tolist()
+        ([2], [2, 1])
+
     Raises:
         TypeError: not tensors, or of the wrong dtype.
         ValueError: wrong shape, different devices, or a probability that is not finite or not in 0..1.
