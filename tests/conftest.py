@@ -29,7 +29,7 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"random inputs: --seed={config.option.seed}"
 
 
-def _seeded(config: pytest.Config, name: str) -> np.random.Generator:
+def seeded(config: pytest.Config, name: str) -> np.random.Generator:
     """A generator for what is called `name`; from here on torch draws by the same seed too."""
     generator = np.random.default_rng([config.option.seed, zlib.crc32(name.encode())])
     torch.manual_seed(int(generator.integers(1 << 63)))
@@ -48,14 +48,14 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """
     again = f"--seed={request.config.option.seed} draws the same random inputs again"
     request.node.add_report_section("setup", "seed", again)
-    return _seeded(request.config, request.node.nodeid)
+    return seeded(request.config, request.node.nodeid)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest) -> Iterator[None]:
     """A fixture that several tests share draws the same by torch whichever of them comes first."""
     if fixturedef.scope != "function":
-        _seeded(request.config, f"{fixturedef.baseid}::{fixturedef.argname}")
+        seeded(request.config, f"{fixturedef.baseid}::{fixturedef.argname}")
     return (yield)
 
 

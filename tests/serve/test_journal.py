@@ -89,14 +89,12 @@ def told(session: Session, request: dict[str, object]) -> None:
             session.select_object(request["object"])
 
 
-def test_kill_9_loses_nothing(engine: Engine, tmp_path: Path) -> None:
-    seed = int(np.random.SeedSequence().generate_state(1)[0])
-    print(f"seed {seed}")
-    rng = random.Random(seed)
+def test_kill_9_loses_nothing(engine: Engine, tmp_path: Path, rng: np.random.Generator) -> None:
+    chance = random.Random(int(rng.integers(1 << 32)))
     process = Process(tmp_path / "journal")
     process.start()
     for turn in range(KILLS):
-        wanted = requests(rng)
+        wanted = requests(chance)
         with Client(process.url) as client:
             identity = client.begin()
             numbered = [{"seq": n, **r} for n, r in enumerate(wanted, 1)]
@@ -104,10 +102,10 @@ def test_kill_9_loses_nothing(engine: Engine, tmp_path: Path) -> None:
             for request in numbered:
                 client.raw(json.dumps(request))
             answered = 0
-            until = rng.randint(0, len(numbered))
+            until = chance.randint(0, len(numbered))
             while answered < until:
                 answered = client.take("done", "error")["seq"]
-            time.sleep(rng.uniform(0, 0.03))
+            time.sleep(chance.uniform(0, 0.03))
             process.kill()
             with contextlib.suppress(ConnectionClosed, OSError):
                 while True:

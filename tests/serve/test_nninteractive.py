@@ -190,8 +190,8 @@ def test_the_token_is_their_api_key(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(packing.DTYPES))
-def test_arrays_pack_as_theirs_do(name: str) -> None:
-    array = (np.random.default_rng().random((3, 1, 17, 5)) * 100).astype(name)
+def test_arrays_pack_as_theirs_do(name: str, rng: np.random.Generator) -> None:
+    array = (rng.random((3, 1, 17, 5)) * 100).astype(name)
     for found in (unpack_array(packing.pack(array)), packing.unpack(pack_array(array), 10**6)):
         assert found.dtype == array.dtype
         assert np.array_equal(found, array)
