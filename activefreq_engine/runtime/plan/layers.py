@@ -217,7 +217,7 @@ class OnMaps(Layer):
 
 
 class AsItIs(Layer):
-    """A module in the precision of its own weights, whatever comes; what goes is as what came."""
+    """A module that computes in the precision of its own weights; its result has the dtype of its input."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
