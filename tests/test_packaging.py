@@ -166,6 +166,12 @@ print(kernels is canonical, deep is canonical.region_stats.reference, canonical.
     assert output(python, reverse, source) == "True"
 
 
+def test_messages_name_the_checkout_and_no_name_on_an_index() -> None:
+    """This package is on no index, so whoever claims its name there must not be installed in its place."""
+    files = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "activefreq_engine").rglob("*.py")]
+    assert not [path for path in files if "install 'activefreq-engine[" in path.read_text("utf-8")]
+
+
 def test_the_constraints_admit_only_the_cpu_build_of_torch_on_linux() -> None:
     lines = (ROOT / "constraints" / "cpu.txt").read_text("utf-8").splitlines()
     requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]

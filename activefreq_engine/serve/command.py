@@ -54,7 +54,7 @@ def serve_command(
         from activefreq_engine.serve.app import create_app
     except ModuleNotFoundError as error:
         raise InvalidArgumentError(
-            f"activefreq serve needs {error.name}; pip install 'activefreq-engine[serve]'"
+            f'activefreq serve needs {error.name}; in its checkout: pip install ".[serve]"'
         ) from error
     from activefreq_engine import Engine
     from activefreq_engine.serve.journal import Journals

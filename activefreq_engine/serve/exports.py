@@ -97,7 +97,7 @@ async def nifti(work: Work) -> Export:
     try:
         import SimpleITK as sitk  # noqa: N813
     except ImportError as error:
-        raise ConflictError("NIfTI needs SimpleITK on the server: pip install 'activefreq-engine[medical]'") from error
+        raise ConflictError('NIfTI needs SimpleITK on the server: pip install ".[medical]" in the checkout') from error
     picture = work.opened()
     labels = np.zeros((picture.slices, picture.height, picture.width), np.uint16)
     for index in work.touched_slices():

@@ -86,7 +86,7 @@ def _read_volume(data: bytes, name: str, max_pixels: int) -> Picture:
         import SimpleITK as sitk  # noqa: N813
     except ImportError as error:
         raise InvalidImageError(
-            f"{name} is a medical image and needs SimpleITK on the server: pip install 'activefreq-engine[medical]'"
+            f'{name} is a medical image and needs SimpleITK on the server: pip install ".[medical]" in the checkout'
         ) from error
     suffix = next((s for s in VOLUME_SUFFIXES if name.lower().endswith(s)), ".dcm")
     with tempfile.TemporaryDirectory() as folder:
