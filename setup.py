@@ -89,6 +89,7 @@ setup(
             "nvidia-cuda-nvrtc-cu12; sys_platform == 'linux'",  # compiles the CUDA sources offline
             "pycocotools",  # the format that mask export must agree with
             "pyvips[binary]",  # writes the pictures that reading is tested with
+            "shapely",  # what polygons must be valid and of the right area by
             "tifffile",  # as pyvips
             "ruff",
             "scipy",  # the definitions that region statistics and distances must agree with

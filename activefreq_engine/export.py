@@ -25,6 +25,7 @@ import typer
 
 from activefreq_engine import __version__
 from activefreq_engine.errors import BackendUnavailableError, InvalidArgumentError, ModelLoadError
+from activefreq_engine.files import write_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -91,7 +92,7 @@ def export_onnx(
     for title, (half, inputs, outputs) in tqdm(halves.items(), "export", file=sys.stderr, disable=None, leave=False):
         graphs[title] = _write(half, inputs, outputs, folder / f"{title}.onnx")
     manifest = folder / MANIFEST
-    manifest.write_text(json.dumps(_manifest(name, module, plan, graphs), indent=2) + "\n", "utf-8")
+    write_file(manifest, (json.dumps(_manifest(name, module, plan, graphs), indent=2) + "\n").encode())
     return [*(folder / g["file"] for g in graphs.values()), manifest]
 
 
@@ -145,7 +146,7 @@ def _write(half: nn.Module, inputs: dict[str, Tensor], outputs: dict[str, Tensor
         del part.metadata_props[:]  # stack traces, with the paths of this machine
     onnx.checker.check_model(proto)
     content = proto.SerializeToString()
-    path.write_bytes(content)
+    write_file(path, content)
     return {
         "file": path.name,
         "sha256": hashlib.sha256(content).hexdigest(),

@@ -23,6 +23,7 @@ from activefreq_engine.conventions import MIOU_CLICKS
 from activefreq_engine.errors import DatasetError, InvalidArgumentError
 from activefreq_engine.eval import metrics
 from activefreq_engine.eval.datasets import Dataset
+from activefreq_engine.files import write_file
 from activefreq_engine.types import Click
 
 FORMAT = "activefreq-eval-1"
@@ -162,8 +163,8 @@ class Report:
         root.mkdir(parents=True, exist_ok=True)
         paths = [root / name for name in ("report.json", "samples.csv", "report.md", "curve.png")]
         write_json(self, paths[0])
-        paths[1].write_text(to_csv(self), encoding="utf-8")
-        paths[2].write_text(to_markdown([self]), encoding="utf-8")
+        write_file(paths[1], to_csv(self).encode())
+        write_file(paths[2], to_markdown([self]).encode())
         plot([self], paths[3])
         return paths
 
@@ -195,7 +196,8 @@ def write_json(report: Report, path: str | Path) -> None:
     data = report.to_json()
     rows = ",\n".join("  " + json.dumps(row) for row in data.pop("per_sample"))
     head = json.dumps(data, indent=1)
-    Path(path).write_text(head.removesuffix("\n}") + ',\n "per_sample": [\n' + rows + "\n ]\n}\n", encoding="utf-8")
+    document = head.removesuffix("\n}") + ',\n "per_sample": [\n' + rows + "\n ]\n}\n"
+    write_file(path, document.encode())
 
 
 def read_json(path: str | Path) -> Report:
@@ -320,7 +322,9 @@ def plot(reports: Sequence[Report], path: str | Path) -> None:
     axes.set_ylim(top=100)
     axes.grid(alpha=0.25)
     axes.legend(loc="best", frameon=False)
-    figure.savefig(path, format="png")
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    write_file(path, out.getvalue())
 
 
 def dataset_digest(data: Dataset) -> str:

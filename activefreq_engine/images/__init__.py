@@ -6,6 +6,7 @@ docs/pictures.md lists what is read and how.
 
 from activefreq_engine.images.load import (
     MAX_PIXELS,
+    as_array,
     check_window,
     image_digest,
     image_size,
@@ -18,6 +19,7 @@ from activefreq_engine.images.window import Window
 __all__ = [
     "MAX_PIXELS",
     "Window",
+    "as_array",
     "check_window",
     "image_digest",
     "image_size",

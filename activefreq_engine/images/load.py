@@ -87,7 +87,7 @@ def load_image(
     for key, value in (("alpha", alpha), ("bgr", bgr)):
         if not (isinstance(value, bool) or (value is None and key == "alpha")):
             raise InvalidArgumentError(f"{key} is {value!r}; allowed are True and False")
-    array = _as_array(source)
+    array = as_array(source)
     if array is not None:
         with _typed("image"):
             return _from_array(array, window, copy, max_pixels, alpha, bgr)
@@ -213,7 +213,7 @@ def _short(value: Any) -> str:
 
 @contextmanager
 def _typed(name: str) -> Iterator[None]:
-    """What a library makes of values that nobody thought of, and too little memory, as the error that callers expect."""
+    """What a library makes of values that nobody thought of, and too little memory, as the error callers expect."""
     try:
         yield
     except ActiveFreqError:
@@ -302,8 +302,12 @@ def _from_pil(image: Image.Image, max_pixels: int) -> tuple[Raster, NDArray[Any]
 # --- arrays ---
 
 
-def _as_array(source: Any) -> NDArray[Any] | None:
-    """The array behind arrays and tensors of any library; None for other sources."""
+def as_array(source: Any) -> NDArray[Any] | None:
+    """The array behind arrays and tensors of any library, on the CPU; None for other sources.
+
+    Raises:
+        InvalidImageError: a tensor that has no such array.
+    """
     if isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)):
         return None
     torch = sys.modules.get("torch")  # whoever has a tensor has imported it
@@ -317,7 +321,7 @@ def _as_array(source: Any) -> NDArray[Any] | None:
             return np.asarray(source)
     except Exception as error:  # meta, sparse and quantised tensors; a library's own refusal
         raise InvalidImageError(
-            f"image is a {type(source).__name__} that does not become an array: {error}. Pass a NumPy array"
+            f"it is a {type(source).__name__} that does not become an array: {error}. Pass a NumPy array"
         ) from error
     return None
 

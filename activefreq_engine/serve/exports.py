@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -60,18 +59,11 @@ async def coco_document(work: Work, file_name: str, document: dict[str, Any] | N
             mask = await work.mask(number, index)
             if not mask.any():
                 continue
-            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            x, y = int(columns[0]), int(rows[0])
+            category = categories.setdefault(name or "object", len(categories) + 1)
             annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image["id"],
-                    "category_id": categories.setdefault(name or "object", len(categories) + 1),
-                    "segmentation": masks.to_coco_rle(mask),
-                    "area": int(mask.sum()),
-                    "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
-                    "iscrowd": 0,
-                }
+                masks.to_coco_annotation(
+                    mask, image_id=image["id"], category_id=category, annotation_id=len(annotations) + 1
+                )
             )
     document["categories"] = [{"id": i, "name": name} for name, i in categories.items()]
     return document
@@ -81,12 +73,9 @@ async def geojson(work: Work) -> Export:
     """All objects on the current slice as polygons with their holes, in image pixels, y down."""
     features = []
     for number, name in work.objects.items():
-        pieces = outlines(await work.mask(number))
-        if not pieces:
+        geometry = masks.to_geojson(await work.mask(number))
+        if not geometry["coordinates"]:
             continue
-        geometry: dict[str, Any] = {"type": "MultiPolygon", "coordinates": pieces}
-        if len(pieces) == 1:
-            geometry = {"type": "Polygon", "coordinates": pieces[0]}
         properties = {"objectType": "annotation", "object": number, "classification": {"name": name or "object"}}
         features.append({"type": "Feature", "geometry": geometry, "properties": properties})
     return _json({"type": "FeatureCollection", "features": features}), "application/geo+json", ".geojson"
@@ -117,45 +106,6 @@ FORMATS: dict[str, Callable[[Work], Awaitable[Export]]] = {
     "geojson": geojson,
     "nifti": nifti,
 }
-
-
-def outlines(mask: NDArray[np.bool_]) -> list[list[list[list[int]]]]:
-    """The 4-connected pieces of a mask, each as closed rings along the pixels' edges: the outer one, then the holes.
-
-    Areas are exact, and a single pixel is a square, as GeoJSON needs it; the outlines of `masks.to_polygons` run
-    through the pixels' centres.  Rings run with the mask on their right as seen on the screen, x to the right, y down.
-    """
-    _, pieces = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
-    padded = np.pad(pieces, 1)
-    owner: dict[tuple[int, int, int, int], int] = {}
-    for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0)):  # the direction of the edge; the mask is on its right
-        oy, ox = -dx, dy  # from a pixel to its neighbour across the edge
-        inside = padded[1:-1, 1:-1]
-        across = padded[1 + oy : padded.shape[0] - 1 + oy, 1 + ox : padded.shape[1] - 1 + ox]
-        for y, x in np.argwhere((inside > 0) & (across != inside)).tolist():
-            # the corner where the edge begins
-            sy, sx = y + (dy < 0 or dx < 0), x + (dx < 0 or dy > 0)
-            owner[sx, sy, dx, dy] = int(inside[y, x])
-    found: dict[int, list[tuple[int, list[list[int]]]]] = {}
-    while owner:
-        (x, y, dx, dy), piece = next(iter(owner.items()))
-        ring: list[list[int]] = [[x, y]]
-        area = 0
-        while (x, y, dx, dy) in owner:
-            del owner[x, y, dx, dy]
-            area += x * dy - y * dx
-            x, y = x + dx, y + dy
-            # a right turn first: where two pixels touch by a corner, each keeps to itself
-            turns = ((-dy, dx), (dx, dy), (dy, -dx))
-            step = next((t for t in turns if owner.get((x, y, *t)) == piece), None)
-            if step is None:  # back at the start
-                break
-            if step != (dx, dy):
-                ring.append([x, y])
-            dx, dy = step
-        ring.append(ring[0])
-        found.setdefault(piece, []).append((area, ring))
-    return [[ring for _, ring in sorted(rings, key=lambda r: -abs(r[0]))] for _, rings in sorted(found.items())]
 
 
 def _json(document: Any) -> bytes:

@@ -6,17 +6,12 @@ import io
 import json
 from pathlib import Path
 
-import cv2
 import httpx
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from activefreq_engine import Engine, Session, masks
-from activefreq_engine.serve.exports import outlines
 from activefreq_engine.serve.frames import changed_box
 
 from .client import HEIGHT, LESION, WIDTH, Client, picture, png
@@ -86,29 +81,6 @@ def test_coco_is_read_by_pycocotools(http: httpx.Client, path: str, tmp_path: Pa
     read = coco.COCO(str(tmp_path / "coco.json"))
     (annotation,) = read.loadAnns(read.getAnnIds())
     assert np.array_equal(read.annToMask(annotation) != 0, mask)
-
-
-@settings(max_examples=150, deadline=None)
-@given(arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9))))
-def test_outlines_enclose_exactly_the_mask(mask: np.ndarray) -> None:
-    found = np.zeros(mask.shape, np.bool_)
-    area = 0.0
-    for piece in outlines(mask):
-        for ring in piece:
-            assert ring[0] == ring[-1]
-            assert len(ring) >= 5
-        # the middle of every pixel, by the even-odd rule over the piece's rings
-        for y, x in np.ndindex(*mask.shape):
-            sides = [cv2.pointPolygonTest(np.array(r, np.float32), (x + 0.5, y + 0.5), False) > 0 for r in piece]
-            found[y, x] |= sides[0] and not any(sides[1:])
-        area += _area(piece[0]) - sum(_area(r) for r in piece[1:])
-    assert np.array_equal(found, mask)
-    assert area == mask.sum()
-
-
-def _area(ring: list[list[int]]) -> float:
-    x, y = np.array(ring).T
-    return abs(float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum())) / 2
 
 
 def test_a_folder_is_annotated_to_the_end(http: httpx.Client, server: Server) -> None:

@@ -70,44 +70,6 @@ def test_damaged_rle(rle):
         masks.from_coco_rle(rle)
 
 
-@quick
-@given(any_mask)
-def test_polygons_round_trip(mask):
-    polygons = masks.to_polygons(mask)
-    assert np.array_equal(masks.from_polygons(polygons, *mask.shape), mask)
-    assert np.array_equal(masks.from_polygons(polygons[::-1], *mask.shape), mask)
-    outlines = masks.to_polygons(mask, holes="drop")
-    assert all(not p.holes for p in outlines)
-    filled = masks.from_polygons(outlines, *mask.shape)
-    assert (filled >= mask).all()
-
-
-def test_polygon_hole_policy():
-    mask = np.zeros((20, 31), bool)
-    mask[2:18, 3:29] = True
-    mask[5:15, 6:26] = False
-    mask[8:12, 10:20] = True  # an island in the hole
-    with_holes = masks.to_polygons(mask)
-    assert sorted(len(p.holes) for p in with_holes) == [0, 1]
-    assert np.array_equal(masks.from_polygons(with_holes, 20, 31), mask)
-    (outline,) = masks.to_polygons(mask, holes="drop")
-    assert sorted(outline.exterior.tolist()) == [[3, 2], [3, 17], [28, 2], [28, 17]]  # (x, y) of outermost pixels
-    filled = np.zeros_like(mask)
-    filled[2:18, 3:29] = True
-    assert np.array_equal(masks.from_polygons([outline], 20, 31), filled)
-    with pytest.raises(InvalidMaskError, match="holes"):
-        masks.to_polygons(mask, holes="maybe")
-
-
-def test_polygons_outside_the_image():
-    polygon = masks.Polygon(np.array([[0, 0], [5, 0], [5, 3]], np.int32))
-    assert masks.from_polygons([polygon], 4, 6)[0, 5]
-    with pytest.raises(InvalidMaskError, match="outside"):
-        masks.from_polygons([polygon], 6, 4)
-    with pytest.raises(InvalidMaskError, match="integers"):
-        masks.from_polygons([masks.Polygon(np.zeros((3, 2)))], 6, 4)
-
-
 def test_png_round_trip(tmp_path, rng):
     mask = rng.random((13, 29)) > 0.5
     masks.save_png(tmp_path / "m.png", mask)

@@ -1,0 +1,214 @@
+"""Masks as the annotation tools write them: COCO, GeoJSON, LabelMe, YOLO.  All values are plain JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from activefreq_engine.errors import InvalidArgumentError, InvalidMaskError
+from activefreq_engine.masks.outlines import Polygon, Ring, from_polygons, hole_free, to_polygons
+from activefreq_engine.masks.png import as_mask
+from activefreq_engine.masks.rle import to_coco_rle
+
+
+def to_coco_annotation(
+    mask: Any,
+    *,
+    segmentation: Literal["rle", "polygons"] = "rle",
+    image_id: int = 1,
+    category_id: int = 1,
+    annotation_id: int = 1,
+) -> dict[str, Any]:
+    """One entry of a COCO file's ``annotations``.
+
+    Args:
+        mask: see `as_mask`.
+        segmentation: "rle" is exact and compact.  "polygons" is what tools that know no run lengths read: rings
+            along the pixels' edges, exact in pycocotools; COCO's polygons have no holes, so pieces with holes are cut.
+        image_id, category_id, annotation_id (int): as the file numbers them.
+
+    Returns:
+        ``id, image_id, category_id, segmentation, area`` (pixels), ``bbox`` (x, y, width, height), ``iscrowd`` 0.
+
+    Raises:
+        InvalidMaskError: not a mask, or an empty one.
+        InvalidArgumentError: another kind of segmentation.
+    """
+    mask = as_mask(mask)
+    if segmentation not in ("rle", "polygons"):
+        raise InvalidArgumentError(f"segmentation is {segmentation!r}; allowed are 'rle' and 'polygons'")
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        raise InvalidMaskError("the mask is empty; COCO has no annotation for nothing")
+    x, y = int(columns[0]), int(rows[0])
+    shape = to_coco_rle(mask) if segmentation == "rle" else [ring.ravel().tolist() for ring in hole_free(mask)]
+    return {
+        "id": int(annotation_id),
+        "image_id": int(image_id),
+        "category_id": int(category_id),
+        "segmentation": shape,
+        "area": int(np.count_nonzero(mask)),
+        "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
+        "iscrowd": 0,
+    }
+
+
+def to_geojson(mask: Any, *, tolerance: float = 0.0) -> dict[str, Any]:
+    """A GeoJSON geometry, Polygon or MultiPolygon, in pixels with y down, holes kept; QuPath and shapely read it.
+
+    Args:
+        mask: see `as_mask`.
+        tolerance (float): as for `to_polygons`.
+
+    Raises:
+        InvalidMaskError: not a mask.
+    """
+    pieces = [[_closed(ring) for ring in (p.exterior, *p.holes)] for p in to_polygons(mask, tolerance=tolerance)]
+    if len(pieces) == 1:
+        return {"type": "Polygon", "coordinates": pieces[0]}
+    return {"type": "MultiPolygon", "coordinates": pieces}
+
+
+def from_geojson(geometry: Mapping[str, Any], height: int, width: int) -> NDArray[np.bool_]:
+    """bool `[height, width]` of a Polygon or MultiPolygon, or of a Feature that has one.
+
+    Raises:
+        InvalidMaskError: anything else, or points outside the image.
+    """
+    try:
+        if geometry["type"] == "Feature":
+            geometry = geometry["geometry"]
+        pieces = {"Polygon": lambda c: [c], "MultiPolygon": list}[geometry["type"]](geometry["coordinates"])
+        polygons = [Polygon(np.asarray(rings[0]), tuple(np.asarray(r) for r in rings[1:])) for rings in pieces]
+    except (TypeError, KeyError, IndexError, ValueError) as error:
+        raise InvalidMaskError(f"not a GeoJSON Polygon or MultiPolygon: {type(error).__name__} {error}") from error
+    return from_polygons(polygons, height, width)
+
+
+def to_labelme(
+    masks: Mapping[str, Any] | Sequence[tuple[str, Any]], image_path: str, *, tolerance: float = 0.0
+) -> dict[str, Any]:
+    """The content of a LabelMe file.
+
+    LabelMe's polygons have no holes, so pieces with holes are cut; the pieces of an object share its ``group_id``.
+
+    Args:
+        masks (dict or pairs): label and mask of each object; all of one size.
+        image_path (str): as LabelMe shall find the picture, seen from the file.
+        tolerance (float): as for `to_polygons`; above 0 holes are filled.
+
+    Raises:
+        InvalidMaskError: not masks of one size, or none.
+    """
+    objects = [(str(label), as_mask(mask)) for label, mask in _pairs(masks)]
+    if not objects or len({mask.shape for _, mask in objects}) > 1:
+        raise InvalidMaskError("LabelMe's file needs at least one mask, and all of one size")
+    shapes = [
+        {
+            "label": label,
+            "points": ring.astype(float).tolist(),
+            "group_id": number,
+            "description": "",
+            "shape_type": "polygon",
+            "flags": {},
+            "mask": None,
+        }
+        for number, (label, mask) in enumerate(objects, 1)
+        for ring in _plain(mask, tolerance)
+    ]
+    height, width = objects[0][1].shape
+    return {
+        "version": "5.5.0",
+        "flags": {},
+        "shapes": shapes,
+        "imagePath": image_path,
+        "imageData": None,
+        "imageHeight": int(height),
+        "imageWidth": int(width),
+    }
+
+
+def from_labelme(document: Mapping[str, Any]) -> list[tuple[str, NDArray[np.bool_]]]:
+    """Label and mask of each object of a LabelMe file: polygons of one label and ``group_id`` are one object.
+
+    Raises:
+        InvalidMaskError: damaged, or shapes other than polygons.
+    """
+    found: dict[tuple[str, Any], list[Polygon]] = {}
+    try:
+        height, width = int(document["imageHeight"]), int(document["imageWidth"])
+        for i, shape in enumerate(document["shapes"]):
+            if shape.get("shape_type", "polygon") != "polygon":
+                raise InvalidMaskError(f"LabelMe shape {i} is a {shape['shape_type']}; only polygons are read")
+            group = shape.get("group_id")
+            key = (str(shape["label"]), f"shape {i}" if group is None else group)
+            found.setdefault(key, []).append(Polygon(np.asarray(shape["points"])))
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise InvalidMaskError(f"not a LabelMe file: {type(error).__name__} {error}") from error
+    return [(label, from_polygons(polygons, height, width)) for (label, _), polygons in found.items()]
+
+
+def to_yolo(mask: Any, *, category: int = 0, tolerance: float = 0.0) -> str:
+    """One line of a YOLO segmentation file: the category, then x and y of one ring, each from 0 to 1.
+
+    A line holds one ring.  Several pieces and holes are joined by paths that run there and back, as ultralytics joins
+    them; filled by even and odd they are the mask.
+
+    Args:
+        mask: see `as_mask`.
+        category (int): number of the class.
+        tolerance (float): as for `to_polygons`.
+
+    Raises:
+        InvalidMaskError: not a mask, or an empty one.
+    """
+    mask = as_mask(mask)
+    rings = [ring for p in to_polygons(mask, tolerance=tolerance) for ring in (p.exterior, *p.holes)]
+    if not rings:
+        raise InvalidMaskError("the mask is empty; YOLO has no line for nothing")
+    path = np.concatenate([np.concatenate([ring, ring[:1]]) for ring in rings])
+    # and back to the first ring, from start to start
+    back = [ring[:1] for ring in rings[-2::-1]]
+    path = np.concatenate([path, *back]) if back else path[:-1]
+    height, width = mask.shape
+    numbers = (path / np.array([width, height], np.float64)).ravel()
+    return f"{int(category)} " + " ".join(f"{v:.9g}" for v in numbers.tolist())
+
+
+def from_yolo(line: str, height: int, width: int) -> tuple[int, NDArray[np.bool_]]:
+    """Category and bool `[height, width]` of a line of a YOLO segmentation file.
+
+    Raises:
+        InvalidMaskError: not such a line, or points outside the image.
+    """
+    try:
+        category, *numbers = line.split()
+        points = np.array([float(v) for v in numbers]).reshape(-1, 2) * [width, height]
+        if int(category) < 0:
+            raise ValueError(f"category {category}")
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InvalidMaskError(f"not a line of a YOLO segmentation file: {error}") from error
+    near = np.rint(points)
+    # nine digits bring corners of pixels back only nearly
+    points = np.where(np.abs(points - near) < 1e-4, near, points)
+    return int(category), from_polygons([Polygon(points)], height, width)  # type: ignore[arg-type]
+
+
+def _closed(ring: Ring) -> list[list[int]]:
+    return [*ring.tolist(), ring[0].tolist()]
+
+
+def _pairs(masks: Any) -> list[tuple[Any, Any]]:
+    try:
+        return [(label, mask) for label, mask in (masks.items() if isinstance(masks, Mapping) else masks)]
+    except (TypeError, ValueError) as error:
+        raise InvalidMaskError("masks are pairs of a label and a mask, or a dictionary of them") from error
+
+
+def _plain(mask: NDArray[np.bool_], tolerance: float) -> list[Ring]:
+    if tolerance == 0:
+        return hole_free(mask)
+    return [p.exterior for p in to_polygons(mask, holes="drop", tolerance=tolerance)]

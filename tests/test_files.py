@@ -1,0 +1,53 @@
+"""Files are written whole or not at all."""
+
+import errno
+import os
+import stat
+
+import numpy as np
+import pytest
+
+from activefreq_engine import masks
+from activefreq_engine.files import write_file
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch, rng):
+    path = tmp_path / "mask.png"
+    old, new = rng.random((40, 50)) < 0.5, rng.random((300, 200)) < 0.5
+    masks.save_png(path, old)
+    content = path.read_bytes()
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        masks.save_png(path, new)
+    with pytest.raises(OSError, match="no space"):
+        masks.save_labels_png(tmp_path / "labels.png", new.astype(int))
+    assert path.read_bytes() == content
+    assert [p.name for p in tmp_path.iterdir()] == ["mask.png"]
+    monkeypatch.undo()
+    masks.save_png(path, new)
+    assert np.array_equal(masks.load_labels_png(path) > 0, new)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
+def test_permissions_links_and_other_targets(tmp_path):
+    umask = os.umask(0o027)
+    try:
+        write_file(tmp_path / "a", b"1")
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+    (tmp_path / "a").chmod(0o604)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    write_file(tmp_path / "link", b"22")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "a").read_bytes() == b"22"
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o604
+    write_file("/dev/null", b"gone")
+    write_file(tmp_path / ("n" * 255), b"a long name")
+    for target in (tmp_path, tmp_path / "none" / "a"):
+        with pytest.raises(OSError, match="directory"):
+            write_file(target, b"3")
