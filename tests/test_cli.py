@@ -1,6 +1,8 @@
 """The command line: what it writes and prints, and that every mistake ends in one line and exit code 2."""
 
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from activefreq_engine import Click, __version__, create_model
+from activefreq_engine import Click, __version__, create_model, masks
 from activefreq_engine.cli import main
 from activefreq_engine.errors import InvalidClickError
 from activefreq_engine.models import save_checkpoint
@@ -173,3 +175,191 @@ def test_the_process_prints_no_traceback(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+# --- many images, streams, and consoles ---
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.png", "b.png", "c.JPG"):
+        Image.fromarray(np.random.default_rng().integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)).save(
+            folder / name
+        )
+    (folder / ".hidden.png").write_bytes(b"")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def test_a_folder_with_a_csv_of_clicks(
+    capsys: pytest.CaptureFixture[str], photos: Path, checkpoint: str, tmp_path: Path
+) -> None:
+    from activefreq_engine import Session
+
+    clicks = tmp_path / "clicks.csv"
+    clicks.write_text("\ufeffImage;x;y;positive\na.png;40;30;1\na.png;5;5;-\nc.JPG;7;9;\n", encoding="utf-8")
+    where = (
+        "--model",
+        checkpoint,
+        "--device",
+        "cpu",
+        "--no-refine",
+        "--threshold",
+        "0.3",
+        "--no-zoom",
+        "--size",
+        "384",
+    )
+    code, out, err = run(capsys, "segment", photos, "--clicks", clicks, "-o", tmp_path / "m", *where, "--json")
+    assert code == 0
+    assert "b.png" in err  # nothing is said about it
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [(Path(r["image"]).name, len(r["clicks"])) for r in rows] == [("a.png", 2), ("c.JPG", 1)]
+    with Session(checkpoint, device="cpu", size=384, refine=False, zoom=False, threshold=0.3) as session:
+        session.set_image(photos / "a.png")
+        session.click(40, 30)
+        expected = session.click(5, 5, False).mask
+    assert np.array_equal(np.array(Image.open(tmp_path / "m" / "a.png")) == 255, expected)
+    assert np.array_equal(masks.from_coco_rle(rows[0]["rle"]), expected)
+    assert sum(len(p["exterior"]) for p in rows[0]["polygons"]) > 0
+    again = tmp_path / "again.jsonl"
+    again.write_text(out)
+    code, more, _ = run(capsys, "segment", photos, "--clicks", again, *where, "--json")
+    assert code == 0
+    assert [json.loads(line)["rle"] for line in more.splitlines()] == [r["rle"] for r in rows]
+
+
+def test_boxes_and_start_masks(
+    capsys: pytest.CaptureFixture[str], photo: Path, checkpoint: str, tmp_path: Path
+) -> None:
+    where = ("--model", checkpoint, "--device", "cpu")
+    code, out, _ = run(capsys, "segment", photo, "--box", "10,20,60,50", "--json", *where)
+    assert code == 0
+    assert [(c["x"], c["y"], c["positive"]) for c in json.loads(out)["clicks"]] == [(35, 35, True)]
+    start = np.zeros((HEIGHT, WIDTH), bool)
+    start[10:20, 30:60] = True
+    masks.save_png(tmp_path / "start.png", start)
+    entry = {"photo.png": {"clicks": [[35, 15, True]], "start_mask": "start.png"}}
+    (tmp_path / "clicks.json").write_text(json.dumps(entry))
+    code, out, _ = run(capsys, "segment", photo, "--clicks", tmp_path / "clicks.json", "--json", *where)
+    assert code == 0
+    assert np.array_equal(masks.from_coco_rle(json.loads(out)["rle"]), start)
+    code, _, _ = run(capsys, "segment", photo, "--start-mask", tmp_path / "start.png", "-o", tmp_path / "o.png", *where)
+    assert code == 0
+    assert np.array_equal(np.array(Image.open(tmp_path / "o.png")) == 255, start)
+
+
+def test_a_broken_picture_costs_its_own_mask(
+    capsys: pytest.CaptureFixture[str], photos: Path, checkpoint: str, tmp_path: Path
+) -> None:
+    (photos / "b.png").write_bytes((photos / "b.png").read_bytes()[:200])
+    end = ("--click", "4,5", "--model", checkpoint, "--device", "cpu")
+    code, out, err = run(capsys, "segment", str(photos / "*.png"), "-o", tmp_path / "m", *end)
+    assert code == 2
+    assert "a.png" in out
+    assert "b.png" in err
+    assert (tmp_path / "m" / "a.png").exists()
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{photos}", "--click", "1,2", "-o", "{photos}"], "overwrite"),
+        (["{photos}", "--click", "1,2", "-o", "{photos}/a.png"], "folder"),
+        (["{photos}", "--click", "1,2", "-o", "{tmp}/m.png"], "folder"),
+        (["{photos}", "--click", "1,2", "-o", "-"], "folder"),
+        (["{photos}", "--click", "1,2", "-o", "{tmp}/m", "--overlay", "{tmp}/m"], "twice"),
+        (["{photos}/a.png", "{photos}/a.png", "--click", "1,2", "-o", "{tmp}/m"], "twice"),
+        (["{photos}/a.png", "--click", "1,2", "-o", "{tmp}/x.png", "--overlay", "{tmp}/./x.png"], "twice"),
+        (["{photos}/*.bmp", "--click", "1,2", "--json"], "no file matches"),
+        (["{photos}/a.png", "--click", "1,2", "-o", "-", "--json"], "both print"),
+        (["-", "--clicks", "-", "--json"], "standard input"),
+        (["{photos}", "--clicks", "{tmp}/none.csv", "--json"], "none.csv"),
+        (["{photos}", "--json"], "--click"),
+        (["{photos}/a.png", "--box", "9,9,3,3", "--json"], "box"),
+        (["{photos}/" + "a" * 5000, "--click", "1,2", "--json"], "no such file"),
+    ],
+)
+def test_bad_targets_and_prompts_are_told_before_any_work(
+    capsys: pytest.CaptureFixture[str], photos: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    before = sorted(p.name for p in tmp_path.rglob("*"))
+    assert message in fails(capsys, "segment", *(a.format(photos=photos, tmp=tmp_path) for a in arguments))
+    assert sorted(p.name for p in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1, 2]",
+        '{"a.png": 3}',
+        '{"a.png": [[1]]}',
+        '{"a.png": [[1, 2, 7]]}',
+        '{"a.png": [["x", 2]]}',
+        '{"a.png": [[1, 1e999]]}',
+        '{"a.png": {"box": [1, 2, 3]}}',
+        '{"a.png": {"box": [3, 2, 1, 9]}}',
+        '{"nobody.png": [[1, 2]]}',
+        '[{"image": "a.png", "clicks": [[1, 2]]}, {"image": "a.png", "clicks": []}]',
+        "[" * 100_000,
+        "{",
+    ],
+    ids=range(12),
+)
+def test_damaged_files_of_clicks_are_refused(
+    capsys: pytest.CaptureFixture[str], photos: Path, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "c.json").write_text(text)
+    assert "c.json" in fails(capsys, "segment", photos, "--clicks", tmp_path / "c.json", "--json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x,y\n1,2\n", "image,x,y\na.png,1\n", "image,x,y\na.png,1,2,3,4\n", "image,x,y,positive\na.png,1,2,maybe\n"],
+)
+def test_damaged_tables_of_clicks_are_refused(
+    capsys: pytest.CaptureFixture[str], photos: Path, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "c.csv").write_text(text)
+    assert "c.csv" in fails(capsys, "segment", photos, "--clicks", tmp_path / "c.csv", "--json")
+
+
+def test_streams_in_and_out(photo: Path, checkpoint: str) -> None:
+    command = [sys.executable, "-m", "activefreq_engine.cli", "segment", "-", "--click", "40,30", "-o", "-"]
+    done = subprocess.run(
+        [*command, "--model", checkpoint, "--device", "cpu"], input=photo.read_bytes(), capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert Image.open(io.BytesIO(done.stdout)).size == (WIDTH, HEIGHT)
+
+
+def test_streams_that_are_closed_or_know_few_letters(photo: Path, checkpoint: str, tmp_path: Path) -> None:
+    target = tmp_path / "\u30de\u30b9\u30af.png"
+    where = ["segment", str(photo), "--click", "40,30", "-o", str(target), "--model", checkpoint, "--device", "cpu"]
+    script = (
+        "import os, sys; [os.close(n) for n in map(int, sys.argv[1].split())]; os.execv(sys.executable, sys.argv[2:])"
+    )
+    for closed in ("", "1", "0 1 2"):
+        command = [sys.executable, "-c", script, closed, sys.executable, "-m", "activefreq_engine.cli", *where]
+        done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "cp1252"})
+        assert (done.returncode, done.stderr) == (0, b""), closed
+        assert Image.open(target).size == (WIDTH, HEIGHT)
+        target.unlink()
+    assert main(["info", "-h"]) == 0
+
+
+def test_a_fault_of_ours_is_one_line_that_names_its_place(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise KeyError("x")
+
+    monkeypatch.setattr("activefreq_engine.cli.collect_info", broken)
+    code, out, err = run(capsys, "info")
+    assert (code, out) == (1, "")
+    assert err.count("\n") == 1
+    assert "bug" in err
+    assert "KeyError" in err

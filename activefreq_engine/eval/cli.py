@@ -1,6 +1,9 @@
 """``activefreq eval``: the evaluation on the command line.  The application in `activefreq_engine.cli` registers it."""
 
 import json
+import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +11,8 @@ import typer
 
 from activefreq_engine.conventions import THRESHOLD
 from activefreq_engine.errors import InvalidArgumentError
+
+WRITE_EVERY = 30.0  # seconds between two writings of an unfinished report
 
 
 def eval_command(
@@ -30,9 +35,11 @@ def eval_command(
     size: Annotated[int | None, typer.Option(help="Network input size; default: the engine's.")] = None,
     zoom: Annotated[bool, typer.Option(help="Zoom in on the object.")] = True,
     refine: Annotated[bool, typer.Option(help="Refine around the last change.")] = True,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples side by side; changes speed, not results.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples side by side; in fp32 a matter of speed alone.")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto or fp32.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="fp32, or auto: faster where half precision is; results then depend on --batch-size.")
+    ] = "fp32",
     seed: Annotated[int, typer.Option(help="Seed of the random clicker.")] = 0,
     layout: Annotated[str | None, typer.Option(help="masks, labels, isic2017 or volumes; default: detected.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of the ISIC-2017 layout, such as Test_v2.")] = None,
@@ -43,27 +50,47 @@ def eval_command(
         Path | None, typer.Option(help="Folder for report.json, samples.csv, report.md and curve.png.")
     ] = None,
     json_path: Annotated[
-        Path | None, typer.Option("--json", help="File for the JSON report; - prints it instead of the table.")
+        Path | None,
+        typer.Option("--json", help="File or folder for the JSON report; - prints it instead of the table."),
     ] = None,
-) -> None:
-    """Measure clicks and quality with a robot clicker: NoC, NoF, mIoU, seconds per click."""
+) -> int:
+    """Measure clicks and quality with a robot clicker: NoC, NoF, mIoU, seconds per click.
+
+    What is measured is written as it comes, so that an interruption does not lose it.  A sample that cannot be read is
+    left out and listed; the exit code is then 2.
+    """
     from activefreq_engine.eval.datasets import load_dataset
+    from activefreq_engine.eval.report import Report, read_json, require_plotting, to_markdown, write_json
     from activefreq_engine.eval.report import merge as merge_reports
-    from activefreq_engine.eval.report import read_json, require_plotting, to_markdown, write_json
     from activefreq_engine.eval.runner import evaluate
 
     part, values = _shard(shard), _labels(labels)
     if (data is None) == (not merge):
         raise InvalidArgumentError("give the folder DATA to evaluate on, or --merge REPORT once for each shard")
-    # Hours may lie between here and the first byte written: what would fail then had better fail now.
+    # Hours may lie between here and the last byte written: what would fail then had better fail now.
     if out is not None:
         require_plotting()
-        out.mkdir(parents=True, exist_ok=True)
     printed = json_path is not None and str(json_path) == "-"
-    if json_path is not None and not printed:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
+    if json_path is not None and not printed and json_path.is_dir():
+        json_path = json_path / "report.json"
+
+    def write(report: Report, *, last: bool) -> None:
+        if out is not None and last:
+            report.write(out)
+        elif out is not None:
+            write_json(report, out / "report.json")
+        if json_path is not None and not printed:
+            write_json(report, json_path)
+
+    def finish(report: Report) -> None:
+        """Print first: a disk that is full must not cost the table."""
+        typer.echo(json.dumps(report.to_json()) if printed else to_markdown([report]))
+        sys.stdout.flush()
+        write(report, last=True)
+
     if merge or data is None:
         report = merge_reports([read_json(path) for path in merge or ()])
+        _check_targets(out, None if printed else json_path)
     else:
         dataset = load_dataset(
             data,
@@ -73,28 +100,64 @@ def eval_command(
             ignore_label=ignore_label,
             slices=slices or None,
             limit=limit,
+            broken="keep",
         )
-        report = evaluate(
-            dataset,
-            model=model,
-            device=device,
-            precision=precision,
-            size=size,
-            clicker=clicker,
-            max_clicks=max_clicks,
-            stop_at=stop_at,
-            threshold=threshold,
-            zoom=zoom,
-            refine=refine,
-            batch_size=batch_size,
-            seed=seed,
-            shard=part,
-        )
-    if out is not None:
-        report.write(out)
-    if json_path is not None and not printed:
-        write_json(report, json_path)
-    typer.echo(json.dumps(report.to_json()) if printed else to_markdown([report]))
+        _check_targets(out, None if printed else json_path)
+        so_far, written = None, time.monotonic()
+
+        def keep(report: Report) -> None:
+            nonlocal so_far, written
+            so_far = report
+            if time.monotonic() - written >= WRITE_EVERY:
+                write(report, last=False)
+                written = time.monotonic()
+
+        try:
+            report = evaluate(
+                dataset,
+                model=model,
+                device=device,
+                precision=precision,
+                size=size,
+                clicker=clicker,
+                max_clicks=max_clicks,
+                stop_at=stop_at,
+                threshold=threshold,
+                zoom=zoom,
+                refine=refine,
+                batch_size=batch_size,
+                seed=seed,
+                shard=part,
+                keep=keep,
+            )
+        except KeyboardInterrupt:
+            if so_far is not None:
+                finish(so_far)
+            raise
+    finish(report)
+    if report.failed:
+        print(f"error: {len(report.failed)} samples could not be read; they are listed above", file=sys.stderr)
+    return 2 if report.failed else 0
+
+
+def _check_targets(out: Path | None, json_path: Path | None) -> None:
+    """Make the folders and see whether they can be written to.
+
+    Raises:
+        InvalidArgumentError: they cannot.
+    """
+    for folder, option in ((out, "--out"), (json_path and json_path.parent, "--json")):
+        if folder is None:
+            continue
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if option == "--out" or not (json_path and json_path.exists()):
+                tempfile.TemporaryFile(dir=folder).close()
+            elif json_path:
+                json_path.open("ab").close()
+        except OSError as error:
+            target = json_path if option == "--json" else folder
+            raise InvalidArgumentError(f"{option} {target} cannot be written: {error.strerror or error}") from error
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:

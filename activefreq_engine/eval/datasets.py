@@ -16,12 +16,13 @@ Files are listed, matched and measured when the data set is opened, and decoded 
 """
 
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +79,7 @@ def load_dataset(
     ignore_label: int | None = None,
     slices: int | None = 3,
     limit: int | None = None,
+    broken: Literal["raise", "keep"] = "raise",
 ) -> Dataset:
     """Open a folder of images with truth.
 
@@ -89,6 +91,8 @@ def load_dataset(
         ignore_label: mask or label value of pixels that count neither for clicks nor for IoU; default: none.
         slices: slices of each volume, spread evenly over those that hold an object; None takes all of these.
         limit: only the first samples.
+        broken: what to do with a picture or mask that cannot be read or whose sizes differ: "raise", or "keep" a sample
+            that raises when it is loaded, so that it costs no more than itself.
 
     Returns:
         The data set, with at least one sample.
@@ -100,6 +104,8 @@ def load_dataset(
     root = Path(folder)
     if not root.is_dir():
         raise DatasetError(f"{root} is not a folder; give the folder that holds images/ and masks/ (or labels/)")
+    if broken not in ("raise", "keep"):
+        raise DatasetError(f"broken is {broken!r}; allowed are 'raise' and 'keep'")
     if limit is not None and limit < 1:
         raise DatasetError(f"limit is {limit}; it must be at least 1")
     if slices is not None and slices < 1:
@@ -108,12 +114,12 @@ def load_dataset(
         layout = _detect(root)
     if layout == "masks":
         pairs = match(listing(root / "images", IMAGE_SUFFIXES), listing(root / "masks", MASK_SUFFIXES))
-        found = _mask_samples(pairs, ignore_label)
+        found = _mask_samples(pairs, ignore_label, broken)
     elif layout == "labels":
         pairs = match(listing(root / "images", IMAGE_SUFFIXES), listing(_label_folder(root), MASK_SUFFIXES))
-        found = _label_samples(pairs, labels, ignore_label)
+        found = _label_samples(pairs, labels, ignore_label, broken)
     elif layout == "isic2017":
-        found = _mask_samples(_isic_pairs(root, split), ignore_label)
+        found = _mask_samples(_isic_pairs(root, split), ignore_label, broken)
     elif layout == "volumes":
         images = listing(root / "images", VOLUME_SUFFIXES)
         # OAI-ZIB names a segmentation NAME.segmentation_masks.mhd: the part before the first dot is the scan.
@@ -125,7 +131,7 @@ def load_dataset(
         )
     else:
         raise DatasetError(f"unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
-    samples = tuple(islice(found, limit))
+    samples = tuple(islice(found, None if limit is None else min(limit, sys.maxsize)))
     if not samples:
         raise DatasetError(f"no object in {root} (layout {layout}): every label map is empty or `labels` excludes all")
     path = root.resolve()
@@ -180,18 +186,40 @@ def _isic_pairs(root: Path, split: str | None) -> list[Pair]:
     return match(images, masks, lambda stem: stem.removesuffix("_segmentation"))
 
 
-def _mask_samples(pairs: Sequence[Pair], ignore_label: int | None) -> Iterator[Sample]:
+def _broken(pair: Pair, error: DatasetError) -> Sample:
+    """A sample that says what is wrong with it when it is loaded."""
+
+    def fail() -> NoReturn:
+        raise error
+
+    return Sample(pair.name, 0, pair.name, fail, fail)
+
+
+def _mask_samples(pairs: Sequence[Pair], ignore_label: int | None, broken: str) -> Iterator[Sample]:
     for pair in pairs:
-        _check_sizes(pair)
+        try:
+            _check_sizes(pair)
+        except DatasetError as error:
+            if broken == "raise":
+                raise
+            yield _broken(pair, error)
+            continue
         yield Sample(pair.name, 1, pair.name, partial(_read_rgb, pair.image), partial(_read_mask, pair, ignore_label))
 
 
 def _label_samples(
-    pairs: Sequence[Pair], labels: Collection[int] | None, ignore_label: int | None
+    pairs: Sequence[Pair], labels: Collection[int] | None, ignore_label: int | None, broken: str
 ) -> Iterator[Sample]:
     for pair in tqdm(pairs, desc="objects", unit="image", disable=None, leave=False):
-        _check_sizes(pair)
-        for value in _objects(_read_labels(pair.truth), labels, ignore_label):
+        try:
+            _check_sizes(pair)
+            values = _objects(_read_labels(pair.truth), labels, ignore_label)
+        except DatasetError as error:
+            if broken == "raise":
+                raise
+            yield _broken(pair, error)
+            continue
+        for value in values:
             yield Sample(
                 f"{pair.name}#{value}",
                 value,

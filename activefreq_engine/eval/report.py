@@ -66,6 +66,16 @@ class SampleResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """A sample that could not be read."""
+
+    number: int
+    """0-based, in the data set."""
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """A run over a data set or over one shard of it."""
 
@@ -74,6 +84,10 @@ class Report:
     seconds: float
     """Wall time of the whole loop: decoding, robot, model and IoU."""
     shard: tuple[int, int] | None = None
+    failed: tuple[Failure, ...] = ()
+    """Samples that could not be read; they count in no number."""
+    expected: int | None = None
+    """Samples of a run that was cut short, finished or not; None where all are done."""
 
     @property
     def curves(self) -> metrics.Curves:
@@ -123,6 +137,8 @@ class Report:
             "settings": settings,
             "shard": None if self.shard is None else list(self.shard),
             "seconds": self.seconds,
+            "expected": self.expected,
+            "failed": [asdict(f) for f in self.failed],
             "per_sample": [
                 {
                     "number": s.number,
@@ -150,8 +166,10 @@ class Report:
             settings = Settings(clicker=data["clicker"], model=data["model"], **data["settings"])
             samples = tuple(_sample_from_json(entry, settings.max_clicks) for entry in data["per_sample"])
             shard = None if data["shard"] is None else (int(data["shard"][0]), int(data["shard"][1]))
-            return Report(settings, samples, float(data["seconds"]), shard)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+            failed = tuple(Failure(int(f["number"]), str(f["id"]), str(f["reason"])) for f in data.get("failed", ()))
+            expected = None if data.get("expected") is None else int(data["expected"])
+            return Report(settings, samples, float(data["seconds"]), shard, failed, expected)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
             raise DatasetError(f"damaged evaluation report: {type(error).__name__}: {error}") from error
 
     def write(self, folder: str | Path) -> list[Path]:
@@ -205,7 +223,11 @@ def read_json(path: str | Path) -> Report:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         return Report.from_json(data)
-    except (OSError, ValueError) as error:  # DatasetError is a ValueError too: the path is added to its message
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:  # DatasetError is a ValueError too: the path is added to its message
         raise DatasetError(f"cannot read {path}: {error}") from error
 
 
@@ -223,7 +245,8 @@ def merge(shards: Sequence[Report]) -> Report:
         if different := [f"{key}: {a[key]!r} and {b[key]!r}" for key in a if a[key] != b[key]]:
             raise InvalidArgumentError(f"the reports are not shards of one run; {'; '.join(different)}")
     samples = sorted((s for shard in shards for s in shard.samples), key=lambda s: s.number)
-    numbers = [s.number for s in samples]
+    failed = sorted((f for shard in shards for f in shard.failed), key=lambda f: f.number)
+    numbers = sorted([s.number for s in samples] + [f.number for f in failed])
     total = first.settings.dataset_samples
     if numbers != list(range(total)):
         missing = sorted(set(range(total)) - set(numbers))
@@ -232,7 +255,8 @@ def merge(shards: Sequence[Report]) -> Report:
             f"the shards do not cover the {total} samples once each: {len(missing)} missing (first: {missing[:3]}), "
             f"{len(twice)} given twice (first: {twice[:3]}); give every shard of the run exactly once"
         )
-    return replace(first, samples=tuple(samples), seconds=sum(s.seconds for s in shards), shard=None)
+    seconds = sum(s.seconds for s in shards)
+    return replace(first, samples=tuple(samples), seconds=seconds, shard=None, failed=tuple(failed), expected=None)
 
 
 def to_csv(report: Report) -> str:
@@ -277,6 +301,11 @@ def to_markdown(reports: Sequence[Report]) -> str:
             + (f"; stopped at IoU {s.stop_at}, so later values repeat the last" if s.stop_at is not None else "")
             + (f"; shard {report.shard[0]} of {report.shard[1]} only" if report.shard is not None else "")
         )
+        if report.expected is not None:
+            notes.append(f"cut short: {len(report.samples) + len(report.failed)} of {report.expected} samples")
+        notes += [f"left out: {f.id}: {f.reason}" for f in report.failed[:10]]
+        if len(report.failed) > 10:
+            notes.append(f"left out: {len(report.failed) - 10} more; the JSON report names all")
     notes.append(
         "Brackets: 95 % BCa bootstrap over samples. SPC: wall time of the whole loop per click, decoding and robot "
         "included. Click ms: wall time of the call that served a click; samples side by side share calls."

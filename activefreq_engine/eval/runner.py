@@ -19,13 +19,15 @@ from activefreq_engine.errors import DatasetError, InvalidArgumentError, Invalid
 from activefreq_engine.eval.clickers import ClickerFactory, RobotClicker, check_clicker, make_clicker, sample_seed
 from activefreq_engine.eval.datasets import Dataset, Rgb, Sample, Truth
 from activefreq_engine.eval.metrics import iou
-from activefreq_engine.eval.report import Report, SampleResult, Settings, dataset_digest, versions
+from activefreq_engine.eval.report import Failure, Report, SampleResult, Settings, dataset_digest, versions
 from activefreq_engine.types import Click
 
 if TYPE_CHECKING:
     from activefreq_engine.runtime.engine import Engine
 
 MAX_CLICKS = 20
+MOST = 500
+"""Samples side by side; as many as one `click_batch` serves."""
 
 
 class Clicked(Protocol):
@@ -66,7 +68,7 @@ def evaluate(
     *,
     model: str = "freqformer_b0",
     device: str = "auto",
-    precision: str = "auto",
+    precision: str = "fp32",
     size: int | None = None,
     engine: "Engine | None" = None,
     predictors: Sequence[Predictor] | None = None,
@@ -81,6 +83,7 @@ def evaluate(
     seed: int = 0,
     shard: tuple[int, int] | None = None,
     progress: bool | None = None,
+    keep: Callable[[Report], None] | None = None,
 ) -> Report:
     """Run the protocol on a data set.
 
@@ -89,7 +92,9 @@ def evaluate(
 
     Args:
         data: the samples, see `load_dataset`.
-        model, device, precision, size: as for `Session`.
+        model, device, size: as for `Session`.
+        precision: as for `Session`. Default: "fp32", in which the batch does not matter; in half precision the numbers
+            depend on what runs side by side.
         engine: evaluate with this engine; `model` is then only the name in the report.
         predictors: as many as samples run side by side.
         click_batch: clicks on several `predictors` in one call; default: one after the other.
@@ -98,18 +103,20 @@ def evaluate(
         stop_at: stop a sample at this IoU; default: all clicks run, which mIoU needs.
         threshold: probability above which a pixel belongs to the mask.
         zoom, refine: as for `Session`.
-        batch_size: samples that run side by side; it changes speed and memory, not results.
+        batch_size: samples that run side by side; it changes speed and memory, and results in half precision only.
         seed: seeds the clickers that draw, together with each sample's id.
-        shard: (i, n), 0-based: only the i-th of n equal runs of consecutive samples; see `merge`.
+        shard: (i, n), 0-based: only the i-th of n equal runs of consecutive samples; see `merge`.  They start and end
+            with a batch, unless that leaves one without samples.
         progress: progress bar on stderr; default: only on a terminal.
+        keep: called with the report so far after each batch: what it keeps is not lost to an interruption.
 
     Returns:
-        The report, see `Report`.
+        The report, see `Report`.  A sample that cannot be read costs its own row: it is among the report's `failed`.
 
     Raises:
         InvalidArgumentError: an option is out of range, or the clicker needs probabilities that a predictor lacks.
         InvalidMaskError: a predictor returned something that is no mask of the image's size.
-        DatasetError: a sample cannot be loaded, or image and mask differ in size.
+        DatasetError: no sample at all can be loaded.
         ModelLoadError, BackendUnavailableError: as for `Session`.
     """
     if isinstance(clicker, str):
@@ -120,7 +127,8 @@ def evaluate(
     _check(stop_at is None or 0 < stop_at <= 1, f"stop_at is {stop_at}; it is an IoU above 0 and at most 1")
     _check(0 < threshold < 1, f"threshold is {threshold}; it is a probability between 0 and 1")
     _check(batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1")
-    numbers = shard_range(len(data.samples), shard)
+    _check(batch_size <= MOST, f"batch_size is {batch_size}; it must be at most {MOST}")
+    numbers = shard_range(len(data.samples), shard, batch_size if predictors is None else len(predictors))
     if predictors is None:
         _check(click_batch is None, "click_batch was given without predictors; give both or neither")
         if engine is None:
@@ -150,6 +158,12 @@ def evaluate(
     )
     started = time.perf_counter()
     results: list[SampleResult] = []
+    failed: list[Failure] = []
+
+    def report(expected: int | None) -> Report:
+        seconds = time.perf_counter() - started
+        return Report(settings, tuple(results), seconds, shard, tuple(failed), expected)
+
     images = _LastImage()
     width = len(lanes.predictors)
     with tqdm(
@@ -160,16 +174,27 @@ def evaluate(
     ) as bar:
         for start in range(0, len(numbers), width):
             chunk = numbers[start : start + width]
-            runs = [_start(n, data.samples[n], lane, lanes, images, make_robot, seed) for lane, n in enumerate(chunk)]
+            runs = []
+            for lane, n in enumerate(chunk):
+                try:
+                    runs.append(_start(n, data.samples[n], lane, lanes, images, make_robot, seed))
+                except DatasetError as error:
+                    failed.append(Failure(n, data.samples[n].id, str(error)))
+                    bar.update(max_clicks)
             for _ in range(max_clicks):
                 _click_all(runs, lanes, stop_at)
                 bar.update(len(runs))
             results += [run.result(max_clicks) for run in runs]
-    return Report(settings, tuple(results), time.perf_counter() - started, shard)
+            if keep is not None and results:
+                keep(report(len(numbers)))
+    if not results:
+        raise DatasetError(f"no sample of {data.name} can be used; the first: {failed[0].reason}")
+    return report(None)
 
 
-def shard_range(samples: int, shard: tuple[int, int] | None) -> range:
-    """Numbers of the samples in a shard: consecutive, so that the objects of an image stay together.
+def shard_range(samples: int, shard: tuple[int, int] | None, batch: int = 1) -> range:
+    """Numbers of the samples in a shard: consecutive, so that the objects of an image stay together, and whole batches
+    where there are enough for all shards, so that the same samples run side by side as without shards.
 
     Raises:
         InvalidArgumentError: not 0 <= i < n <= samples.
@@ -178,7 +203,9 @@ def shard_range(samples: int, shard: tuple[int, int] | None) -> range:
         return range(samples)
     i, n = shard
     _check(0 <= i < n <= samples, f"shard {i} of {n} over {samples} samples; allowed is 0 <= i < n <= {samples}")
-    return range(i * samples // n, (i + 1) * samples // n)
+    step = batch if -(-samples // batch) >= n else 1
+    batches = -(-samples // step)
+    return range(i * batches // n * step, min((i + 1) * batches // n * step, samples))
 
 
 class _LastImage:

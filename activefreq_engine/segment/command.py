@@ -156,10 +156,10 @@ def _find(arguments: Sequence[str]) -> tuple[list[str], bool]:
     several = len(arguments) > 1
     for argument in arguments:
         path = Path(argument)
-        if argument == STREAM or _is_file(path):
+        if argument == STREAM or (os.path.exists(argument) and not os.path.isdir(argument)):
             found.append(argument)
             continue
-        if path.is_dir():
+        if os.path.isdir(argument):
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != ".")
             if not inside:
                 raise InvalidArgumentError(f"folder {path} holds no image: no file ends in {', '.join(IMAGE_SUFFIXES)}")
@@ -177,13 +177,6 @@ def _find(arguments: Sequence[str]) -> tuple[list[str], bool]:
     if several and STREAM in found:
         raise InvalidArgumentError("standard input is one image; give it alone")
     return found, several
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.exists() and not path.is_dir()
-    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
-        return False
 
 
 def _jobs(

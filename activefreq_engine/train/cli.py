@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import tempfile
 import time
@@ -67,7 +66,7 @@ def train_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Pack the data and train two tiny steps.")] = False,
 ) -> None:
     """Train a model.  Interrupt it at any time: the same command goes on where it was saved last."""
-    from activefreq_engine.train.config import TrainConfig
+    from activefreq_engine.train.config import TrainConfig, launched
     from activefreq_engine.train.loop import train
     from activefreq_engine.train.record import Validation
 
@@ -95,7 +94,7 @@ def train_command(
     )
     if not validate_every > 0 or not save_every > 0:
         raise InvalidArgumentError("--validate-every and --save-every are minutes above 0")
-    chief = int(os.environ.get("RANK", 0)) == 0
+    chief = launched()[1] == 0
     # where there is no terminal there is no progress bar: the log says how far the run is
     quiet = sys.stderr.isatty() or not chief
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s")
@@ -146,9 +145,10 @@ def teacher_command(
 
 def _dry_run(config: TrainConfig, out: Path, device: str, validation: Validation | None) -> float:
     """Every part of a run at its smallest; returns its seconds, without those of the packing."""
+    from activefreq_engine.train.config import launched
     from activefreq_engine.train.loop import pack_data, train
 
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if launched()[0] > 1:
         raise InvalidArgumentError("--dry-run is for one process; run it once without torchrun")
     packed = pack_data(config.data, out / "data")
     smallest = min(size for _, size in config.sizes)

@@ -72,6 +72,8 @@ class TrainConfig:
         _check(self.teacher_weight >= 0, f"teacher_weight is {self.teacher_weight}; it must be at least 0")
         for name, least in (("batch", 1), ("warmup", 1), ("workers", 0), ("seed", 0)):
             _check(getattr(self, name) >= least, f"{name} is {getattr(self, name)}; it must be at least {least}")
+        for name, most in (("seed", 2**63 - 1), ("lr", 1000.0)):
+            _check(getattr(self, name) <= most, f"{name} is {getattr(self, name):g}; it must be at most {most:g}")
         for name in ("lr", "clip"):
             _check(0 < getattr(self, name) < math.inf, f"{name} is {getattr(self, name)}; it must be finite, above 0")
         _check(
@@ -99,6 +101,18 @@ class TrainConfig:
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON gives them back: tuples are lists."""
         return json.loads(json.dumps(asdict(self)))
+
+
+def launched() -> tuple[int, int]:
+    """(number of processes, this one's number), as `torchrun` says in WORLD_SIZE and RANK; (1, 0) without it.
+
+    Raises:
+        InvalidArgumentError: they are no such numbers.
+    """
+    world, rank = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK", "0")
+    good = world.isdecimal() and rank.isdecimal() and int(rank) < int(world)
+    _check(good, f"WORLD_SIZE is {world!r}, RANK {rank!r}; expected 0 <= RANK < WORLD_SIZE, as torchrun sets them")
+    return int(world), int(rank)
 
 
 def _check(good: bool, message: str) -> None:

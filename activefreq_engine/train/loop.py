@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..errors import ActiveFreqError, InvalidArgumentError
 from ..models import FreqFormer, create_model, normalise
-from .config import Schedule, Stage, TrainConfig, claim
+from .config import Schedule, Stage, TrainConfig, claim, launched
 from .data import PackedDataset, SizeOf, StepSampler, pack
 from .on_device import DeviceSteps
 from .parcel import SUFFIX, open_parcel
@@ -90,12 +90,14 @@ def train(
 
     Raises:
         DatasetError: unusable data, or matplotlib is missing.
-        InvalidArgumentError: another run lives in `out`, or its state is damaged.
+        InvalidArgumentError: another run lives in `out`, WORLD_SIZE and RANK are no numbers, or its state is damaged.
         BackendUnavailableError: the device is not there.
         ModelLoadError: unusable `config.init`.
         ActiveFreqError: the batch does not fit into the GPU's memory.
     """
-    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    world, rank = launched()
+    if out.exists() and not out.is_dir():
+        raise InvalidArgumentError(f"{out} is a file; name a folder for the run")
     target = pick_device(device, world)
     if world > 1:
         # gloo beside nccl: what the processes agree on about the run lies on the CPU

@@ -1,6 +1,7 @@
 """``activefreq eval`` end to end, with a small random model on the CPU."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -98,3 +99,65 @@ def test_bad_usage_is_one_line_and_code_2(folder, run, arguments, message):
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_a_broken_sample_costs_its_row(folder, run, tmp_path):
+    write_pairs(tmp_path / "d", [(40, 61), (52, 37), (33, 33), (30, 44)])
+    images = sorted((tmp_path / "d" / "images").iterdir())
+    images[1].write_bytes(images[1].read_bytes()[:60])  # cut off
+    images[3].write_bytes(b"")  # not even a header
+    code, out, err = run(tmp_path / "d", *common(folder), "--json", tmp_path / "r.json")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "| d | 2 |" in out
+    assert images[1].stem in out
+    report = read_json(tmp_path / "r.json")
+    assert [f.number for f in report.failed] == [1, 3]
+    assert [s.number for s in report.samples] == [0, 2]
+    assert report.expected is None
+    for image in images:
+        image.write_bytes(b"")
+    code, out, err = run(tmp_path / "d", *common(folder))
+    assert (code, out) == (2, "")
+
+
+def test_the_table_is_printed_whatever_becomes_of_the_files(folder, run, tmp_path):
+    code, out, err = run(folder / "lesions", *common(folder), "--json", tmp_path)
+    assert code == 0
+    assert "| lesions | 3 |" in out
+    assert len(read_json(tmp_path / "report.json").samples) == 3
+    if os.path.exists("/dev/full"):
+        code, out, err = run(folder / "lesions", *common(folder), "--json", "/dev/full")
+        assert code == 1
+        assert "| lesions | 3 |" in out
+    (tmp_path / "file").write_text("")
+    for option in ("--out", "--json"):
+        target = tmp_path / "file" if option == "--out" else tmp_path / "file" / "r.json"
+        code, out, err = run(folder / "lesions", *common(folder), option, target)
+        assert (code, out) == (2, "")
+        assert option in err
+
+
+def test_an_interruption_keeps_what_was_measured(folder, run, tmp_path, monkeypatch):
+    from activefreq_engine.eval import runner
+
+    start, calls = runner._start, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return start(*arguments)
+
+    monkeypatch.setattr(runner, "_start", interrupted)
+    code, out, _ = run(folder / "lesions", *common(folder), "--json", tmp_path / "r.json")
+    assert code == 130
+    assert "cut short: 2 of 3 samples" in out
+    report = read_json(tmp_path / "r.json")
+    assert (len(report.samples), report.expected) == (2, 3)
+
+
+def test_a_huge_limit_is_no_limit(folder, run):
+    code, out, _ = run(folder / "lesions", *common(folder), "--limit", "9" * 30)
+    assert code == 0
+    assert "| lesions | 3 |" in out

@@ -27,6 +27,9 @@ from activefreq_engine.runtime.plan.frequency import frequency_block
 from activefreq_engine.runtime.plan.resample import SumEnlarged, crop
 from activefreq_engine.runtime.plan.spectral import Form
 
+MOST_SIDE = 4096
+"""Largest side of a network input; the largest that sessions use is 512."""
+
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 """bf16 and fp16 have float32 islands: statistics of norms, softmax, spectra, boxes and logits.  "auto" is fp16 on CUDA,
 bf16 on CPUs that multiply it natively, fp32 on others."""
@@ -182,11 +185,11 @@ class Folded:
             form: how the FreqModules compute, see `spectral`.
 
         Raises:
-            InvalidArgumentError: a side is not a positive multiple of 32.
+            InvalidArgumentError: a side is not a positive multiple of 32, or above 4096.
         """
         for name, side in (("height", height), ("width", width)):
-            if side <= 0 or side % STRIDE:
-                raise InvalidArgumentError(f"{name} is {side}; expected a positive multiple of {STRIDE}")
+            if not 0 < side <= MOST_SIDE or side % STRIDE:
+                raise InvalidArgumentError(f"{name} is {side}; expected a multiple of {STRIDE}, at most {MOST_SIDE}")
         sizes = [(height // stride, width // stride) for stride in self._strides]
         if form == "auto":
             verification.judge(self.questions(height, width))  # together: it may take another process
