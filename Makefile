@@ -1,6 +1,8 @@
 # Needs Python >= 3.10 with pip and venv, and make.  Everything is installed into .venv, nothing outside it.
 #   make demo      segment the example images, write out/demo.png
 #   make test      the test suite
+#   make test-browser  the page under mouse, keyboard and touch, in Chromium
+#   make test-kills    the server killed 100 times in the middle of work: nothing may be lost
 #   make test-slow the checks that take many minutes: planted bugs, every kernel configuration
 #   make lint      ruff and mypy
 #   make docs      these pages and the reference as a site, in build/site; any warning fails it
@@ -20,7 +22,7 @@ ifeq ($(filter $(TORCH),cpu cuda12 cuda13),)
 $(error TORCH=$(TORCH) is not known: use TORCH=cpu, TORCH=cuda12 or TORCH=cuda13)
 endif
 
-.PHONY: install demo test test-slow lint docs layout bench clean
+.PHONY: install demo test test-browser test-kills test-slow lint docs layout bench clean
 
 install: $(INSTALLED)
 
@@ -54,6 +56,14 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow"
+
+# Chromium by your system's package manager; CHROMIUM=/path/to/it if it is not /usr/bin/chromium.
+test-browser: $(INSTALLED)
+	$(PIP) install --quiet playwright
+	ACTIVEFREQ_BROWSER=1 $(BIN)/python -m pytest tests/browser
+
+test-kills: $(INSTALLED)
+	ACTIVEFREQ_KILLS=100 $(BIN)/python -m pytest tests/serve/test_journal.py -k kill_9
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

@@ -35,7 +35,7 @@ class WithoutServer(pytest.Module):
 
     def collect(self) -> list[pytest.Item]:
         pytest.skip(
-            f"the server's tests need {MISSING}: pip install 'activefreq-engine[serve]'", allow_module_level=True
+            f"the server's tests need {MISSING}: pip install '.[serve]'", allow_module_level=True
         )
 
 

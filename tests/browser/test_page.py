@@ -1,0 +1,370 @@
+"""The page under a real mouse, a real keyboard and fingers.  Pictures are wider than high, and off the middle."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from activefreq_engine import Session, masks
+from tests.serve.client import picture, png
+
+from .conftest import Served
+
+WIDTH, HEIGHT = 640, 400
+CLICKS = [(220, 240, True), (540, 60, False), (170, 290, True)]
+
+
+@pytest.fixture(scope="module")
+def data() -> np.ndarray:
+    return picture(WIDTH, HEIGHT)
+
+
+@pytest.fixture(scope="module")
+def file(data: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "wide blob.png"
+    path.write_bytes(png(data))
+    return path
+
+
+@pytest.fixture(scope="module")
+def wanted(data: np.ndarray) -> list[np.ndarray]:
+    """The masks after each of CLICKS."""
+    session = Session()
+    session.set_image(data)
+    return [session.click(x + 0.5, y + 0.5, positive).mask.copy() for x, y, positive in CLICKS]
+
+
+def until(page: Any, test: str, seconds: float = 30) -> None:
+    """Wait for an expression; the page's policy forbids Playwright's own way of waiting for one."""
+    deadline = time.monotonic() + seconds
+    while not page.evaluate(test):
+        assert time.monotonic() < deadline, f"never came true: {test}"
+        time.sleep(0.01)
+
+
+def begin(page: Any, served: Served, file: Path) -> None:
+    page.goto(served.url)
+    page.locator("#file").set_input_files(file)
+    opened(page)
+
+
+def opened(page: Any, width: int = WIDTH) -> None:
+    until(page, f"document.querySelector('#picture').naturalWidth === {width}")
+    until(page, "document.querySelector('#link').classList.contains('on')")
+
+
+def place(page: Any, x: float, y: float) -> tuple[float, float]:
+    """Where a picture's pixel is on the screen."""
+    box = page.locator("#picture").bounding_box()
+    return box["x"] + (x + 0.5) * box["width"] / WIDTH, box["y"] + (y + 0.5) * box["height"] / HEIGHT
+
+
+def clicked(page: Any, count: int) -> None:
+    until(page, f"document.querySelectorAll('.point:not(.waiting)').length === {count}")
+
+
+def painted(page: Any, layer: str = "mask") -> np.ndarray:
+    """The mask as it is on the canvas, pixel by pixel."""
+    size = page.evaluate(f"[document.querySelector('#{layer}').width, document.querySelector('#{layer}').height]")
+    values = page.evaluate(
+        f"""() => {{ const c = document.querySelector('#{layer}');
+        const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data, out = [];
+        for (let i = 3, run = 0, last = 0; i < d.length + 4; i += 4) {{
+          const v = i < d.length && d[i] > 0 ? 1 : 0;
+          if (i >= d.length || v !== last) {{ out.push(run); run = 0; last = v; }}
+          run++;
+        }} return out; }}"""
+    )
+    flat = np.repeat(np.arange(len(values)) % 2 == 1, values)
+    return flat.reshape(size[1], size[0])
+
+
+def click_all(page: Any, wanted: list[np.ndarray]) -> None:
+    for n, (x, y, positive) in enumerate(CLICKS, 1):
+        page.mouse.click(*place(page, x, y), button="left" if positive else "right")
+        clicked(page, n)
+        check(page, wanted[n - 1])
+
+
+def check(page: Any, mask: np.ndarray) -> None:
+    """A click of the screen lies within half a pixel of the one meant, so masks may differ by a few pixels."""
+    deadline = time.monotonic() + 20
+    while (differ := (painted(page) != mask).mean()) > 0.004:
+        assert time.monotonic() < deadline, f"{differ:.2%} of the pixels differ"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("density", [1, 2])
+def test_mouse(
+    new_page: Callable[..., Any], served: Served, file: Path, wanted: list[np.ndarray], density: int
+) -> None:
+    page = new_page(device_scale_factor=density)
+    begin(page, served, file)
+    click_all(page, wanted)
+    page.keyboard.press("Control+z")
+    clicked(page, 2)
+    check(page, wanted[1])
+    page.keyboard.press("Control+Shift+Z")
+    clicked(page, 3)
+    check(page, wanted[2])
+    # zoomed in at the pointer, moved by space and by the middle button, a click still hits its pixel
+    page.keyboard.press("r")
+    clicked(page, 0)
+    page.mouse.move(*place(page, 220, 240))
+    page.mouse.wheel(0, -500)
+    before = place(page, 220, 240)
+    page.keyboard.down(" ")
+    page.mouse.move(500, 400)
+    page.mouse.down()
+    page.mouse.move(560, 430, steps=4)
+    page.mouse.up()
+    page.keyboard.up(" ")
+    after = place(page, 220, 240)
+    assert (after[0] - before[0], after[1] - before[1]) == pytest.approx((60, 30), abs=0.5)
+    assert page.locator(".point").count() == 0, "moving is not clicking"
+    page.mouse.click(*after)
+    clicked(page, 1)
+    check(page, wanted[0])
+    x, y = page.evaluate("document.querySelector('#picture').getBoundingClientRect().width") / WIDTH, CLICKS[0]
+    assert x > 1.5, y
+
+
+def test_objects_and_reload(new_page: Callable[..., Any], served: Served, file: Path, wanted: list[np.ndarray]) -> None:
+    page = new_page()
+    begin(page, served, file)
+    page.mouse.click(*place(page, 220, 240))
+    clicked(page, 1)
+    page.keyboard.press("n")
+    until(page, "document.querySelectorAll('#objects li').length === 2")
+    page.mouse.click(*place(page, 600, 30))
+    clicked(page, 1)
+    until(page, "document.querySelectorAll('#objects li')[1].textContent.includes('1')")
+    page.keyboard.press("1")
+    until(page, "document.querySelectorAll('#objects .pick')[0].getAttribute('aria-current') === 'true'")
+    check(page, wanted[0])
+    assert painted(page, "others").any()
+    page.reload()
+    opened(page)
+    clicked(page, 1)
+    check(page, wanted[0])
+    assert page.locator("#objects li").count() == 2
+    # rename and delete
+    page.get_by_role("button", name="Rename Object 2").click()
+    page.keyboard.type("ground")
+    page.keyboard.press("Enter")
+    until(page, "document.querySelectorAll('#objects li')[1].textContent.includes('ground')")
+    page.get_by_role("button", name="Delete ground").click()
+    page.get_by_role("button", name="Delete", exact=True).click()
+    until(page, "document.querySelectorAll('#objects li').length === 1")
+    assert not painted(page, "others").any()
+
+
+def test_keyboard_alone(new_page: Callable[..., Any], served: Served, file: Path) -> None:
+    page = new_page()
+    page.goto(served.url)
+    page.keyboard.press("Tab")
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(file)
+    opened(page)
+    assert page.evaluate("document.activeElement.id") == "open"
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "stage":
+            break
+    assert page.evaluate("document.activeElement.id") == "stage"
+    page.keyboard.press("ArrowLeft")
+    for _ in range(3):
+        page.keyboard.press("Shift+ArrowLeft")
+    for _ in range(2):
+        page.keyboard.press("Shift+ArrowDown")
+    page.keyboard.press("a")
+    clicked(page, 1)
+    assert painted(page).sum() > 1000
+    page.keyboard.press("Shift+ArrowUp")
+    page.keyboard.press("x")
+    clicked(page, 2)
+    # the ring: accept what is suggested, refuse it, skip it
+    if page.evaluate("document.querySelector('#hint').childElementCount") == 0:
+        time.sleep(1)
+    if page.evaluate("document.querySelector('#hint').childElementCount"):
+        page.keyboard.press("s")
+        until(page, "document.querySelector('#hint').childElementCount === 0")
+    for key, element, attribute in (
+        ("h", "show-mask", "false"),
+        ("l", "show-outline", "false"),
+        ("u", "show-heat", "true"),
+    ):
+        page.keyboard.press(key)
+        assert page.locator(f"#{element}").get_attribute("aria-pressed") == attribute
+    until(page, "document.querySelector('#heat').width > 1 && !document.querySelector('#heat').hidden")
+    # everything that can be pressed has a name
+    nameless = page.evaluate(
+        """[...document.querySelectorAll('button, input, select, a')].filter(n =>
+        !(n.textContent.trim() || n.getAttribute('aria-label') || n.labels?.length || n.type === 'file'))
+        .map(n => n.id)"""
+    )
+    assert nameless == []
+
+
+def test_the_ring_is_answered(new_page: Callable[..., Any], served: Served) -> None:
+    page = new_page()
+    page.goto(served.url)
+    page.locator("#file").set_input_files(Path(__file__).parents[2] / "examples" / "images" / "ISIC_0014809.jpg")
+    opened(page, 384)
+    box = page.locator("#picture").bounding_box()
+    page.mouse.click(box["x"] + box["width"] * 0.42, box["y"] + box["height"] * 0.6)
+    clicked(page, 1)
+    until(page, "document.querySelector('#hint').childElementCount > 0")
+    page.keyboard.press("Enter")
+    clicked(page, 2)
+    until(page, "document.querySelector('#hint').childElementCount > 0")
+    page.keyboard.press("Shift+Enter")
+    clicked(page, 3)
+    kinds = page.evaluate("[...document.querySelectorAll('.point')].map(n => n.classList.contains('add'))")
+    assert kinds == [True, True, False]
+
+
+def test_fingers(new_page: Callable[..., Any], served: Served, file: Path, wanted: list[np.ndarray]) -> None:
+    page = new_page(viewport={"width": 412, "height": 800}, has_touch=True, is_mobile=True, device_scale_factor=2)
+    begin(page, served, file)
+    page.touchscreen.tap(*place(page, *CLICKS[0][:2]))
+    clicked(page, 1)
+    assert (painted(page) != wanted[0]).mean() < 0.02  # a finger's pixel is larger than a picture's
+    page.locator("#remove").tap()
+    page.touchscreen.tap(*place(page, *CLICKS[1][:2]))
+    clicked(page, 2)
+    assert page.locator(".point.remove").count() == 1
+    # one finger moves, two zoom; neither clicks
+    before, width = page.locator("#picture").bounding_box(), page.locator("#picture").bounding_box()["width"]
+    session = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *points: tuple[float, float]) -> None:
+        session.send(
+            "Input.dispatchTouchEvent",
+            {"type": kind, "touchPoints": [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(points)]},
+        )
+
+    touch("touchStart", (200, 200))
+    for step in range(1, 6):
+        touch("touchMove", (200 + 10 * step, 200 + 6 * step))
+    touch("touchEnd")
+    moved = page.locator("#picture").bounding_box()
+    assert (moved["x"] - before["x"], moved["y"] - before["y"]) == pytest.approx((50, 30), abs=12)
+    touch("touchStart", (150, 200), (250, 200))
+    for step in range(1, 6):
+        touch("touchMove", (150 - 10 * step, 200), (250 + 10 * step, 200))
+    touch("touchEnd")
+    assert page.locator("#picture").bounding_box()["width"] == pytest.approx(2 * width, rel=0.1)
+    assert page.locator(".point").count() == 2
+
+
+def test_exports_drop_and_paste(
+    new_page: Callable[..., Any], served: Served, file: Path, wanted: list[np.ndarray]
+) -> None:
+    page = new_page()
+    page.goto(served.url)
+    hand_over = """([kind, bytes]) => {
+      const data = new DataTransfer();
+      data.items.add(new File([new Uint8Array(bytes)], 'wide blob.png', {type: 'image/png'}));
+      const event = kind === 'drop' ? new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true})
+        : new ClipboardEvent('paste', {clipboardData: data, bubbles: true});
+      document.body.dispatchEvent(event);
+    }"""
+    page.evaluate(hand_over, ["paste", list(file.read_bytes())])
+    opened(page)
+    first = page.url
+    page.evaluate(hand_over, ["drop", list(file.read_bytes())])
+    until(page, f"location.href !== {json.dumps(first)}")
+    opened(page)
+    page.mouse.click(*place(page, 220, 240))
+    clicked(page, 1)
+    check(page, wanted[0])
+    shown = painted(page)
+    found = {}
+    for name in ("PNG", "Indexed PNG", "COCO", "GeoJSON", "NIfTI"):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=name, exact=True).click()
+        found[name] = (download.value.suggested_filename, Path(download.value.path()).read_bytes())
+    assert found["PNG"][0] == "wide blob-object1.png"
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(found["PNG"][1]))) == 255, shown)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(found["Indexed PNG"][1]))) == 1, shown)
+    annotation = json.loads(found["COCO"][1])["annotations"][0]
+    assert np.array_equal(masks.from_coco_rle(annotation["segmentation"]), shown)
+    assert json.loads(found["GeoJSON"][1])["features"]
+    assert found["NIfTI"][0].endswith(".nii.gz")
+
+
+def test_the_page_survives_the_server(
+    new_page: Callable[..., Any], tmp_path: Path, file: Path, wanted: list[np.ndarray]
+) -> None:
+    served = Served(tmp_path)
+    page = new_page()
+    begin(page, served, file)
+    page.mouse.click(*place(page, *CLICKS[0][:2]))
+    clicked(page, 1)
+    served.kill()
+    until(page, "!document.querySelector('#link').classList.contains('on')")
+    page.mouse.click(*place(page, *CLICKS[1][:2]), button="right")  # while nobody is there
+    assert page.locator(".point.waiting").count() == 1
+    served.start()
+    until(page, "document.querySelector('#link').classList.contains('on')", 60)
+    clicked(page, 2)
+    check(page, wanted[1])
+    page.keyboard.press("Control+z")
+    clicked(page, 1)
+    check(page, wanted[0])
+    served.kill()
+
+
+def test_the_token_comes_in_the_fragment_and_leaves_the_address(
+    new_page: Callable[..., Any], tmp_path: Path, file: Path
+) -> None:
+    served = Served(tmp_path, "--token", "the-token-of-this-test")
+    page = new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    assert served.url.endswith("#token=the-token-of-this-test")
+    begin(page, served, file)
+    page.mouse.click(*place(page, 220, 240))
+    clicked(page, 1)
+    assert "token" not in page.url
+    assert not any("the-token" in url for url in asked)
+    served.kill()
+
+
+def test_a_folder_is_gone_through(new_page: Callable[..., Any], tmp_path: Path, data: np.ndarray) -> None:
+    (tmp_path / "images").mkdir()
+    for n in range(3):
+        (tmp_path / "images" / f"{n}.png").write_bytes(png(data))
+    served = Served(tmp_path / "journal", "--images", str(tmp_path / "images"))
+    page = new_page()
+    page.goto(served.url)
+    until(page, "!document.querySelector('#folder').hidden")
+    page.keyboard.press("]")
+    opened(page)
+    page.mouse.click(*place(page, 220, 240))
+    clicked(page, 1)
+    page.keyboard.press("d")
+    until(page, "document.title.startsWith('1.png')")
+    clicked(page, 0)
+    page.keyboard.press("k")
+    until(page, "document.title.startsWith('2.png')")
+    assert page.inner_text("#folder-count") == "1 done, 1 skipped, 1 open"
+    page.keyboard.press("[")
+    page.keyboard.press("[")
+    until(page, "document.title.startsWith('1.png') || document.title.startsWith('0.png')")
+    with page.expect_download() as download:
+        page.locator("#folder-export").click()
+    coco = json.loads(Path(download.value.path()).read_bytes())
+    assert [i["file_name"] for i in coco["images"]] == ["0.png"]
+    assert len(coco["annotations"]) == 1
+    served.kill()
