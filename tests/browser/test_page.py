@@ -208,7 +208,7 @@ def test_keyboard_alone(new_page: Callable[..., Any], served: Served, file: Path
     until(page, "document.querySelector('#heat').width > 1 && !document.querySelector('#heat').hidden")
     # everything that can be pressed has a name
     nameless = page.evaluate(
-        """[...document.querySelectorAll('button, input, select, a')].filter(n =>
+        """[...document.querySelectorAll('button, input, select, a')].filter(n => n.checkVisibility() &&
         !(n.textContent.trim() || n.getAttribute('aria-label') || n.labels?.length || n.type === 'file'))
         .map(n => n.id)"""
     )

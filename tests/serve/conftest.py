@@ -34,9 +34,7 @@ class WithoutServer(pytest.Module):
     """A file of tests that cannot be imported here."""
 
     def collect(self) -> list[pytest.Item]:
-        pytest.skip(
-            f"the server's tests need {MISSING}: pip install '.[serve]'", allow_module_level=True
-        )
+        pytest.skip(f"the server's tests need {MISSING}: pip install '.[serve]'", allow_module_level=True)
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:

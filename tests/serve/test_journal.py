@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import random
-import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from activefreq_engine import Engine, Session
+from activefreq_engine.cli import main
 from activefreq_engine.serve.errors import ConflictError, NotFoundError
 from activefreq_engine.serve.journal import Journals
 
@@ -29,25 +31,47 @@ from .conftest import Server
 KILLS = int(os.environ.get("ACTIVEFREQ_KILLS", "2"))
 
 
-class Process:
-    """`activefreq serve` as a user starts it."""
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["activefreq_engine.cli", "activefreq_engine.serve.app", "uvicorn"])
 
-    def __init__(self, journal: Path, *arguments: str) -> None:
-        self.journal, self.arguments, self.port = journal, arguments, 0
+
+class Process:
+    """`activefreq serve`: first as a user starts it, then forked from a process that has imported everything."""
+
+    def __init__(self, journal: Path) -> None:
+        self.journal, self.port = journal, 0
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "activefreq_engine.cli", "serve", "--port", str(self.port)]
-        command += ["--journal", str(self.journal), *self.arguments]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        arguments = ["serve", "--port", str(self.port), "--journal", str(self.journal)]
+        if self.port:
+            forked = FORKS.Process(target=main, args=(arguments,))
+            forked.start()
+            self.kill, self.join = forked.kill, forked.join
+            self._wait()
+            return
+        command = [sys.executable, "-m", "activefreq_engine.cli", *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        line = process.stdout.readline()
         assert line.startswith("activefreq serves on http://127.0.0.1:"), line
         self.url = line.split()[-1].rstrip("/")
         self.port = int(self.url.rsplit(":", 1)[1])
+        self.kill, self.join = process.kill, process.wait
 
-    def kill(self) -> None:
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait(30)
+    def stop(self) -> None:
+        """kill -9."""
+        self.kill()
+        self.join(30)
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return
+            except OSError:
+                assert time.monotonic() < deadline, "the server does not come back"
+                time.sleep(0.02)
 
 
 def requests(rng: random.Random) -> list[dict[str, object]]:
@@ -94,6 +118,7 @@ def test_kill_9_loses_nothing(engine: Engine, tmp_path: Path, rng: np.random.Gen
     process = Process(tmp_path / "journal")
     process.start()
     for turn in range(KILLS):
+        print(f"turn {turn}", flush=True)
         wanted = requests(chance)
         with Client(process.url) as client:
             identity = client.begin()
@@ -106,7 +131,7 @@ def test_kill_9_loses_nothing(engine: Engine, tmp_path: Path, rng: np.random.Gen
             while answered < until:
                 answered = client.take("done", "error")["seq"]
             time.sleep(chance.uniform(0, 0.03))
-            process.kill()
+            process.stop()
             with contextlib.suppress(ConnectionClosed, OSError):
                 while True:
                     answered = client.take("done", "error")["seq"]
@@ -129,7 +154,7 @@ def test_kill_9_loses_nothing(engine: Engine, tmp_path: Path, rng: np.random.Gen
                 clicks = [[c.x, c.y, c.positive] for c in session.clicks]
                 assert client.state["objects"][number - 1]["clicks"] == clicks, f"turn {turn}, object {number}"
                 assert np.array_equal(client.mask(number), session.mask), f"turn {turn}, object {number}"
-    process.kill()
+    process.stop()
 
 
 def test_a_session_is_back_after_idle_time(engine: Engine, tmp_path: Path) -> None:
