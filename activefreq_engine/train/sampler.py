@@ -45,7 +45,8 @@ def _shifted(x: Tensor, bits: int) -> Tensor:
 
 def chance(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
     """`count` numbers in [0, 1) for each sample number `[B]`: float32 `[B, count]`, alike on every device."""
-    key = hashed(index + hashed(torch.full_like(index, seed * 1_000_003 + stream)))
+    start = (seed * 1_000_003 + stream + 2**63) % 2**64 - 2**63  # any seed, as a signed number of 64 bits
+    key = hashed(index + hashed(torch.full_like(index, start)))
     step = torch.arange(1, count + 1, device=index.device) * -0x61C8864680B583EB
     return _shifted(hashed(key[:, None] + step), 40).float() / (1 << 24)
 

@@ -51,6 +51,7 @@ def test_chance_is_even_and_depends_on_seed_stream_and_number_alone():
     assert (u.mean(0) - 0.5).abs().max() < 0.03
     assert (torch.corrcoef(u.T) - torch.eye(5)).abs().max() < 0.08
     assert torch.equal(chance(1, 2, index[70:90], 3), u[70:90, :3])
+    assert 0.4 < chance(2**63 - 1, 2, index, 1).mean() < 0.6
     for other in (chance(2, 2, index, 5), chance(1, 3, index, 5)):
         assert abs(np.corrcoef(other.flatten(), u.flatten())[0, 1]) < 0.03
 
