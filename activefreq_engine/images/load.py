@@ -190,7 +190,7 @@ def check_window(window: Any) -> Window:
     """
     try:
         low, high = (float(v) for v in window)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # the last: tensors
         raise InvalidImageError(f"window is {_short(window)}; expected two numbers (low, high)") from error
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
         raise InvalidImageError(f"window is ({low}, {high}); expected finite numbers with low < high")

@@ -28,7 +28,7 @@ from activefreq_engine.errors import (
     SessionClosedError,
     SessionStateError,
 )
-from activefreq_engine.images import MAX_PIXELS, Window, image_digest, load_image
+from activefreq_engine.images import MAX_PIXELS, Window, check_window, image_digest, load_image
 from activefreq_engine.models import list_models
 from activefreq_engine.runtime.engine import Engine
 from activefreq_engine.runtime.timing import Stopwatch
@@ -133,25 +133,34 @@ class Session:
     # --- the image ---
 
     def set_image(
-        self, image: Any, *, window: Window | None = None, copy: bool = True, max_pixels: int = MAX_PIXELS
+        self,
+        image: Any,
+        *,
+        window: Window | None = None,
+        copy: bool = True,
+        max_pixels: int = MAX_PIXELS,
+        alpha: bool | None = None,
+        bgr: bool = False,
     ) -> None:
         """Start on an image; everything about the one before is forgotten.
 
         Args:
-            image: a path, a PIL image, or an array `[H, W]`, `[H, W, 1]`, `[H, W, 3]` or `[H, W, 4]` of uint8, other
-                integers or floats.  `load_image` says how each is read.
+            image: a path, the bytes of a file, a file object, a PIL image, or an array or tensor `[H, W]`, `[H, W, 1]`,
+                `[H, W, 3]` or `[H, W, 4]` of uint8, other integers or floats.  `load_image` says how each is read.
             window ((float, float), optional): values shown as black and white, for other types than uint8.
-                Default: the 0.5 and 99.5 percentiles; [0, 1] for floats within it.
+                Default: chosen from the values, see `load_image`; [0, 1] for floats within it.
             copy (bool): False saves the copy of a uint8 array, which must then stay unchanged while it is in use.
             max_pixels (int): larger images are refused. Default: 134 megapixels.
+            alpha (bool, optional): whether the fourth channel is alpha. Default: as the file says, or as it looks.
+            bgr (bool): an array's channels come in the order of OpenCV. Default: False.
 
         Raises:
             InvalidImageError: the image cannot be used.
         """
         with self._turn():
             self._engine_in_use()
-            window = None if window is None else _plain_window(window)
-            pixels = load_image(image, window=window, copy=copy, max_pixels=max_pixels)
+            window = None if window is None else check_window(window)
+            pixels = load_image(image, window=window, copy=copy, max_pixels=max_pixels, alpha=alpha, bgr=bgr)
             self._scene = Scene.of(Picture(pixels, window, self._settings))
 
     @property
@@ -482,6 +491,9 @@ class Session:
         device: str = "auto",
         precision: str = "auto",
         acselect: AcSelect | None = None,
+        max_pixels: int = MAX_PIXELS,
+        alpha: bool | None = None,
+        bgr: bool = False,
     ) -> Session:
         """Rebuild a session by making its clicks again on the same image.
 
@@ -494,6 +506,7 @@ class Session:
             engine (Engine, optional): use this one.
             model (optional): where the model is. Default: the shipped model of the name in the state.
             device, precision, acselect: as for `Session`.
+            max_pixels, alpha, bgr: as for `set_image`.
 
         Raises:
             SessionStateError: the state is damaged or of another version, or image or model are not the ones it
@@ -520,7 +533,7 @@ class Session:
                 f"{engine.weights[:12]}...; pass model= with the file of the state's weights"
             )
         session = cls(engine=engine, threshold=how.threshold, zoom=how.zoom, refine=how.refine, acselect=acselect)
-        session.set_image(image, window=saved.window)
+        session.set_image(image, window=saved.window, max_pixels=max_pixels, alpha=alpha, bgr=bgr)
         scene = session._opened()
         digest = scene.picture.digest = image_digest(scene.picture.image)
         if digest != saved.digest:
@@ -756,15 +769,6 @@ def _view(scene: Scene, corners: tuple[Any, ...]) -> Box:
             "expected x0 < x1 and y0 < y1 in image pixels, or None"
         )
     return boxes.to_pixels((x0, y0, x1, y1), scene.picture.bounds)
-
-
-def _plain_window(window: Any) -> Window:
-    """The window as two floats, which nobody changes later."""
-    try:
-        low, high = (float(v) for v in window)
-    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise InvalidImageError(f"window is not two numbers (low, high): {error}") from error
-    return low, high
 
 
 def push_step(session: Session, step: Step) -> None:

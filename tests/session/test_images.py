@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from activefreq_engine import InvalidImageError
+from activefreq_engine import InvalidImageError, Session, SessionStateError
 from activefreq_engine.images import image_digest, load_image
 
 from .fakes import random_image
@@ -199,3 +199,19 @@ def test_digest_tells_images_apart(rng):
     other[5, 9] ^= 1
     assert image_digest(image) == image_digest(image.copy())
     assert len({image_digest(i) for i in (image, other, image.reshape(10, 6))}) == 3
+
+
+def test_a_session_reads_as_load_image_does(engine, rng):
+    image = random_image(rng, 40, 60, 4)
+    image[..., 3] = 40
+    for options in ({"alpha": True}, {"alpha": False}, {"bgr": True}, {"bgr": True, "alpha": True}):
+        with Session(engine=engine) as session:
+            session.set_image(image, **options)
+            session.click(30, 20)
+            state = session.state_dict()
+            with Session.restore(state, load_image(image, **options), engine=engine) as again:
+                assert np.array_equal(again.mask, session.mask)
+            with Session.restore(state, image, engine=engine, **options) as again:
+                assert np.array_equal(again.mask, session.mask)
+    with pytest.raises(SessionStateError):
+        Session.restore(state, image, engine=engine)
