@@ -10,8 +10,7 @@ import os
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -26,13 +25,12 @@ from activefreq_engine.errors import (
     ActiveFreqError,
     BackendUnavailableError,
     InvalidArgumentError,
-    MemoryShortageError,
     ModelLoadError,
 )
 from activefreq_engine.models import FreqFormer, create_model, list_models, load_checkpoint, read_metadata
 from activefreq_engine.models.checkpoint import weights_digest
 from activefreq_engine.models.registry import WEIGHTS
-from activefreq_engine.runtime import levels
+from activefreq_engine.runtime import levels, shortage
 from activefreq_engine.runtime.executor import executor_for
 from activefreq_engine.runtime.levels import Found
 from activefreq_engine.runtime.plan import PRECISIONS
@@ -183,11 +181,14 @@ class Engine:
 
         `watch` is told the time of "prepare" (what depends on the image alone, where it is not known) and "click".
         """
+        return shortage.guarded(lambda: self._run(requests, watch))
+
+    def _run(self, requests: Sequence[StepRequest], watch: Stopwatch | None) -> list[StepAnswer]:
         answers: list[StepAnswer | None] = [None] * len(requests)
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, r in enumerate(requests):
             groups[r.previous.shape].append(i)
-        with _typed_shortage(), self._lock, torch.inference_mode(), self._executor.active():
+        with self._lock, torch.inference_mode(), self._executor.active():
             for members in groups.values():
                 group = [requests[i] for i in members]
                 features = self._features(group, watch)
@@ -202,11 +203,14 @@ class Engine:
 
         `watch` is told the time of "refine".
         """
+        return shortage.guarded(lambda: self._refine(requests, watch))
+
+    def _refine(self, requests: Sequence[RefineRequest], watch: Stopwatch | None) -> list[NDArray[np.uint16]]:
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, r in enumerate(requests):
             groups[tuple(r.coarse.logits.shape)].append(i)
         out: list[NDArray[np.uint16]] = [np.empty((0, 0), np.uint16)] * len(requests)
-        with _typed_shortage(), self._lock, torch.inference_mode(), self._executor.active():
+        with self._lock, torch.inference_mode(), self._executor.active():
             for members in groups.values():
                 group = [requests[i] for i in members]
                 refined = self._executor.refine(
@@ -295,26 +299,6 @@ def _stamp(model: str | os.PathLike[str]) -> tuple[int, int] | None:
     except (OSError, ValueError):
         return None
     return found.st_mtime_ns, found.st_size
-
-
-_SHORTAGE = ("allocate", "out of memory", "could not create a primitive", "could not create a memory", "bad_alloc")
-"""What torch and oneDNN say when memory is short; they raise plain RuntimeErrors."""
-
-
-@contextmanager
-def _typed_shortage() -> Iterator[None]:
-    """Turn a shortage of memory into the error that says so."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        text = str(error).lower()
-        if isinstance(error, ActiveFreqError) or not (
-            isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in text for words in _SHORTAGE)
-        ):
-            raise
-        raise MemoryShortageError(
-            "there is not enough memory for this click; nothing changed. Free some, or use a smaller size="
-        ) from error
 
 
 def resolve_device(name: str) -> torch.device:

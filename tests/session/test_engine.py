@@ -1,4 +1,6 @@
 import gc
+import subprocess
+import sys
 import threading
 import weakref
 
@@ -12,12 +14,14 @@ from activefreq_engine import (
     Click,
     Engine,
     InvalidArgumentError,
+    MemoryShortageError,
     ModelLoadError,
     Session,
     click_batch,
     create_model,
 )
 from activefreq_engine.models import save_checkpoint
+from activefreq_engine.runtime import shortage
 from activefreq_engine.runtime.engine import StepRequest, resolve_device
 
 from .fakes import SquareModel, random_image
@@ -169,3 +173,71 @@ def test_clicks_and_suggestions_work_whatever_backend_the_environment_names(engi
         s.click(40, 30)
         assert s.mask[30, 40]
         s.suggest()
+
+
+SHORTAGE_SCRIPT = """
+import resource
+import numpy as np, torch
+torch.set_num_threads(1)
+from activefreq_engine import Engine, MemoryShortageError, Session
+
+used = lambda: int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+free = resource.RLIM_INFINITY
+rng = np.random.default_rng(0)
+engine = Engine(device="cpu")
+first = Session(engine=engine)
+first.set_image(rng.integers(0, 255, (120, 160, 3), dtype=np.uint8))
+first.click(80, 60)
+image = rng.integers(0, 255, (160, 100, 3), dtype=np.uint8)
+session = Session(engine=engine)
+session.set_image(image)
+for _ in range(2):
+    resource.setrlimit(resource.RLIMIT_AS, (used() + (1 << 20), free))
+    try:
+        session.click(50, 50)
+        print("worked")
+    except MemoryShortageError:
+        print("typed")
+    resource.setrlimit(resource.RLIMIT_AS, (free, free))
+    assert session.clicks == ()
+for again in (session, Session(engine=engine), Session(engine=Engine(device="cpu"))):
+    again.set_image(image)
+    assert again.click(50, 50).mask[50, 50]
+print("works")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_a_click_that_runs_out_of_memory_spoils_no_later_one():
+    done = subprocess.run([sys.executable, "-c", SHORTAGE_SCRIPT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() in (["typed", "typed", "works"], ["typed", "worked", "works"])
+
+
+def test_a_shortage_is_told_from_other_errors():
+    def fail(error):
+        def work():
+            raise error
+
+        return work
+
+    for error in (MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp] can't allocate memory")):
+        with pytest.raises(MemoryShortageError):
+            shortage.guarded(fail(error))
+    with pytest.raises(RuntimeError, match="shapes"):
+        shortage.guarded(fail(RuntimeError("shapes differ")))
+
+
+@pytest.mark.parametrize("size", [256.0, np.int64(256), np.float32(256), None])
+def test_any_number_that_is_a_size_will_do(size):
+    engine = Engine(SquareModel(), size=size)
+    assert engine.size == 256
+    assert type(engine.size) is int
+
+
+@pytest.mark.parametrize("size", [True, "256", 256.5, 0, [256], 10**400, np.nan])
+def test_other_sizes_are_refused(size):
+    for make in (Engine, Engine.shared):
+        with pytest.raises(InvalidArgumentError, match="size"):
+            make(SquareModel(), size=size)
+
