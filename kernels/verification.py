@@ -214,7 +214,7 @@ _said: set[str] = set()
 def judge(questions: Sequence[Question], *, anew: bool = False) -> list[Finding]:
     """Answer questions: from memory, from the disk, or by a trial.  The findings come in the order of the questions.
 
-    What one call asks is kept in one file, so ask together what is used together.
+    On a CUDA device a call with something new in it starts a process, so ask together what is used together.
 
     Args:
         questions: of one or several devices.
@@ -224,30 +224,31 @@ def judge(questions: Sequence[Question], *, anew: bool = False) -> list[Finding]
         found = [_known.get((q.device, q.key)) for q in questions]
         if all(found):
             return [f for f in found if f is not None]
+    answers: dict[tuple[torch.device, str], Finding] = {}
     with _judging:
         for device in dict.fromkeys(q.device for q in questions):
             own = {q.key: q for q in questions if q.device == device}
-            _judge(device, own, anew)
-        return [_known[q.device, q.key] for q in questions]
+            answers |= {(device, key): finding for key, finding in _judge(device, own, anew).items()}
+    return [answers[q.device, q.key] for q in questions]
 
 
-def _judge(device: torch.device, questions: dict[str, Question], anew: bool) -> None:
-    """Fill `_known` for the questions of one device."""
-    if anew:
-        missing = dict(questions)
-    else:
-        missing = {key: q for key, q in questions.items() if (device, key) not in _known}
-        if missing:
-            kept = _read(device, questions)
-            for key in [key for key in missing if key in kept]:
-                _known[device, key] = kept[key]
-                del missing[key]
-    if missing:
-        for key, finding in zip(missing, _try(list(missing.values())), strict=True):
+def _judge(device: torch.device, questions: dict[str, Question], anew: bool) -> dict[str, Finding]:
+    """The answers to the questions of one device."""
+    found: dict[str, Finding] = {}
+    for key in () if anew else questions:
+        finding = _known.get((device, key)) or _read(device, key)
+        if finding is not None:
+            found[key] = finding
+    missing = [q for key, q in questions.items() if key not in found]
+    for q, finding in zip(missing, _try(missing), strict=True):
+        found[q.key] = finding
+        if finding.lasting:
+            _write(device, q.key, finding)
+    for key, finding in found.items():
+        if finding.lasting:
             _known[device, key] = finding
-        _write(device, {key: _known[device, key] for key in questions})
-    for key in questions:
-        _tell(_known[device, key])
+        _tell(finding)
+    return found
 
 
 def keep(questions: Sequence[Question]) -> None:
@@ -289,6 +290,8 @@ def describe(finding: Finding) -> str:
 
 
 def _try(questions: list[Question]) -> list[Finding]:
+    if not questions:
+        return []
     if questions[0].device.type != "cuda":
         return [_attempt(q) for q in questions]
     if not _can_start_python():
@@ -326,7 +329,7 @@ def _wants_memory(error: Exception) -> bool:
 
 def _judged(question: Question, parts: Sequence[Part]) -> Finding:
     """By the part that is worst."""
-    worst = max(parts, key=lambda p: (not p.ok, p.error / p.tolerance if p.tolerance else p.error))
+    worst = max(parts, key=lambda p: (not p.ok, p.error != p.error, p.error / (p.tolerance or 1.0)))  # NaN is worst
     reason = "" if worst.ok else f"its error in {worst.name} is {worst.error:.2g}, {worst.tolerance:.2g} is allowed"
     return _finding(question, part=worst.name, error=worst.error, tolerance=worst.tolerance, reason=reason)
 
@@ -449,10 +452,7 @@ def kept(device: torch.device) -> list[Finding]:
     place = _place(device)
     if place is None or not place.is_dir():
         return []
-    found: dict[str, Finding] = {}
-    for file in sorted(place.glob("*.json"), key=lambda f: f.stat().st_mtime):  # the newest answer to a question counts
-        found.update(_load(file))
-    return [replace(f, device=str(device)) for f in found.values()]
+    return [f for f in (_load(file, device) for file in sorted(place.glob("*.json"))) if f is not None]
 
 
 def _place(device: torch.device) -> Path | None:
@@ -464,29 +464,27 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:24]
 
 
-def _read(device: torch.device, questions: dict[str, Question]) -> dict[str, Finding]:
-    """The verdicts on what is asked together."""
+def _file(device: torch.device, key: str) -> Path | None:
     place = _place(device)
-    file = None if place is None else place / f"{_digest(sorted(questions))}.json"
-    if file is None or not file.exists():
-        return {}
-    here, now = str(device), environment(device)
-    return {key: replace(f, device=here, environment=now) for key, f in _load(file).items() if key in questions}
+    return None if place is None else place / f"{_digest(key)}.json"
 
 
-def _load(file: Path) -> dict[str, Finding]:
-    """Key -> finding; nothing from a file that is damaged, which is then written anew."""
+def _read(device: torch.device, key: str) -> Finding | None:
+    file = _file(device, key)
+    return _load(file, device) if file is not None and file.exists() else None
+
+
+def _load(file: Path, device: torch.device) -> Finding | None:
+    """None for a file that is damaged, which is then written anew."""
     try:
-        items = json.loads(file.read_text("utf-8"))
-        found = {str(key): Finding(**item) for key, item in items.items()}
-        for finding in found.values():
-            for f in fields(Finding):
-                if not isinstance(getattr(finding, f.name), _TYPES[f.name]):
-                    raise TypeError(f"{f.name} is {getattr(finding, f.name)!r}")
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        finding = Finding(**json.loads(file.read_text("utf-8")))
+        for f in fields(Finding):
+            if not isinstance(getattr(finding, f.name), _TYPES[f.name]):
+                raise TypeError(f"{f.name} is {getattr(finding, f.name)!r}")
+    except (OSError, ValueError, TypeError) as error:
         _say_once(f"{file} is passed over and what it says is tried again: {error}")
-        return {}
-    return found
+        return None
+    return replace(finding, device=str(device), environment=environment(device))
 
 
 _TYPES: dict[str, Any] = {f.name: str for f in fields(Finding)} | {
@@ -498,23 +496,23 @@ _TYPES: dict[str, Any] = {f.name: str for f in fields(Finding)} | {
 }
 
 
-def _write(device: torch.device, found: dict[str, Finding]) -> None:
-    """Keep what was asked together.  Whole or not at all: other processes may read and write the same."""
-    place = _place(device)
-    if place is None or not all(f.lasting for f in found.values()):
+def _write(device: torch.device, key: str, finding: Finding) -> None:
+    """Keep a verdict.  Whole or not at all: other processes may read and write the same."""
+    file = _file(device, key)
+    if file is None:
         return
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({key: asdict(f) for key, f in found.items()}, indent=1)
-        with tempfile.NamedTemporaryFile("w", dir=place, suffix=".part", delete=False, encoding="utf-8") as part:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(asdict(finding), indent=1)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".part", delete=False, encoding="utf-8") as part:
             part.write(text)
         try:
-            os.replace(part.name, place / f"{_digest(sorted(found))}.json")
+            os.replace(part.name, file)
         except OSError:
             os.unlink(part.name)
             raise
     except OSError as error:
-        _say_once(f"verdicts on kernels cannot be kept in {place} ({error}): every process will try them again")
+        _say_once(f"verdicts on kernels cannot be kept in {file.parent} ({error}): every process will try them again")
 
 
 def _say_once(text: str) -> None:

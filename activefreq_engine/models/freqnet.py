@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers import ChannelNorm, init_weights
+from .narrow import Conv2d
 
 BASE = 16  # side of the grid on which spectral filters are learned
 Axes = Literal["multi", "hw"]
@@ -115,7 +116,7 @@ class FreqModule(nn.Module):
         quarter = channels // 4
         pairs = ("hw", "cw", "ch") if axes == "multi" else ("hw", "hw", "hw")
         self.filters = nn.ModuleList(SpectralFilter(quarter, pair, kind) for pair in pairs)
-        self.dwconv = nn.Conv2d(quarter, quarter, kernel, padding=kernel // 2, groups=quarter)
+        self.dwconv = Conv2d(quarter, quarter, kernel, padding=kernel // 2, groups=quarter)
 
     def forward(self, x: Tensor) -> Tensor:
         quarters = x.chunk(4, dim=1)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers import DropPath, Encoder, drop_path_rates
+from .narrow import Conv2d
 
 HEADS = (1, 2, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)
@@ -51,7 +52,7 @@ class OverlapPatchEmbed(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2)
+        self.proj = Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2)
         self.norm = nn.LayerNorm(out_channels, eps=1e-5)
 
     def forward(self, x: Tensor) -> tuple[Tensor, int, int]:
@@ -70,7 +71,7 @@ class EfficientAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.reduce: nn.Conv2d | None = None
         if reduction > 1:
-            self.reduce = nn.Conv2d(dim, dim, reduction, reduction)
+            self.reduce = Conv2d(dim, dim, reduction, reduction)
             self.norm = nn.LayerNorm(dim, eps=1e-5)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
@@ -89,7 +90,7 @@ class MixFFN(nn.Module):
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
-        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.dwconv = Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:

@@ -26,9 +26,11 @@ _log = logging.getLogger(__name__)
 
 
 def has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 natively (AVX-512 BF16 or AMX); without it bf16 is slower than float32."""
+    """Whether this CPU multiplies bfloat16 natively (AVX-512 BF16 or AMX) and oneDNN may use that, see its variable
+    ONEDNN_MAX_CPU_ISA; without it bf16 is slower than float32."""
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(supported and supported() and torch.backends.mkldnn.is_available())
+    allowed = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return bool(supported and supported() and torch.backends.mkldnn.is_available() and allowed and allowed())
 
 
 def keep_freed_memory() -> None:

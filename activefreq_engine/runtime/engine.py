@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from activefreq_engine.models.registry import WEIGHTS
 from activefreq_engine.runtime import levels, shortage
 from activefreq_engine.runtime.executor import executor_for
 from activefreq_engine.runtime.levels import Found
+from activefreq_engine.runtime.modules import ClickModel, Modules
 from activefreq_engine.runtime.plan import PRECISIONS
 from activefreq_engine.runtime.timing import Stopwatch
 
@@ -194,7 +195,7 @@ class Engine:
                 features = self._features(group, watch)
                 clicked = self._executor.click(features, [r.previous for r in group], [r.points for r in group])
                 for i, item, (found, coarse) in zip(members, features, clicked, strict=True):
-                    answers[i] = StepAnswer(self._checked(found), item, coarse)
+                    answers[i] = StepAnswer(self._checked(found, requests[i]), item, coarse)
                 self._lap(watch, "click")
         return [a for a in answers if a is not None]
 
@@ -262,10 +263,28 @@ class Engine:
             self._executor.wait()
             watch.lap(stage)
 
-    def _checked(self, found: Found) -> NDArray[np.uint16]:
+    def _checked(self, found: Found, request: StepRequest | None = None) -> NDArray[np.uint16]:
         if math.isnan(found.total):
-            raise ActiveFreqError(f"model {self.name!r} returned NaN; its weights are damaged or its precision too low")
+            why = self._why_nan(request)
+            raise ActiveFreqError(f"model {self.name!r} returned NaN in {self.precision} on {self.device}: {why}")
         return found.levels
+
+    def _why_nan(self, request: StepRequest | None) -> str:
+        """What is at fault, as far as it can be found out, and what to do."""
+        damaged = [name for name, t in self._module.state_dict().items() if not bool(torch.isfinite(t).all())]
+        if damaged:
+            more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+            return f"its weights are damaged: {damaged[0]}{more} hold NaN or infinity; load them again"
+        if self.precision == "fp32":
+            return "its weights are finite, so numbers overflow between its layers; it must be trained differently"
+        advice = "Use precision='fp32'; `activefreq info --verify` tries the kernels of this machine"
+        if request is None or request.crop is None:
+            return f"its weights are finite, so the precision or a kernel may be at fault. {advice}"
+        plain = Modules(cast(ClickModel, self._module), self.device)
+        ((again, _),) = plain.click(plain.prepare([request.crop]), [request.previous], [request.points])
+        if math.isnan(again.total):
+            return "its weights are finite, but it returns NaN in fp32 too; it must be trained differently"
+        return f"its weights are right, in fp32 they give numbers: the precision or a kernel is at fault. {advice}"
 
 
 def check_size(size: Any) -> int:

@@ -10,7 +10,7 @@ from activefreq_engine.conventions import STRIDE
 from activefreq_engine.kernels import dispatch, verification
 from activefreq_engine.kernels.verification import Finding, Question
 from activefreq_engine.models import create_model
-from activefreq_engine.runtime.plan import Folded
+from activefreq_engine.runtime.plan import Folded, trial
 
 
 def devices() -> list[torch.device]:
@@ -39,7 +39,7 @@ def questions(
 
 def rejected(device: torch.device) -> list[Finding]:
     """What is not used on this device with this code, as far as it was asked, in this process or earlier."""
-    current = dispatch.sources()
+    current = dispatch.sources() | {trial.source()}
     asked = [*verification.kept(device), *verification.findings(device)]  # the newest last
     known = {(f.op, f.backend, f.size, f.dtype): f for f in asked}
     return [f for f in known.values() if not f.ok and f.source in current]

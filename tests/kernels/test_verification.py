@@ -132,7 +132,7 @@ def test_a_shortage_of_memory_says_nothing_about_a_kernel(kernel, error, caplog)
     assert kernel.tries == 2
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": {"op": "double"}}', "\0\1", '{"a": 3}'])
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"op": "double"}', "\0\1", "3", "null"])
 def test_a_damaged_file_is_written_anew(kernel, text, caplog):
     double()
     (file,) = verification.folder().rglob("*.json")
@@ -193,11 +193,11 @@ def question(n):
     return dispatch.question("double", "triton", CPU, Form((n,), f"{n} numbers", "float32", {"n": n}))
 
 
-def test_what_is_asked_together_is_kept_together_and_can_be_asked_anew(kernel):
+def test_several_questions_and_the_same_anew(kernel):
     asked = [question(n) for n in (5, 3, 4, 3)]
     assert [f.size for f in verification.judge(asked)] == ["5 numbers", "3 numbers", "4 numbers", "3 numbers"]
     assert kernel.tries == 3
-    assert len(list(verification.folder().rglob("*.json"))) == 1
+    assert len(list(verification.folder().rglob("*.json"))) == 3
     kernel.factor = 2.5
     assert all(f.ok for f in verification.judge(asked))
     assert not any(f.ok for f in verification.judge(asked, anew=True))
@@ -219,21 +219,21 @@ def test_answers_can_be_kept_for_who_asks_for_some_of_them(kernel):
 
 
 def test_many_writers_and_readers_leave_no_half_of_a_file(kernel):
-    asked = {q.key: q for q in map(question, range(1, 40))}
-    found = dict(zip(asked, verification.judge(list(asked.values())), strict=True))
-    read: list[int] = []
+    asked = question(3)
+    (finding,) = verification.judge([asked])
+    read = []
 
     def work():
-        for _ in range(30):
-            verification._write(CPU, found)
-            read.append(len(verification._read(CPU, asked)))
+        for _ in range(50):
+            verification._write(CPU, asked.key, finding)
+            read.append(verification._read(CPU, asked.key))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for t in threads:
         t.start()
     for t in threads:
         t.join()
-    assert read == [39] * 120
+    assert read == [finding] * 200
     assert [p.suffix for p in verification.folder().rglob("*") if p.is_file()] == [".json"]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from activefreq_engine.models.freqnet import FreqBlock
 from activefreq_engine.models.mit import EfficientAttention, MiTBlock, MiTStage, MixFFN, OverlapPatchEmbed
+from activefreq_engine.models.narrow import convolve
 from activefreq_engine.runtime.plan import packed, rewrites
 from activefreq_engine.runtime.plan.packed import Activation
 from activefreq_engine.runtime.plan.rewrites import Affine
@@ -67,17 +68,18 @@ class Conv(Layer):
         weight = affine.weight.clone(memory_format=torch.channels_last)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = nn.Parameter(affine.bias.clone(), requires_grad=False)
-        self.stride, self.groups, self.then = conv.stride, conv.groups, then
+        self.kernel, self.stride, self.groups, self.then = conv.kernel_size, conv.stride, conv.groups, then
         self.padding: Any = conv.padding
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.permute(0, 3, 1, 2)
+        maps = convolve(self._run, x.permute(0, 3, 1, 2), self.kernel, self.stride, self.padding)
+        return maps.permute(0, 2, 3, 1)
+
+    def _run(self, x: Tensor) -> Tensor:
         if self.weight.is_mkldnn:
-            x = packed.convolution(x, self.weight, self.bias, self.stride, self.padding, self.groups, self.then)
-        else:
-            x = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, groups=self.groups)
-            x = activated(x, self.then)
-        return x.permute(0, 2, 3, 1)
+            return packed.convolution(x, self.weight, self.bias, self.stride, self.padding, self.groups, self.then)
+        y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, groups=self.groups)
+        return activated(y, self.then)
 
     def pack(self) -> None:
         """Bring the weight into the order in which the CPU's kernels read it."""

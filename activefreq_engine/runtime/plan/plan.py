@@ -20,9 +20,10 @@ from activefreq_engine.kernels.verification import Question
 from activefreq_engine.models import Coarse, FreqFormer
 from activefreq_engine.models.freqnet import FreqModule, upsample
 from activefreq_engine.models.mit import MiTStage
+from activefreq_engine.models.narrow import HALF
 from activefreq_engine.models.refiner import Refiner, SeparableBlock, roi_align
 from activefreq_engine.runtime import cpu
-from activefreq_engine.runtime.plan import frequency, layers, packed, rewrites
+from activefreq_engine.runtime.plan import frequency, layers, packed, rewrites, trial
 from activefreq_engine.runtime.plan.frequency import frequency_block
 from activefreq_engine.runtime.plan.resample import SumEnlarged, crop
 from activefreq_engine.runtime.plan.spectral import Form
@@ -164,6 +165,9 @@ class Folded:
             raise InvalidArgumentError(f"precision is {precision!r}; allowed are {', '.join(PRECISIONS)}")
         self.device = torch.device(device)
         self.precision = _fastest(self.device) if precision == "auto" else precision
+        self._model = model
+        self._plain: Folded | None = None
+        self._fingerprint = ""
         decoder, stages = model.decoder, list(model.encoder.stages)
         self._dtype = _TYPES.get(self.precision, decoder.head.weight.dtype)
         self._pack = pack and self.device.type == "cpu" and packed.available(self._dtype)
@@ -190,17 +194,27 @@ class Folded:
         for name, side in (("height", height), ("width", width)):
             if not 0 < side <= MOST_SIDE or side % STRIDE:
                 raise InvalidArgumentError(f"{name} is {side}; expected a multiple of {STRIDE}, at most {MOST_SIDE}")
-        sizes = [(height // stride, width // stride) for stride in self._strides]
         if form == "auto":
-            verification.judge(self.questions(height, width))  # together: it may take another process
+            verification.judge(self._kernel_questions(height, width))  # together: it may take another process
+        plan = self._plan(height, width, form)
+        if not all(finding.ok for finding in verification.judge(self._layer_questions(plan))):
+            return self._in_float32().plan(height, width, form)
+        return plan
+
+    def questions(self, height: int, width: int) -> list[Question]:
+        """What the plan for a network shape asks of `kernels.verification`."""
+        plan = self._plan(height, width, "fft")
+        return self._kernel_questions(height, width) + self._layer_questions(plan)
+
+    def _plan(self, height: int, width: int, form: Form) -> Plan:
+        sizes = [(height // stride, width // stride) for stride in self._strides]
         freqs = [self._freq(layer, *size, form) for layer, size in zip(self._freq_layers, sizes, strict=True)]
         prepare = PrepareModule(self._stages[0], freqs[0], self._projects[0])
         total = SumEnlarged(sizes[0], sizes[1:], self._dtype, self.device)
         click = ClickModule(self._embed, self._stages[1:], freqs[1:], self._projects[1:], total, self._head)
         return Plan(height, width, self.precision, prepare.eval(), click.eval(), self.refine)
 
-    def questions(self, height: int, width: int) -> list[Question]:
-        """What the plan for a network shape asks of `kernels.verification` before it uses a compiled kernel."""
+    def _kernel_questions(self, height: int, width: int) -> list[Question]:
         sizes = [(height // stride, width // stride) for stride in self._strides]
         asked = (
             frequency.question(freq, *size, self._dtype, self.device)
@@ -208,6 +222,40 @@ class Folded:
             for _, freq, _ in layer
         )
         return [q for q in asked if q is not None]
+
+    def _layer_questions(self, plan: Plan) -> list[Question]:
+        """Of layers in half precision on a CPU: in float32 none was ever seen to be wrong."""
+        if self.device.type != "cpu" or self._dtype not in HALF:
+            return []
+        kind = "packed layers" if self._pack else "layers"
+        maps = torch.zeros(1, 3, plan.height, plan.width)
+
+        def click() -> None:
+            plan.click(*plan.prepare(maps), maps)
+
+        parts, size = (plan.prepare, plan.click), (plan.height, plan.width)
+        self._fingerprint = self._fingerprint or trial.fingerprint(parts)
+        name = f"{kind} of a network of {plan.height}x{plan.width}"
+        asked = [trial.question(name, (*size, self._fingerprint), parts, self._dtype, click)]
+        return asked if plan.refine is None else [*asked, self._refiner_question(plan.refine, kind)]
+
+    def _refiner_question(self, refine: RefineModule, kind: str) -> Question:
+        side = self._model.config.refine_size
+        embedding = torch.zeros(1, 16, 16, self._model.config.embed_dim, dtype=self._dtype).permute(0, 3, 1, 2)
+        logits, box = torch.zeros(1, 1, 64, 64), torch.tensor([[0.0, 0.0, 64.0, 64.0]])
+        maps = torch.zeros(1, 3, side, side)
+
+        def redraw() -> None:
+            refine(embedding, logits, box, maps, maps[:, :2])
+
+        key = (side, trial.fingerprint([refine]))
+        return trial.question(f"{kind} of a refiner of {side}x{side}", key, [refine], self._dtype, redraw)
+
+    def _in_float32(self) -> Folded:
+        """The same without what may be wrong; made when it is first needed."""
+        if self._plain is None:
+            self._plain = Folded(self._model, self.device, "fp32")
+        return self._plain
 
     def _freq(self, shared: _Shared, height: int, width: int, form: Form) -> nn.Module:
         """A Freq layer at one size of its maps."""

@@ -1,0 +1,152 @@
+"""How a plan on a CPU is verified: each layer at the size at which it runs there, in memory full of NaN.
+
+oneDNN compiles its kernels for the CPU and the sizes that it finds, so a layer that is right at one size may be wrong
+at another.  A kernel that reads memory nobody wrote is right as long as there are numbers in that memory by chance.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from activefreq_engine.kernels import verification
+from activefreq_engine.kernels.verification import Form, Part, Question
+from activefreq_engine.runtime.plan.layers import Conv, Linear
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+"""Relative error of a layer in the Euclidean norm; one pixel of garbage among 64 x 64 is 1.5e-2."""
+
+NUMBERS = 99_991
+"""Random numbers that are drawn; a prime."""
+
+Layer = Linear | Conv | nn.Conv2d
+KINDS = (Linear, Conv, nn.Conv2d)
+_Case = tuple[Any, ...]
+
+
+def source() -> str:
+    """Fingerprint of the code that is tried."""
+    return verification.source(Path(__file__).parent)
+
+
+def question(
+    name: str,
+    key: tuple[Any, ...],
+    modules: Iterable[nn.Module],
+    dtype: torch.dtype,
+    run: Callable[[], Any],
+) -> Question:
+    """Whether the layers of some modules are right when `run` runs them, on a CPU.
+
+    Args:
+        name: what is tried, for people.
+        key: what the trial depends on: sizes, and `fingerprint` of the modules.
+        modules: whose linear layers and convolutions are looked at.
+        dtype: of their weights.
+        run: calls each layer in every size in which it will be called.
+    """
+    kind = str(dtype).removeprefix("torch.")
+    form = Form((*key, kind), name, kind, {})
+    return Question("layers", "onednn", torch.device("cpu"), form, lambda _: _check(_layers(modules), run), source())
+
+
+def fingerprint(modules: Iterable[nn.Module]) -> str:
+    """Of the kinds and sizes of all layers; their numbers do not matter."""
+    return hashlib.sha256(repr(list(map(_weights, _layers(modules)))).encode()).hexdigest()[:16]
+
+
+def _check(layers: list[Layer], run: Callable[[], Any]) -> Iterator[Part]:
+    with _recording(layers) as cases:
+        run()
+    numbers = torch.randn(NUMBERS, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    for (_, shape, strides, added), layer in cases.items():
+        dtype = layer.weight.dtype
+        x = torch.empty_strided(shape, strides, dtype=dtype).copy_(_random(shape, numbers))
+        arguments = (x,) if added is None else (x, _random(added, numbers).to(dtype))
+        expected = _reference(layer, *arguments)
+        layer(*(torch.full_like(t, float("nan")) for t in arguments))  # leaves NaN in what oneDNN keeps for itself
+        fill_freed_memory(expected.nbytes)
+        got = layer(*arguments).float()
+        yield Part(_name(layer, shape), float((got - expected).norm() / expected.norm()), TOLERANCE[dtype])
+
+
+def fill_freed_memory(least: int = 0) -> None:
+    """Leave NaN, of any type, in memory that is free and will be handed out next, `least` bytes of it or more."""
+    sizes = (least + (1 << 20), *[1 << 16] * 8, *[1 << 12] * 8)
+    kept = [torch.full((size,), 255, dtype=torch.uint8) for size in sizes]
+    del kept
+
+
+def _random(shape: Sequence[int], numbers: Tensor) -> Tensor:
+    """The same numbers over and over, in a period that fits no size; to draw new ones takes longer than the layers."""
+    count = prod(shape)
+    return numbers.repeat(-(-count // NUMBERS))[:count].view(tuple(shape))
+
+
+def _reference(layer: Layer, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """In float32, which has been right wherever half precision was not, by torch's own layers."""
+    weight = (layer.weight.to_dense() if layer.weight.is_mkldnn else layer.weight).float()
+    bias = None if layer.bias is None else layer.bias.float()
+    if isinstance(layer, Linear):
+        y = F.linear(x.float(), weight, bias)
+        if residual is not None:
+            return y + residual.float()
+    elif isinstance(layer, Conv):
+        maps = x.permute(0, 3, 1, 2).float()
+        y = F.conv2d(maps, weight, bias, layer.stride, layer.padding, groups=layer.groups).permute(0, 2, 3, 1)
+    else:
+        return F.conv2d(x.float(), weight, bias, layer.stride, layer.padding, groups=layer.groups)
+    return {"none": lambda t: t, "relu": F.relu, "gelu": F.gelu}[layer.then](y)
+
+
+def _name(layer: Layer, shape: Sequence[int]) -> str:
+    if isinstance(layer, Linear):
+        kind = "linear layer"
+    else:
+        height, width = layer.kernel if isinstance(layer, Conv) else layer.kernel_size
+        kind = f"convolution {height}x{width}, stride {layer.stride[0]}, groups {layer.groups},"
+    return f"the {kind} from {'x'.join(map(str, shape[1:]))} to {layer.weight.shape[0]} channels"
+
+
+def _layers(modules: Iterable[nn.Module]) -> list[Layer]:
+    return list(dict.fromkeys(p for m in modules for p in m.modules() if isinstance(p, KINDS)))
+
+
+@contextmanager
+def _recording(layers: list[Layer]) -> Iterator[dict[_Case, Layer]]:
+    """Fills a dict of what is called, with a layer for all that oneDNN cannot tell apart: by `_weights`, shape and
+    strides of the input, and shape of the residual."""
+    cases: dict[_Case, Layer] = {}
+
+    def recorded(layer: Layer) -> Callable[..., Tensor]:
+        run = layer.forward
+
+        def forward(x: Tensor, *residual: Tensor) -> Tensor:
+            added = tuple(residual[0].shape) if residual else None
+            cases.setdefault((_weights(layer), tuple(x.shape), x.stride(), added), layer)
+            return run(x, *residual)
+
+        return forward
+
+    try:
+        for layer in layers:
+            layer.__dict__["forward"] = recorded(layer)
+        yield cases
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
+
+
+def _weights(layer: Layer) -> _Case:
+    """What a layer has in common with those that run by the same kernel."""
+    how = () if isinstance(layer, Linear) else (layer.stride, layer.padding, layer.groups)
+    then = "none" if isinstance(layer, nn.Conv2d) else layer.then
+    return (tuple(layer.weight.shape), layer.weight.is_mkldnn, layer.bias is not None, then, *how)
