@@ -12,6 +12,8 @@ import contextlib
 import json
 import logging
 import time
+from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
@@ -39,8 +41,8 @@ _log = logging.getLogger(__name__)
 class Live:
     """One connection to one session."""
 
-    def __init__(self, socket: WebSocket, work: Work) -> None:
-        self._socket, self._work = socket, work
+    def __init__(self, socket: WebSocket, work: Work, hint_thread: Executor) -> None:
+        self._socket, self._work, self._hint_thread = socket, work, hint_thread
         self._shown: dict[int, NDArray[np.bool_]] = {}
         """What the page has of each object, on the current slice."""
         self._requests: asyncio.Queue[tuple[dict[str, Any], float]] = asyncio.Queue(WAITING)
@@ -141,15 +143,16 @@ class Live:
             if session is None:
                 suggestions = []
             else:  # without the lock: the next click need not wait
-                suggestions = await work.run(session.suggest, 1)
-            if version != work.version:
+                suggestions = await self._hinted(version, lambda: session.suggest(1))
+            if suggestions is None or version != work.version:
                 return
             items = [{"x": s.x, "y": s.y, "positive": s.positive, "score": s.score} for s in suggestions]
             await self._socket.send_json({"type": "suggestions", "seq": seq, "object": number, "items": items})
             if self._uncertainty and session is not None:
-                uncertainty = await work.run(lambda: session.uncertainty)
-                frame = await work.run(lambda: frames.uncertainty_frame(uncertainty, number=number, seq=seq))
-                if version == work.version:
+                frame = await self._hinted(
+                    version, lambda: frames.uncertainty_frame(session.uncertainty, number=number, seq=seq)
+                )
+                if frame is not None and version == work.version:
                     await self._socket.send_bytes(frame)
         except (SessionClosedError, NoImageError):  # the slice or the window changed meanwhile
             _log.debug("suggestions of session %s came too late", work.id)
@@ -157,6 +160,14 @@ class Live:
             _log.debug("suggestions of session %s found nobody: %r", work.id, error)
         except Exception:
             _log.exception("suggestions of session %s failed", work.id)
+
+    async def _hinted(self, version: int, find: Callable[[], Any]) -> Any:
+        """What a function finds, in the one thread for hints; None if by its turn there was a newer click."""
+
+        def unless_stale() -> Any:
+            return find() if version == self._work.version else None
+
+        return await asyncio.get_running_loop().run_in_executor(self._hint_thread, unless_stale)
 
 
 class Lives:
@@ -192,7 +203,7 @@ class Lives:
                 await before.close(TAKEN_OVER, "the session was opened in another place")
         work.connections += 1
         try:
-            await Live(socket, work).run()
+            await Live(socket, work, self._sessions.hint_thread).run()
         except ServeError as error:
             await socket.close(BROKEN, _reason(error))
         except (WebSocketDisconnect, RuntimeError, asyncio.CancelledError) as error:

@@ -66,6 +66,8 @@ class Sessions:
         """Places that are taken otherwise: nnInteractive's leases."""
         self.batches = Batches()
         self.threads = ThreadPoolExecutor(limits.sessions + 4, "activefreq-serve")
+        # one for all: suggestions of many sessions at once must not take the processor from clicks
+        self.hint_thread = ThreadPoolExecutor(1, "activefreq-hints")
         self._works: OrderedDict[str, Work] = OrderedDict()
         self._gone: OrderedDict[str, None] = OrderedDict()
         self._opening: dict[str, asyncio.Lock] = {}
@@ -166,6 +168,7 @@ class Sessions:
             self._works.pop(identity).close()
         self.batches.close()
         self.threads.shutdown()
+        self.hint_thread.shutdown(cancel_futures=True)
 
     # --- inside ---
 

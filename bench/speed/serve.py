@@ -9,6 +9,7 @@ to the frame after the mask was painted.  Times are wall time; on a busy machine
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "examples" / "images" / "ISIC_0014809.jpg"
@@ -67,10 +69,12 @@ def start(journal: Path) -> tuple[subprocess.Popen[str], str]:
     return process, found[1]
 
 
-def places(count: int, seed: int) -> list[tuple[float, float, bool]]:
-    """Clicks of a person who corrects: around the lesion's border, both signs."""
-    rng = random.Random(seed)
-    return [(rng.uniform(40, SIDE - 40), rng.uniform(40, SIDE - 40), rng.random() < 0.6) for _ in range(count)]
+def correction(mask: NDArray[np.bool_], rng: random.Random) -> tuple[float, float, bool]:
+    """A click that disagrees with the mask, so that the network is asked; the first is inside the lesion."""
+    if not mask.any():
+        return 160.5, 230.5, True
+    x, y = rng.randrange(20, SIDE - 20), rng.randrange(20, SIDE - 20)
+    return x + 0.5, y + 0.5, not mask[y, x]
 
 
 def single(url: str, clicks: int) -> dict[str, Any]:
@@ -84,7 +88,9 @@ def single(url: str, clicks: int) -> dict[str, Any]:
         for start in range(0, clicks, 12):  # a new picture each dozen, as people do
             client.begin(PICTURE.read_bytes(), PICTURE.name)
             session.set_image(PICTURE)
-            for x, y, positive in places(12, start):
+            rng = random.Random(start)
+            for _ in range(12):
+                x, y, positive = correction(client.mask(), rng)
                 begin = time.perf_counter()
                 done = client.ask("click", x=x, y=y, positive=positive)
                 served.append((time.perf_counter() - begin) * 1e3)
@@ -110,27 +116,38 @@ def page(url: str, clicks: int) -> dict[str, Any]:
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"), args=flags)
         tab = browser.new_page(viewport={"width": 1280, "height": 800})
+        found: list[list[float]] = []
         for start in range(0, clicks, 12):
             tab.goto(url)
             tab.locator("#file").set_input_files(PICTURE)
             _until(tab, f"document.querySelector('#picture').naturalWidth === {SIDE}")
             box = tab.locator("#picture").bounding_box()
             assert box is not None
-            for n, (x, y, positive) in enumerate(places(12, start), 1):
+            rng = random.Random(start)
+            for n in range(1, 13):
+                x, y, positive = correction(_shown(tab), rng)
                 where = box["x"] + x * box["width"] / SIDE, box["y"] + y * box["height"] / SIDE
                 tab.mouse.click(*where, button="left" if positive else "right")
                 _until(tab, f"performance.getEntriesByName('click-to-paint').length === {n}")
                 time.sleep(0.05)
-            if start == 0:
-                found = []
             found += tab.evaluate(
-                "performance.getEntriesByName('click-to-paint').map(e => [e.duration, e.detail.server])"
+                "performance.getEntriesByName('click-to-paint').map(e => [e.duration, e.detail.drawn, e.detail.server])"
             )
             tab.goto("about:blank")
         browser.close()
-    total, server = (list(column) for column in zip(*found, strict=True))
-    rest = [a - b for a, b in zip(total, server, strict=True)]
-    return {"click_to_paint": spread(total), "transport_and_page": spread(rest)}
+    total, drawn, server = (list(column) for column in zip(*found, strict=True))
+    rest = [a - b for a, b in zip(drawn, server, strict=True)]
+    return {"click_to_paint": spread(total), "click_to_canvas": spread(drawn), "transport_and_page": spread(rest)}
+
+
+def _shown(tab: Any) -> NDArray[np.bool_]:
+    """The mask on the page's canvas."""
+    bits = tab.evaluate(
+        """() => { const c = document.querySelector('#mask'), out = [];
+        const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+        for (let i = 3; i < d.length; i += 4) out.push(d[i] ? 1 : 0); return out.join(''); }"""
+    )
+    return (np.frombuffer(bits.encode(), np.uint8) == ord("1")).reshape(SIDE, SIDE)
 
 
 def _until(tab: Any, test: str) -> None:
@@ -166,7 +183,9 @@ def _clients(url: str, count: int, seconds: float, queue: Any) -> None:
             identity = client.begin(PICTURE.read_bytes(), PICTURE.name)
             ready.wait()
             end = time.perf_counter() + seconds
-            for n, (x, y, positive) in enumerate(places(100_000, seed)):
+            rng = random.Random(seed)
+            for n in itertools.count():
+                x, y, positive = correction(client.mask(), rng)
                 begin = time.perf_counter()
                 if begin > end:
                     break
@@ -204,7 +223,8 @@ def text(report: dict[str, Any]) -> str:
         "in_server": "of which within the server",
         "transport": "of which transport and client",
         "session": "the same click on a session in this process",
-        "click_to_paint": "the page: click to painted pixel",
+        "click_to_paint": "the page: click to the end of the frame with the mask",
+        "click_to_canvas": "the page: click to the mask on the canvas, before the next frame",
         "transport_and_page": "of which transport and page",
     }
     for key, row in {**report["clicks"], **report.get("page", {})}.items():

@@ -141,17 +141,16 @@ function onFrame(data) {
   if (frame.object !== app.painted) compose();
   else if (frame.whole) compose();
   else paint($('mask'), frame.object, frame.box);
-  const start = app.sent.get(frame.seq);
+  const drawn = performance.now(), start = app.sent.get(frame.seq);
   for (const seq of app.sent.keys()) if (seq <= frame.seq) app.sent.delete(seq);
-  requestAnimationFrame(() => {
+  requestAnimationFrame(() => setTimeout(() => {  // after the frame with the mask was painted
     drawOutline();
-    if (start !== undefined) setTimeout(() => {  // after the frame was painted
-      const ms = performance.now() - start;
-      performance.measure('click-to-paint', { start, end: start + ms, detail: { server: frame.ms } });
-      app.latency = ms;
-      numbers();
-    });
-  });
+    if (start === undefined) return;
+    const end = performance.now();
+    performance.measure('click-to-paint', { start, end, detail: { server: frame.ms, drawn: drawn - start } });
+    app.latency = end - start;
+    numbers();
+  }));
 }
 
 // --- painting ---
