@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from activefreq_engine.models import FreqFormer
 
 OPSET = 18
+IR_VERSION = 8
+"""What opset 18 came with; exporters write a newer one, which ONNX Runtime before 1.18 refuses."""
 MANIFEST = "manifest.json"
 
 
@@ -86,6 +88,9 @@ def export_onnx(
     module = copy.deepcopy(module).float().cpu().eval()
     with torch.inference_mode():
         plan = Folded(module, precision="fp32").plan(height, width or height, form="matmul")
+        refine: Any = plan.refine
+        if refine is not None:
+            refine.heads = _convolution(refine.heads)
         halves = _examples(plan, module.config.refine_size)
     folder.mkdir(parents=True, exist_ok=True)
     graphs: dict[str, Any] = {}
@@ -94,6 +99,27 @@ def export_onnx(
     manifest = folder / MANIFEST
     write_file(manifest, (json.dumps(_manifest(name, module, plan, graphs), indent=2) + "\n").encode())
     return [*(folder / g["file"] for g in graphs.values()), manifest]
+
+
+def _convolution(narrow: Any) -> nn.Module:
+    """`layers.NarrowConv` as a plain convolution: its `fold` would be exported as Col2Im, which few runtimes have."""
+    import torch
+    from torch import nn
+
+    outputs, inputs = narrow.bias.numel(), narrow.taps.shape[1]
+    conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+    weight = narrow.taps.unflatten(0, (outputs, 3, 3)).permute(0, 3, 1, 2).flip(2, 3)
+    conv.load_state_dict({"weight": weight, "bias": narrow.bias.flatten()})
+
+    class ChannelsLast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv.requires_grad_(False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x.permute(0, 3, 1, 2))
+
+    return ChannelsLast()
 
 
 _Half = tuple["nn.Module", dict[str, "Tensor"], dict[str, "Tensor"]]
@@ -144,6 +170,7 @@ def _write(half: nn.Module, inputs: dict[str, Tensor], outputs: dict[str, Tensor
     proto = program.model_proto
     for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
         del part.metadata_props[:]  # stack traces, with the paths of this machine
+    proto.ir_version = IR_VERSION
     onnx.checker.check_model(proto)
     content = proto.SerializeToString()
     write_file(path, content)

@@ -146,9 +146,11 @@ def test_the_files_have_standard_operators_and_no_paths(folder: Path, manifest: 
     onnx = pytest.importorskip("onnx")
     for graph in manifest["graphs"].values():
         content = (folder / graph["file"]).read_bytes()
-        nodes = onnx.load_from_string(content).graph.node
+        proto = onnx.load_from_string(content)
+        assert proto.ir_version == 8  # 10 shuts out ONNX Runtime before 1.18
+        nodes = proto.graph.node
         assert {n.domain for n in nodes} == {""}
-        assert not {n.op_type for n in nodes} & {"DFT", "STFT", "Loop", "If"}
+        assert not {n.op_type for n in nodes} & {"DFT", "STFT", "Loop", "If", "Col2Im"}
         assert b".py" not in content
 
 

@@ -21,7 +21,6 @@ from activefreq_engine.errors import (
     ClickCancelledError,
     InvalidArgumentError,
     InvalidClickError,
-    InvalidImageError,
     InvalidMaskError,
     NoImageError,
     SessionBusyError,
