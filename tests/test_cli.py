@@ -181,13 +181,12 @@ def test_the_process_prints_no_traceback(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
+def photos(tmp_path: Path, rng: np.random.Generator) -> Path:
     folder = tmp_path / "photos"
     folder.mkdir()
     for name in ("a.png", "b.png", "c.JPG"):
-        Image.fromarray(np.random.default_rng().integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)).save(
-            folder / name
-        )
+        pixels = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
     (folder / ".hidden.png").write_bytes(b"")
     (folder / "notes.txt").write_text("no picture")
     return folder
