@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -128,19 +127,28 @@ class DeviceSteps:
             frozen (bool): whether BatchNorm's statistics stay.
             share (float): of the new weights in the averaged ones.
         """
-        with torch.cuda.stream(self.stream) if self.stream else nullcontext():
-            if size not in self.batches:
-                self.batches[size] = Batch(self.config.batch, size, self.slots, self.device)
-            batch = self.batches[size]
-            for value, number in ((self.lr, lr), (self.share, share), (self.first, step * self.config.batch)):
-                value.fill_(number)
-            self._run(("sample", size), lambda: self._sample(batch, size))
-            if iterations:
-                self._run(("encode", size), lambda: self._encode(batch))
-            for _ in range(iterations):
-                self._run(("click", size), lambda: self._click(batch))
-            self._run(("learn", size, frozen), lambda: self._learn(batch, frozen))
-            return batch.loss.clone()
+        if self.stream is None:
+            return self._step(step, size, iterations, lr, frozen, share)
+        around = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(around)
+        with torch.cuda.stream(self.stream):
+            loss = self._step(step, size, iterations, lr, frozen, share)
+        around.wait_stream(self.stream)  # who reads the loss or the weights there finds them written
+        return loss
+
+    def _step(self, step: int, size: int, iterations: int, lr: float, frozen: bool, share: float) -> Tensor:
+        if size not in self.batches:
+            self.batches[size] = Batch(self.config.batch, size, self.slots, self.device)
+        batch = self.batches[size]
+        for value, number in ((self.lr, lr), (self.share, share), (self.first, step * self.config.batch)):
+            value.fill_(number)
+        self._run(("sample", size), lambda: self._sample(batch, size))
+        if iterations:
+            self._run(("encode", size), lambda: self._encode(batch))
+        for _ in range(iterations):
+            self._run(("click", size), lambda: self._click(batch))
+        self._run(("learn", size, frozen), lambda: self._learn(batch, frozen))
+        return batch.loss.clone()
 
     def settle(self) -> int:
         """Wait until all steps are done; the number of updates that were left out for a gradient that is not finite."""
