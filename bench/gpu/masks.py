@@ -22,8 +22,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from activefreq_engine import Engine
+from activefreq_engine.conventions import SLOTS
 from activefreq_engine.runtime.engine import SIZES, StepRequest
-from activefreq_engine.session.zoom import SLOTS, network_shape
+from activefreq_engine.session.zoom import network_shape
 from bench.tools import rows
 from bench.tools.machine import Machine
 

@@ -13,7 +13,9 @@ from activefreq_engine.kernels import triton_support
 from activefreq_engine.kernels.freq_module import LARGEST_TF32
 
 from activefreq_engine.models.mit import MIT_SPECS
-from bench.tools.shapes import every_map
+from activefreq_engine.runtime import verify
+from activefreq_engine.runtime.engine import SIZES
+from bench.tools.shapes import every_map, network_shapes
 
 ROOT = Path(__file__).parents[2]
 QUICK_ARCHITECTURES = (80, 90)
@@ -105,6 +107,8 @@ def test_every_map_of_a_plan_is_in_a_class_that_is_compiled(gate):
     for map_ in every_map(channels):
         assert (gate.class_of(map_), "fp16") in compiled, map_
         assert ((gate.class_of(map_), "tf32x3") in compiled) == (max(map_) <= LARGEST_TF32), map_
+    for size in SIZES:
+        assert network_shapes(size) == sorted(verify.network_shapes(size)), "what is verified is another set"
     wide = {(80, 96), (40, 48), (20, 24), (10, 12), (48, 64), (64, 12), (12, 2), (1, 12)}
     assert wide <= {map_[1:] for map_ in every_map(channels)}, "shapes are missing"
 
