@@ -181,7 +181,8 @@ def configurations() -> Iterator[Configuration]:
     yield freq((16, 32, 32), "tf32", "of fp32 maps")
     yield freq((16, 64, 64), "fp16", "of fp32 maps, k7", kernel=7)
     yield freq((5, 31, 45), "fp16", "odd")
-    yield freq((128, 128, 128), "fp16", "largest")
+    for size in ((64, 128, 128), (128, 64, 64)):
+        yield freq(size, "fp16", "largest", dtype=torch.float16, last=True, residual=True)
     yield freq((64, 64, 64), "tf32x3", "largest")
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         name = f"mask_output 64x64 to 256x256 {dtype}".replace("torch.", "")

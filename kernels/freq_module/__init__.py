@@ -27,6 +27,9 @@ LARGEST = 128
 LARGEST_TF32 = 64
 """The same for the fp32 operand modes: above it they do not fit into registers and shared memory."""
 
+LARGEST_BOTH = 64
+"""C' and a side of the map may not both be larger: together they leave too few registers.  No encoder has that."""
+
 
 def freq_module(
     x: Tensor,
@@ -173,6 +176,8 @@ def _verify_triton(*parameters: Any, size: tuple[int, int] = (1, 1), precision: 
     channels = filter_hw.shape[0]
     if max(channels, h, w) > largest:
         return False, f"C' = {channels} on {h}x{w} maps; in {precision} each is offered up to {largest}"
+    if min(channels, max(h, w)) > LARGEST_BOTH:
+        return False, f"C' = {channels} on {h}x{w} maps; C' or the sides must be {LARGEST_BOTH} or less"
     return True, ""
 
 

@@ -114,6 +114,21 @@ def test_every_map_of_a_plan_is_in_a_class_that_is_compiled(gate):
 
 
 @needs_triton
+def test_the_recorded_table_holds_what_ships_and_nothing_else(gate):
+    """On Hopper for the oldest Triton and a newer one; of other architectures what has been recorded."""
+    table, proven = gate.read_table(), gate.read_proven()
+    recorded = {(r.triton, r.arch) for r in table}
+    assert ("3.6.0", 90) in recorded
+    assert sum(arch == 90 for _, arch in recorded) >= 2
+    configurations = list(gate.configurations())
+    for configuration in configurations:
+        rows = [r for r in table if r.configuration == configuration.name]
+        assert {(r.triton, r.arch) for r in rows} == recorded, configuration.name
+        assert [gate.faults(configuration, r, proven) for r in rows] == [[]] * len(rows)
+    assert {r.configuration for r in table} == {c.name for c in configurations}
+
+
+@needs_triton
 def test_the_limits_can_be_broken(gate, monkeypatch, tmp_path):
     good = gate.Resources("some kernel", 80, "9.9.9", 4, 128, 0, 0, 20480, 76, 0, 0, 1720)
     plain = gate.Configuration(good.configuration, None, multiplies=True)

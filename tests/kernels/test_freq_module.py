@@ -217,12 +217,13 @@ def triton_verdict(cq, h, w, precision="fp16", dtype=torch.complex64):
 
 def test_sizes_that_triton_is_offered_for(monkeypatch):
     monkeypatch.setattr(triton_support, "available", lambda: (True, ""))
-    for size in ((1, 1, 1), (128, 128, 128), (5, 31, 45)):
+    for size in ((1, 1, 1), (64, 128, 128), (128, 64, 64), (5, 31, 45)):
         assert triton_verdict(*size) == (True, "")
     assert triton_verdict(64, 64, 64, "tf32x3") == (True, "")
     assert triton_verdict(8, 129, 16) == (False, "C' = 8 on 129x16 maps; in fp16 each is offered up to 128")
     assert triton_verdict(129, 8, 16)[0] is False
     assert triton_verdict(8, 16, 65, "tf32x3") == (False, "C' = 8 on 16x65 maps; in tf32x3 each is offered up to 64")
+    assert triton_verdict(65, 8, 65) == (False, "C' = 65 on 8x65 maps; C' or the sides must be 64 or less")
     assert "complex128" in triton_verdict(8, 16, 16, dtype=torch.complex128)[1]
 
 
