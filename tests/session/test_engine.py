@@ -240,4 +240,3 @@ def test_other_sizes_are_refused(size):
     for make in (Engine, Engine.shared):
         with pytest.raises(InvalidArgumentError, match="size"):
             make(SquareModel(), size=size)
-

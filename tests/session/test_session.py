@@ -1,4 +1,6 @@
+import copy
 import json
+import pickle
 import subprocess
 import sys
 import threading
@@ -12,6 +14,7 @@ import activefreq_engine
 from activefreq_engine import (
     ActiveFreqError,
     Click,
+    ClickCancelledError,
     Engine,
     InvalidArgumentError,
     InvalidClickError,
@@ -858,6 +861,131 @@ def test_sessions_do_not_disturb_each_other(engine, rng):
     mask = a.mask.copy()
     fresh(engine, random_image(rng, 50, 70), [Click(60, 6, True)])
     assert np.array_equal(a.mask, mask)
+
+
+@pytest.fixture
+def held(session, monkeypatch):
+    """A click that another thread has under way, and what lets it go on."""
+    started, proceed = threading.Event(), threading.Event()
+    run, outcome = session._engine.run, []
+
+    def slow(requests, watch):
+        started.set()
+        assert proceed.wait(20)
+        return run(requests, watch)
+
+    def click():
+        try:
+            outcome.append(session.click(5, 6))
+        except ActiveFreqError as error:
+            outcome.append(error)
+
+    monkeypatch.setattr(session._engine, "run", slow)
+    worker = threading.Thread(target=click)
+    worker.start()
+    assert started.wait(20)
+    yield proceed, outcome
+    proceed.set()
+    worker.join()
+
+
+def test_a_click_is_cancelled(session, held):
+    proceed, outcome = held
+    assert session.cancel()
+    proceed.set()
+    while session._lock.locked():
+        time.sleep(0.001)
+    time.sleep(0.05)
+    assert isinstance(outcome[0], ClickCancelledError)
+    assert session.clicks == ()
+    assert session.cancel() is False  # nothing is under way
+    session.click(5, 6)
+    assert len(session.clicks) == 1
+
+
+def test_a_call_waits_for_its_turn(session, held):
+    proceed, _ = held
+    with pytest.raises(SessionBusyError):
+        session.undo()
+    session._wait = 0.05
+    start = time.monotonic()
+    with pytest.raises(SessionBusyError):
+        session.undo()
+    assert time.monotonic() - start >= 0.05
+    session._wait = 20.0
+    threading.Timer(0.1, proceed.set).start()
+    assert session.undo()  # of the click it waited for
+    assert session.clicks == ()
+
+
+def test_wait_is_checked(engine):
+    assert Session(engine=engine, wait=float("inf"))._wait == float("inf")
+    for bad in (-1, float("nan"), "1", None, True):
+        with pytest.raises(InvalidArgumentError, match="wait"):
+            Session(engine=engine, wait=bad)
+
+
+def test_the_end_of_a_with_block_waits_for_a_click(session, held):
+    proceed, outcome = held
+    threading.Timer(0.1, proceed.set).start()
+    session.__exit__()
+    time.sleep(0.05)
+    assert outcome[0].clicks == 1
+    with pytest.raises(SessionClosedError):
+        session.click(1, 1)
+
+
+def test_copies_are_refused_in_words(session):
+    for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(InvalidArgumentError, match="state_dict"):
+            attempt(session)
+
+
+def test_states_name_the_weights(engine, rng):
+    image = random_image(rng, 50, 70)
+    state = json.loads(json.dumps(fresh(engine, image, [Click(5, 6, True)]).state_dict()))
+    assert state["settings"]["weights"] == engine.weights
+    state["settings"]["weights"] = "0" * 64
+    with pytest.raises(SessionStateError, match="other weights"):
+        Session.restore(state, image, engine=engine)
+    del state["settings"]["weights"]  # as older packages wrote them
+    assert Session.restore(state, image, engine=engine).clicks == (Click(5.0, 6.0, True),)
+
+
+def test_reading_beside_changes_sees_one_moment(engine, rng):
+    """Every state that a second thread reads is one that there was."""
+    s = fresh(engine, random_image(rng, 50, 70), [Click(10, 10, True), Click(60, 40, True), Click(20, 40, True)])
+    whole, stop, bad = [e["x"] for e in s.state_dict()["objects"][0]["steps"]], threading.Event(), []
+
+    def read():
+        while not stop.is_set():
+            steps = s.state_dict()["objects"][0]
+            if [e["x"] for e in steps["steps"]] != whole or steps["done"] > len(whole):
+                bad.append(steps)
+
+    def labels():
+        while not stop.is_set():
+            try:
+                other.labels  # noqa: B018
+            except ActiveFreqError as error:
+                bad.append(error)
+
+    other = fresh(engine, random_image(rng, 10, 12), [])
+    threads = [threading.Thread(target=read), threading.Thread(target=labels)]
+    for t in threads:
+        t.start()
+    images = [random_image(rng, 10, 12), random_image(rng, 8, 20)]
+    for i in range(200):
+        for _ in range(3):
+            s.undo()
+        for _ in range(3):
+            s.redo()
+        other.set_image(images[i % 2])
+        other.load_mask(np.ones(other.shape, bool))
+    stop.set()
+    for t in threads:
+        t.join()
+    assert not bad
 
 
 def test_busy(session, monkeypatch):
