@@ -4,6 +4,8 @@
 #   make test-browser  the page under mouse, keyboard and touch, in Chromium
 #   make test-kills    the server killed 100 times in the middle of work: nothing may be lost
 #   make test-slow the checks that take many minutes: planted bugs, every kernel configuration
+#   make fuzz      hostile input at every door, FUZZ_EXAMPLES (12500) for each of eight; the tests draw 60
+#   make soak      a million clicks beside each other: memory, handles, threads and latency must stay flat
 #   make lint      ruff and mypy
 #   make docs      these pages and the reference as a site, in build/site; any warning fails it
 #   make bench     the latency tests, beside their references and the last committed result
@@ -22,7 +24,7 @@ ifeq ($(filter $(TORCH),cpu cuda12 cuda13),)
 $(error TORCH=$(TORCH) is not known: use TORCH=cpu, TORCH=cuda12 or TORCH=cuda13)
 endif
 
-.PHONY: install demo test test-browser test-kills test-slow lint docs layout bench clean
+.PHONY: install demo test test-browser test-kills test-slow lint docs layout bench fuzz soak clean
 
 install: $(INSTALLED)
 
@@ -85,6 +87,13 @@ bench: $(INSTALLED)
 	@mkdir -p out && rm -f out/latency.json
 	@$(BIN)/python -m pytest --benchmark --benchmark-quiet --benchmark-json=out/latency.json; status=$$?; \
 	  test ! -s out/latency.json || $(BIN)/python -m bench.speed.compare out/latency.json; exit $$status
+
+fuzz: $(INSTALLED)
+	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),12500) $(BIN)/python -m pytest tests/session/test_hostile.py
+
+# SOAK="--clicks 20000 --answered 2000" makes it short
+soak: $(INSTALLED)
+	$(BIN)/python -m bench.speed.soak $(SOAK)
 
 clean:
 	rm -rf .venv build out
