@@ -35,6 +35,7 @@ from activefreq_engine.runtime.executor import executor_for
 from activefreq_engine.runtime.levels import Found
 from activefreq_engine.runtime.modules import ClickModel, Modules
 from activefreq_engine.runtime.plan import PRECISIONS
+from activefreq_engine.runtime.plan.on_cpu import CpuPlans
 from activefreq_engine.runtime.timing import Stopwatch
 
 SIZES = (256, 384, 448, 512)
@@ -135,6 +136,7 @@ class Engine:
         self._executor = executor_for(module, self.name, self.device, precision, plan=plan, graph=graph)
         self.precision = self._executor.precision
         self._lock = threading.Lock()
+        self._ready: set[tuple[int, int]] = set()
 
     @classmethod
     def shared(
@@ -242,6 +244,17 @@ class Engine:
         if self.refine_size is not None:
             side = self.refine_size
             self.refine([RefineRequest(answer.coarse, (0, 0, w, h), np.zeros((side, side, 3), np.uint8), none)])
+
+    def get_ready(self, height: int, width: int) -> None:
+        """Pay the one-time costs of a network shape on a CPU, if they were not paid: oneDNN compiles some 60 kernels,
+        which takes several times as long as a click.  On CUDA they are seconds; there `warmup` is for who asks.
+
+        Args:
+            height, width (int): network grid, multiples of 32.
+        """
+        if isinstance(self._executor, CpuPlans) and (height, width) not in self._ready:
+            self.warmup(height, width)
+            self._ready.add((height, width))
 
     def _features(self, group: list[StepRequest], watch: Stopwatch | None) -> list[Any]:
         """Features of each request: those it brought, else computed in one batch."""

@@ -168,13 +168,18 @@ def _box(value: Any, where: str) -> Box:
 
 
 def _from_csv(path: Path, text: str) -> dict[str, Prompts]:
-    head = text.partition("\n")[0]
-    rows = csv.DictReader(io.StringIO(text), delimiter=";" if ";" in head and "," not in head else ",")
-    names = [(n or "").strip().lower() for n in rows.fieldnames or []]
+    lines = io.StringIO(text, newline=None)  # ends of lines as any system writes them
+    head = lines.readline()
+    lines.seek(0)
+    rows = csv.DictReader(lines, delimiter=";" if ";" in head and "," not in head else ",")
+    try:
+        names = [(n or "").strip().lower() for n in rows.fieldnames or []]
+    except csv.Error as error:
+        raise InvalidArgumentError(f"{path}, line 1: {error}") from error
     if "image" not in names or not ({"x", "y"} <= set(names) or {"x0", "y0", "x1", "y1"} <= set(names)):
         raise InvalidArgumentError(
-            f"{path} has the columns {', '.join(names) or 'none'}; expected image, x, y and, if wanted, positive; "
-            "image, x0, y0, x1, y1 for boxes"
+            f"{path} has the columns {', '.join(names)[:200] or 'none'}; expected image, x, y and, if wanted, "
+            "positive; image, x0, y0, x1, y1 for boxes"
         )
     rows.fieldnames = names
     found: dict[str, Prompts] = {}

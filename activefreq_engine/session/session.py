@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
@@ -22,6 +23,7 @@ from activefreq_engine.errors import (
     InvalidArgumentError,
     InvalidClickError,
     InvalidMaskError,
+    MemoryShortageError,
     NoImageError,
     SessionBusyError,
     SessionClosedError,
@@ -31,6 +33,7 @@ from activefreq_engine.images import MAX_PIXELS, Window, check_window, image_dig
 from activefreq_engine.models import list_models
 from activefreq_engine.runtime.engine import Engine
 from activefreq_engine.runtime.timing import Stopwatch
+from activefreq_engine.runtime.verify import network_shapes
 from activefreq_engine.session import boxes
 from activefreq_engine.session.canvas import PackedMask, changed_bbox
 from activefreq_engine.session.click import Outcome, advance, loaded_step
@@ -39,6 +42,7 @@ from activefreq_engine.session.state import SavedClicks
 from activefreq_engine.session.state import dump as dump_state
 from activefreq_engine.session.state import parse as parse_state
 from activefreq_engine.session.suggest import propose
+from activefreq_engine.session.zoom import network_shape
 from activefreq_engine.types import Box, Click, ClickResult, Suggestion
 
 if TYPE_CHECKING:
@@ -143,6 +147,9 @@ class Session:
     ) -> None:
         """Start on an image; everything about the one before is forgotten.
 
+        On a CPU the first image of a new shape also has the engine made ready for it, so that the first click does not
+        take several times as long as later ones; `warmup` does so for every shape.
+
         Args:
             image: a path, the bytes of a file, a file object, a PIL image, or an array or tensor `[H, W]`, `[H, W, 1]`,
                 `[H, W, 3]` or `[H, W, 4]` of uint8, other integers or floats.  `load_image` says how each is read.
@@ -160,7 +167,22 @@ class Session:
             self._engine_in_use()
             window = None if window is None else check_window(window)
             pixels = load_image(image, window=window, copy=copy, max_pixels=max_pixels, alpha=alpha, bgr=bgr)
-            self._scene = Scene.of(Picture(pixels, window, self._settings))
+            scene = Scene.of(Picture(pixels, window, self._settings))
+            engine = self._engine_in_use()
+            with contextlib.suppress(MemoryShortageError):  # which the click will tell, if it lasts
+                engine.get_ready(*network_shape(scene.picture.bounds, engine.size))
+            self._scene = scene
+
+    def warmup(self) -> None:
+        """Make the engine ready for every shape of region that a click may look at, so that none takes longer than the
+        others.  Once for each engine; it takes seconds on a CPU and may take a minute on a GPU.
+
+        Raises:
+            MemoryShortageError: there is not enough memory.
+        """
+        engine = self._engine_in_use()
+        for height, width in network_shapes(engine.size):
+            engine.warmup(height, width)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -240,3 +240,17 @@ def test_other_sizes_are_refused(size):
     for make in (Engine, Engine.shared):
         with pytest.raises(InvalidArgumentError, match="size"):
             make(SquareModel(), size=size)
+
+
+def test_an_image_of_a_new_shape_has_the_engine_made_ready(monkeypatch):
+    engine = Engine(device="cpu")
+    session = Session(engine=engine)
+    session.set_image(np.zeros((100, 300), np.uint8))
+    assert engine._ready == {(96, 256)}
+    warmed = []
+    monkeypatch.setattr(engine, "warmup", lambda *shape: warmed.append(shape))
+    session.set_image(np.zeros((99, 299), np.uint8))
+    assert warmed == []
+    session.warmup()
+    assert len(warmed) == len(set(warmed)) == 15
+    assert (256, 256) in warmed

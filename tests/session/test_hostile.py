@@ -216,6 +216,8 @@ def test_pictures(content, changes):
 @example("c.json", '{"a": {"clicks": [[1, 1e999]]}}')
 @example("c.csv", "image,x,y\na,1,2,3\n")
 @example("c.csv", 'image,x,y\na,"1\n')
+@example("c.csv", "\r0")
+@example("c.csv", "image,x,y\ra,1,2\r")
 @example("c.csv", "image,x0,y0,x1,y1\na,nan,1,2,3\n")
 def test_files_of_clicks(name, text):
     found = holds(lambda: read_prompts(Path(name), text))
