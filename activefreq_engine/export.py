@@ -171,6 +171,7 @@ def _write(half: nn.Module, inputs: dict[str, Tensor], outputs: dict[str, Tensor
     for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
         del part.metadata_props[:]  # stack traces, with the paths of this machine
     proto.ir_version = IR_VERSION
+    _add_zero_bias(proto)
     onnx.checker.check_model(proto)
     content = proto.SerializeToString()
     write_file(path, content)
@@ -180,6 +181,21 @@ def _write(half: nn.Module, inputs: dict[str, Tensor], outputs: dict[str, Tensor
         "inputs": [{"name": name, "shape": list(t.shape), "dtype": "float32"} for name, t in inputs.items()],
         "outputs": [{"name": name, "shape": list(t.shape), "dtype": "float32"} for name, t in outputs.items()],
     }
+
+
+def _add_zero_bias(proto: Any) -> None:
+    """Give every LayerNormalization its optional bias: ONNX Runtime 1.15 looks for it while it fuses, and dies."""
+    from onnx import numpy_helper
+
+    tensors = {t.name: t for t in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type == "LayerNormalization" and len(node.input) == 2:
+            scale = numpy_helper.to_array(tensors[node.input[1]])
+            name = f"zero_bias_{len(scale)}"
+            if name not in tensors:
+                tensors[name] = numpy_helper.from_array(0 * scale, name)
+                proto.graph.initializer.append(tensors[name])
+            node.input.append(name)
 
 
 @contextlib.contextmanager
