@@ -251,17 +251,6 @@ def _judge(device: torch.device, questions: dict[str, Question], anew: bool) -> 
     return found
 
 
-def keep(questions: Sequence[Question]) -> None:
-    """Keep the answers to questions that have been judged as if they had been asked together: who asks for just these
-    finds them on the disk, and has not to pay for a trial.
-
-    Raises:
-        KeyError: one of them has not been judged in this process.
-    """
-    for device in dict.fromkeys(q.device for q in questions):
-        _write(device, {q.key: _known[device, q.key] for q in questions if q.device == device})
-
-
 def findings(device: torch.device) -> list[Finding]:
     """What this process has asked about a device so far."""
     return [f for (where, _), f in list(_known.items()) if where == device]

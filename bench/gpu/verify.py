@@ -15,14 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from activefreq_engine.kernels import dispatch, verification
+from activefreq_engine.kernels import verification
 from activefreq_engine.kernels.verification import Question
 from tqdm import tqdm
 
-from activefreq_engine.models import create_model
 from activefreq_engine.runtime import verify
 from activefreq_engine.runtime.engine import SIZES
-from activefreq_engine.runtime.plan import Folded
 from bench.gpu.ops import interpret
 from bench.tools import rows
 from bench.tools.machine import Machine
@@ -49,26 +47,19 @@ def main() -> None:
     about = Machine(device.type).describe()
     verification.PROCESSES = max(verification.PROCESSES, min(16, len(os.sched_getaffinity(0))))
     sizes = sorted(SIZES, key=lambda size: (size != FIRST, size))
-    together: list[list[Question]] = []  # what a plan of one network shape asks
+    asked: list[Question] = []
     for size in sizes[:1] if dry else sizes:
         for precision in ("auto",) if dry else ("fp16", "fp32"):
-            folded = Folded(create_model("freqformer_b0").to(device).eval(), device, precision, pack=True)
             shapes = [(64, 32)] if dry else verify.network_shapes(size)
-            together += [folded.questions(*shape) for shape in shapes]
-    every = {q.key: q for group in (dispatch.samples(device), *together) for q in group}
-    questions, found, tried = list(every.values()), [], set()
+            asked += verify.questions(device, shapes, precision=precision)
+    questions, found = list({q.key: q for q in asked}.values()), []
     for start in tqdm(range(0, len(questions), AT_ONCE), desc="verify", unit=f"{AT_ONCE} kernels"):
         if time.monotonic() > deadline:
             break
-        asked = questions[start : start + AT_ONCE]
-        for finding in verification.judge(asked, anew=True):
+        for finding in verification.judge(questions[start : start + AT_ONCE], anew=True):
             row = {k: v for k, v in asdict(finding).items() if k not in ("environment", "device", "source")}
             found.append({"key": f"{finding.op} {finding.backend} {finding.size} {finding.dtype}", **row})
         rows.write(arguments.out / "verify.csv", found, about, replace="key")
-        tried |= {q.key for q in asked}
-        for group in [g for g in together if all(q.key in tried for q in g)]:
-            verification.keep(group)
-            together.remove(group)
     wrong = [row for row in found if not row["ok"]]
     for row in wrong:
         print(f"WRONG {row['key']}: {row['reason']}")

@@ -12,7 +12,7 @@ from activefreq_engine.kernels import dispatch, verification
 
 from activefreq_engine import Engine
 from activefreq_engine.cli import main
-from activefreq_engine.errors import ActiveFreqError
+from activefreq_engine.errors import ActiveFreqError, MemoryShortageError
 from activefreq_engine.runtime import verify
 from activefreq_engine.runtime.engine import StepRequest
 from activefreq_engine.runtime.plan import Folded, layers, trial
@@ -46,7 +46,7 @@ PLANTS = {
     "wrong": lambda y: y * 1.1,
     "NaN": lambda y: y * math.nan,
     "raises": lambda y: y.view(-1, 7, 11, 13),
-    "reads memory that nobody wrote": lambda y: y + 0 * torch.empty_like(y),
+    "reads memory that nobody wrote": lambda y: y + 0 * torch.stack([torch.empty_like(y) for _ in range(9)]).sum(0),
 }
 
 
@@ -110,6 +110,17 @@ def test_info_shows_what_is_not_used_and_tries_all_again(monkeypatch, capsys):
     assert main(["info"]) == 0
     text = capsys.readouterr().out
     assert "not used: its error in the convolution" in text
+
+
+def test_a_shortage_of_memory_is_no_verdict(model, rng, monkeypatch):
+    asked = request(rng, 64, 32)
+    engine = Engine(model, device="cpu", precision="bf16")
+    with monkeypatch.context() as short:
+        short.setattr(trial, "fill_freed_memory", lambda *_: torch.empty(1 << 60))
+        with pytest.raises(MemoryShortageError):
+            engine.run([asked])
+    assert np.isfinite(step(engine, asked)).all()
+    assert {f.ok for f in verification.findings(CPU)} == {True}
 
 
 def test_what_is_right_says_nothing(model, caplog):

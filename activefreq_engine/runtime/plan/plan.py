@@ -190,6 +190,7 @@ class Folded:
 
         Raises:
             InvalidArgumentError: a side is not a positive multiple of 32, or above 4096.
+            MemoryError: there is too little memory to try the plan's layers, see `trial`.
         """
         for name, side in (("height", height), ("width", width)):
             if not 0 < side <= MOST_SIDE or side % STRIDE:
@@ -197,14 +198,15 @@ class Folded:
         if form == "auto":
             verification.judge(self._kernel_questions(height, width))  # together: it may take another process
         plan = self._plan(height, width, form)
-        if not all(finding.ok for finding in verification.judge(self._layer_questions(plan))):
-            return self._in_float32().plan(height, width, form)
-        return plan
+        findings = verification.judge(self._layer_questions(plan))
+        if not all(f.lasting for f in findings):  # so that the next click asks again
+            raise MemoryError("memory was short when the layers of a plan were tried")
+        return plan if all(f.ok for f in findings) else self._in_float32().plan(height, width, form)
 
     def questions(self, height: int, width: int) -> list[Question]:
         """What the plan for a network shape asks of `kernels.verification`."""
-        plan = self._plan(height, width, "fft")
-        return self._kernel_questions(height, width) + self._layer_questions(plan)
+        layers = self._layer_questions(self._plan(height, width, "fft")) if self.device.type == "cpu" else []
+        return self._kernel_questions(height, width) + layers
 
     def _plan(self, height: int, width: int, form: Form) -> Plan:
         sizes = [(height // stride, width // stride) for stride in self._strides]

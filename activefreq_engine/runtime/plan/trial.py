@@ -73,15 +73,17 @@ def _check(layers: list[Layer], run: Callable[[], Any]) -> Iterator[Part]:
         arguments = (x,) if added is None else (x, _random(added, numbers).to(dtype))
         expected = _reference(layer, *arguments)
         layer(*(torch.full_like(t, float("nan")) for t in arguments))  # leaves NaN in what oneDNN keeps for itself
-        fill_freed_memory(expected.nbytes)
+        fill_freed_memory(expected.nbytes, expected.nbytes // 2, x.nbytes)
         got = layer(*arguments).float()
         yield Part(_name(layer, shape), float((got - expected).norm() / expected.norm()), TOLERANCE[dtype])
 
 
-def fill_freed_memory(least: int = 0) -> None:
-    """Leave NaN, of any type, in memory that is free and will be handed out next, `least` bytes of it or more."""
-    sizes = (least + (1 << 20), *[1 << 16] * 8, *[1 << 12] * 8)
-    kept = [torch.full((size,), 255, dtype=torch.uint8) for size in sizes]
+def fill_freed_memory(*sizes: int) -> None:
+    """Leave NaN, of any type, in free memory that will be handed out next: in many blocks of these sizes in bytes, and
+    of others, since a freed block is given first to what asks for its size."""
+    blocks = {size: max(2, min(64, (1 << 20) // size)) for size in (*sizes, 1 << 12, 1 << 16) if size}
+    kept = [torch.full((size,), 255, dtype=torch.uint8) for size, count in blocks.items() for _ in range(count)]
+    kept.append(torch.full((max(sizes, default=0) + (1 << 20),), 255, dtype=torch.uint8))
     del kept
 
 
