@@ -48,6 +48,7 @@ def engine():
 
 def test_prepare_runs_once_for_each_image_and_region(engine, monkeypatch, rng):
     """Not at a click in a known region, not at undo or redo, not for another object in the same region."""
+    engine.get_ready(192, 256)  # as the first image of this shape would have it done
     calls = []
     forward = PrepareModule.forward
     monkeypatch.setattr(PrepareModule, "forward", lambda self, image: calls.append(image.shape) or forward(self, image))
