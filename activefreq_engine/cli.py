@@ -137,7 +137,10 @@ def _options(
 def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
     verify: Annotated[
-        bool, typer.Option(help="Try every compiled kernel beside its reference, anew; exit code 1 if one is wrong.")
+        bool,
+        typer.Option(
+            "--verify", help="Try every compiled kernel beside its reference, anew; exit code 1 if one is wrong."
+        ),
     ] = False,
     size: Annotated[list[int] | None, typer.Option(help="With --verify: network sizes; all without it.")] = None,
 ) -> None:
