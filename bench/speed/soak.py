@@ -73,14 +73,16 @@ class Worker:
     def __init__(self, number: int, engine: Engine, stand_in: Engine, share: float, sessions: int) -> None:
         self._rng = np.random.default_rng(number)
         self._engines, self._share = (engine, stand_in), share
-        self._sessions = [(self._opened(Session(engine=e)), e) for e in self._engines for _ in range(sessions // 2)]
+        self._sessions = [self._opened(e) for e in self._engines for _ in range(sessions // 2)]
         self.times: dict[bool, list[float]] = {True: [], False: []}
 
-    def _opened(self, session: Session) -> Session:
+    def _opened(self, engine: Engine) -> tuple[Session, Engine, np.ndarray]:
+        """A new session on a new picture, and both of what it was made from."""
         height, width = self._rng.integers(64, 900, 2)
-        self._image = self._rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        session.set_image(self._image, copy=False)
-        return session
+        image = self._rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        session = Session(engine=engine)
+        session.set_image(image, copy=False)
+        return session, engine, image
 
     def work(self, clicks: int) -> None:
         """So many clicks, and what people do between them."""
@@ -88,7 +90,7 @@ class Worker:
         for _ in range(clicks):
             answered = self._rng.random() < self._share
             index = int(self._rng.integers(half)) + (0 if answered else half)
-            session, _engine = self._sessions[index]
+            session, _, _ = self._sessions[index]
             height, width = session.shape
             x, y = int(self._rng.integers(width)), int(self._rng.integers(height))
             start = perf_counter()
@@ -97,7 +99,7 @@ class Worker:
             self._between(index)
 
     def _between(self, index: int) -> None:
-        session, engine = self._sessions[index]
+        session, engine, image = self._sessions[index]
         height, width = session.shape
         what = self._rng.random()
         if what < 0.1:
@@ -122,10 +124,10 @@ class Worker:
         steps = sum(len(o["steps"]) for o in session.state_dict()["objects"]) if what > 0.98 else 0
         if steps > STEPS:
             session.close()
-            self._sessions[index] = self._opened(Session(engine=engine)), engine
+            self._sessions[index] = self._opened(engine)
         elif what > 0.999 and steps < 20:
             state = json.loads(json.dumps(session.state_dict()))
-            self._sessions[index] = Session.restore(state, session._opened().picture.image, engine=engine), engine
+            self._sessions[index] = Session.restore(state, image, engine=engine), engine, image
 
 
 def soak(clicks: int, answered: int, samples: int) -> list[dict[str, Any]]:
