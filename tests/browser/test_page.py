@@ -170,7 +170,9 @@ def test_objects_and_reload(new_page: Callable[..., Any], served: Served, file: 
 def test_keyboard_alone(new_page: Callable[..., Any], served: Served, file: Path) -> None:
     page = new_page()
     page.goto(served.url)
+    until(page, "document.querySelector('#link').textContent === 'ready'")
     page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "open"
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Enter")
     chooser.value.set_files(file)
