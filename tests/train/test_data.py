@@ -235,7 +235,7 @@ def test_image_and_label_stay_aligned(monkeypatch: pytest.MonkeyPatch, rng: np.r
     """An image whose colour is its mask: after any crop the colour must still say what the label says."""
     plain(monkeypatch)
     checked = 0
-    for trial in range(60):
+    for trial in range(240):
         h, w = int(rng.integers(90, 250)), int(rng.integers(90, 250))
         mask = disk(h, w, w * rng.uniform(0.2, 0.8), h * rng.uniform(0.2, 0.8), rng.uniform(15, 40)).astype(np.uint8)
         crop = random_crop(np.repeat(mask[..., None] * 255, 3, 2), mask, (64, 128)[trial % 2], rng)
