@@ -18,3 +18,9 @@ STRIDE = 32
 
 MIOU_CLICKS = (1, 2, 3, 5, 10, 20)
 """After these clicks the protocol reports the mean IoU."""
+
+
+def network_shapes(size: int) -> list[tuple[int, int]]:
+    """(height, width) of every network input that an engine of this size may see, the square first."""
+    sides = range(size, 0, -STRIDE)
+    return [(size, size), *(shape for side in sides if side < size for shape in ((side, size), (size, side)))]

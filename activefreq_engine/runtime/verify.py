@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-from activefreq_engine.conventions import STRIDE
+from activefreq_engine.conventions import network_shapes as network_shapes
 from activefreq_engine.kernels import dispatch, verification
 from activefreq_engine.kernels.verification import Finding, Question
 from activefreq_engine.models import create_model
@@ -17,12 +17,6 @@ def devices() -> list[torch.device]:
     """All devices of this machine that an engine can run on."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return [torch.device("cpu"), *(torch.device("cuda", i) for i in range(count))]
-
-
-def network_shapes(size: int) -> list[tuple[int, int]]:
-    """(height, width) of every network input that an engine of this size may see, the square first."""
-    sides = range(size, 0, -STRIDE)
-    return [(size, size), *(shape for side in sides if side < size for shape in ((side, size), (size, side)))]
 
 
 def questions(

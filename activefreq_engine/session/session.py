@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activefreq_engine import masks
-from activefreq_engine.conventions import THRESHOLD
+from activefreq_engine.conventions import THRESHOLD, network_shapes
 from activefreq_engine.errors import (
     ClickCancelledError,
     InvalidArgumentError,
@@ -33,7 +33,6 @@ from activefreq_engine.images import MAX_PIXELS, Window, check_window, image_dig
 from activefreq_engine.models import list_models
 from activefreq_engine.runtime.engine import Engine
 from activefreq_engine.runtime.timing import Stopwatch
-from activefreq_engine.runtime.verify import network_shapes
 from activefreq_engine.session import boxes
 from activefreq_engine.session.canvas import PackedMask, changed_bbox
 from activefreq_engine.session.click import Outcome, advance, loaded_step
