@@ -104,11 +104,13 @@ _recent = RecentPlans(16)
 
 
 def _plan(x: Tensor, parameters: Parameters, precision: str, backend: str) -> FreqModulePlan:
-    size = (x.shape[2], x.shape[3])
-    chosen = dispatch.select("freq_module", x.device.type, backend, *parameters, size=size, precision=precision).name
+    device, size = x.device.type, (x.shape[2], x.shape[3])
+    chosen = dispatch.select("freq_module", device, backend, *parameters, size=size, precision=precision).name
     if chosen == "reference":  # packs nothing: nothing is worth keeping
         return FreqModulePlan(*parameters, size=size, precision=precision, backend=chosen)
-    return _recent.get(parameters, size, precision, chosen)
+    # a plan that was given a name would count as asked for by name, and run without a trial
+    named = dispatch.is_named("freq_module", device, backend, *parameters, size=size, precision=precision)
+    return _recent.get(parameters, size, precision, chosen if named else "auto")
 
 
 def _run(

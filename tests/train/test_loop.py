@@ -87,9 +87,9 @@ def test_frozen_norms_learn_what_will_run(encoder: str, rng: np.random.Generator
     image = torch.randn(2, 3, 32, 64)
     labels = torch.zeros(2, 1, 32, 64, dtype=torch.int8)
     labels[:, :, 8:24, 20:40] = 1
-    for norm in norms(model):
+    for norm in norms(model):  # far from the statistics of any batch, so that the two losses differ
         norm.running_mean.normal_()
-        norm.running_var.uniform_(0.5, 2.0)
+        norm.running_var.uniform_(0.02, 0.1)
     before = {k: v.clone() for k, v in model.named_buffers() if "running" in k and not k.startswith("refiner.")}
     seed = int(rng.integers(1000))
 

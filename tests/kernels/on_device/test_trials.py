@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from activefreq_engine.kernels import click_maps, dispatch, mask_output, triton_support, verification
-from activefreq_engine.kernels.freq_module import FreqModulePlan, trial, triton_impl
+from activefreq_engine.kernels.freq_module import FreqModulePlan, freq_module, trial, triton_impl
 
 from activefreq_engine.models.freqnet import FreqBlock
 from activefreq_engine.runtime.plan import frequency, layers
@@ -95,6 +95,7 @@ def test_a_planted_kernel_is_not_used(planted, device, tmp_path, monkeypatch, ca
         for _ in range(2):
             assert torch.equal(plan(x, residual=x), expected)
         assert not plan.proven(x, residual=x)
+        assert torch.equal(freq_module(x, *parameters, None, residual=x), expected)
     (record,) = caplog.records
     assert planted in record.getMessage()
     assert "C'=1 4x3 (fp16, channels last, plus residual)" in record.getMessage()
