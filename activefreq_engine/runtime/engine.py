@@ -111,6 +111,7 @@ class Engine:
         ModelLoadError: the model cannot be loaded.
         BackendUnavailableError: the device is not there.
         InvalidArgumentError: a bad device, precision or size.
+        MemoryShortageError: there is not enough memory.
     """
 
     _named: ClassVar[dict[tuple[Any, ...], tuple[Any, Engine]]] = {}
@@ -133,7 +134,9 @@ class Engine:
         self.name, module = resolve_model(model)
         self._module = module = module.to(self.device).eval()
         self._sha256 = stored_digest(model) if isinstance(model, (str, os.PathLike)) else None
-        self._executor = executor_for(module, self.name, self.device, precision, plan=plan, graph=graph)
+        self._executor = shortage.guarded(
+            lambda: executor_for(module, self.name, self.device, precision, plan=plan, graph=graph)
+        )
         self.precision = self._executor.precision
         self._lock = threading.Lock()
         self._ready: set[tuple[int, int]] = set()

@@ -21,7 +21,8 @@ _log = logging.getLogger(__name__)
 _SAYINGS = ("allocate", "out of memory", "could not create a", "bad_alloc")
 """How torch and oneDNN say that memory is short; they raise plain RuntimeErrors."""
 _STUCK = "could not create a"
-_ENOUGH = 64 << 20  # bytes
+_SHORT = "there is not enough memory; nothing changed. Free some, or use a smaller size="
+_ENOUGH = 64 << 20  # bytes, more than a click on a new network shape takes; to ask for them takes microseconds
 
 
 class _Here(threading.local):
@@ -44,12 +45,16 @@ if hasattr(os, "register_at_fork"):
 def guarded(work: Callable[[], T]) -> T:
     """Do it, with a typed error where memory runs out.
 
+    It is not begun unless some memory can be had: within oneDNN's products a failed allocation ends the process.
+
     oneDNN keeps, for each thread, that it could not make a kernel, and goes on saying so when there is memory again.  A
     thread to which that happened has its work done by a fresh one from then on.
 
     Raises:
         MemoryShortageError: there is not enough memory.
     """
+    if not _is_there():
+        raise MemoryShortageError(_SHORT)
     try:
         return _attempt(work)
     except MemoryShortageError as error:
@@ -68,9 +73,7 @@ def _attempt(work: Callable[[], T]) -> T:
         short = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in text for words in _SAYINGS)
         if isinstance(error, ActiveFreqError) or not short:
             raise
-        raise MemoryShortageError(
-            "there is not enough memory for this click; nothing changed. Free some, or use a smaller size="
-        ) from error
+        raise MemoryShortageError(_SHORT) from error
 
 
 def _is_there() -> bool:

@@ -191,17 +191,20 @@ first.click(80, 60)
 image = rng.integers(0, 255, (160, 100, 3), dtype=np.uint8)
 session = Session(engine=engine)
 session.set_image(image)
+session.look(10, 40, 90, 60)  # a shape that opening the image has not made ready
 for _ in range(2):
     resource.setrlimit(resource.RLIMIT_AS, (used() + (1 << 20), free))
     try:
         session.click(50, 50)
         print("worked")
+        session.undo()
     except MemoryShortageError:
         print("typed")
     resource.setrlimit(resource.RLIMIT_AS, (free, free))
     assert session.clicks == ()
 for again in (session, Session(engine=engine), Session(engine=Engine(device="cpu"))):
     again.set_image(image)
+    again.look(10, 40, 90, 60)
     assert again.click(50, 50).mask[50, 50]
 print("works")
 """
