@@ -48,6 +48,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from activefreq_engine.models.mit import MIT_SPECS
+from activefreq_engine.models.registry import CONFIGS
 from activefreq_engine.runtime.engine import SIZES
 from bench.tools.shapes import Map, every_map, level_maps
 
@@ -156,7 +157,8 @@ def representatives(maps: Iterable[Map]) -> dict[Class, Map]:
 
 def planned() -> Iterator[tuple[Map, str]]:
     """What the FreqModules of plans are compiled for, and the precision: the smallest maps first."""
-    shipped, others = MIT_SPECS["mit_b0"].channels, {spec.channels for spec in MIT_SPECS.values()}
+    encoders = {config.encoder for config in CONFIGS.values()} & MIT_SPECS.keys()  # tests add specs of their own
+    shipped, others = MIT_SPECS["mit_b0"].channels, {MIT_SPECS[name].channels for name in encoders}
     squares = [m for channels in others for size in SIZES for m in level_maps(channels, (size, size))]
     ours = representatives(every_map(shipped))
     for class_, map_ in sorted((representatives(squares) | ours).items()):
