@@ -93,7 +93,16 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_LAZY[name]), name)
+    try:
+        value = getattr(import_module(_LAZY[name]), name)
+    except ImportError as error:
+        if not any(library in str(error) for library in ("libGL", "libgthread")):
+            raise
+        raise ImportError(
+            f"OpenCV cannot be loaded: {error}. Its package opencv-python needs libraries of a desktop, which servers "
+            "and container images lack. Either 'pip uninstall opencv-python' and 'pip install opencv-python-headless', "
+            "which is the same cv2 without them; or install the system's packages (Debian: libgl1 and libglib2.0-0)"
+        ) from error
     globals()[name] = value
     return value
 
