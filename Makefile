@@ -11,12 +11,14 @@
 #   make bench     the latency tests, beside their references and the last committed result
 #   make install   what all of them need; skipped while setup.py and the constraints are unchanged
 # PYTHON=python3.12 picks the interpreter.  TORCH=cpu (default) | cuda12 | cuda13 picks the build of torch.
+# CONSTRAINTS=constraints/oldest.txt takes the oldest versions that setup.py admits (CPU; after `make clean`).
 
 PYTHON ?= python3
 TORCH ?= cpu
+CONSTRAINTS ?= constraints/cpu.txt
 
 CPU_INDEX = https://download.pytorch.org/whl/cpu
-BIN = .venv/bin
+BIN = .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED = .venv/installed-$(TORCH)
 
@@ -35,16 +37,16 @@ install: $(INSTALLED)
 ifeq ($(TORCH),cpu)
 # torch comes first and alone: pip's own indexes are asked first (PyPI outside Linux, a local mirror), PyTorch's only when
 # they have no CPU build.  The first answer is shown only if the second one fails too.
-$(INSTALLED): setup.py pyproject.toml constraints/cpu.txt | .venv/bin/python
+$(INSTALLED): setup.py pyproject.toml $(CONSTRAINTS) | .venv/bin/python
 	@echo "Installing the CPU build of torch into .venv"
-	@$(PIP) install --quiet --no-deps -c constraints/cpu.txt torch 2>.venv/torch.log || { \
+	@$(PIP) install --quiet --no-deps -c $(CONSTRAINTS) torch 2>.venv/torch.log || { \
 	  echo "pip's own indexes have no CPU build; asking $(CPU_INDEX)"; \
-	  $(PIP) install --no-deps --retries 1 --timeout 30 -c constraints/cpu.txt --index-url $(CPU_INDEX) torch || { \
+	  $(PIP) install --no-deps --retries 1 --timeout 30 -c $(CONSTRAINTS) --index-url $(CPU_INDEX) torch || { \
 	    cat .venv/torch.log; \
-	    echo "error: no CPU build of torch for this Python could be had (constraints/cpu.txt). Is the network there?" \
+	    echo "error: no CPU build of torch for this Python could be had ($(CONSTRAINTS)). Is the network there?" \
 	         "PYTHON=python3.12 picks another interpreter."; exit 1; }; } >&2
 	@echo "Installing activefreq_engine and its tools into .venv"
-	@$(PIP) install --quiet -c constraints/cpu.txt -e ".[dev]"
+	@$(PIP) install --quiet -c $(CONSTRAINTS) -e ".[dev]"
 	@rm -f .venv/installed-* && touch $@
 else
 $(INSTALLED): setup.py pyproject.toml | .venv/bin/python
