@@ -36,7 +36,8 @@ def test_tinyvit() -> None:
 
 def test_tinyvit_learns(tmp_path: Path) -> None:
     """Gradients reach every parameter, clicks included, and what was learnt survives a checkpoint."""
-    model = create_model("freqformer_tinyvit", **TINY).train()
+    # without stochastic depth: by that a block is left out of both samples once in a hundred runs, and learns nothing
+    model = create_model("freqformer_tinyvit", drop_path=0.0, **TINY).train()
     image, clicks = torch.randn(2, 3, 64, 96), torch.rand(2, 3, 64, 96, requires_grad=True)
     optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
     model(image, clicks).square().sum().backward()
@@ -49,7 +50,7 @@ def test_tinyvit_learns(tmp_path: Path) -> None:
     optimiser.step()
     path = tmp_path / "m.safetensors"
     save_checkpoint(model, path, dtype=torch.float32)
-    loaded = create_model("freqformer_tinyvit", checkpoint=path, **TINY)
+    loaded = create_model("freqformer_tinyvit", checkpoint=path, drop_path=0.0, **TINY)
     assert torch.equal(loaded(image, clicks), model.eval()(image, clicks))
 
 
