@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from numbers import Real
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -34,6 +33,7 @@ from activefreq_engine.models import list_models
 from activefreq_engine.runtime.engine import Engine
 from activefreq_engine.runtime.timing import Stopwatch
 from activefreq_engine.session import boxes
+from activefreq_engine.session.arguments import check_click, click_list, is_number, object_index, view_box
 from activefreq_engine.session.canvas import PackedMask, changed_bbox
 from activefreq_engine.session.click import Outcome, advance, loaded_step
 from activefreq_engine.session.history import History, Pass, Picture, Points, Scene, SessionSettings, Step
@@ -42,7 +42,7 @@ from activefreq_engine.session.state import dump as dump_state
 from activefreq_engine.session.state import parse as parse_state
 from activefreq_engine.session.suggest import propose
 from activefreq_engine.session.zoom import network_shape
-from activefreq_engine.types import Box, Click, ClickResult, Suggestion
+from activefreq_engine.types import Click, ClickResult, Suggestion
 
 if TYPE_CHECKING:
     from activefreq_engine.acselect import AcSelect
@@ -111,9 +111,9 @@ class Session:
         acselect: AcSelect | None = None,
         wait: float = 0.0,
     ) -> None:
-        if not _is_number(threshold) or not 0 < threshold < 1:
+        if not is_number(threshold) or not 0 < threshold < 1:
             raise InvalidArgumentError(f"threshold is {threshold!r}; expected a number above 0 and below 1")
-        if not _is_number(wait) or not wait >= 0:
+        if not is_number(wait) or not wait >= 0:
             raise InvalidArgumentError(f"wait is {wait!r}; expected seconds, at least 0")
         if engine is not None and not isinstance(engine, Engine):
             raise InvalidArgumentError(f"engine is a {type(engine).__name__}; expected an Engine")
@@ -205,7 +205,8 @@ class Session:
         """
         with self._turn():
             scene = self._opened()
-            view = None if x0 is None and y0 is None and x1 is None and y1 is None else _view(scene, (x0, y0, x1, y1))
+            corners = (x0, y0, x1, y1)
+            view = None if all(c is None for c in corners) else view_box(scene, corners)
             self._scene = replace(scene, view=view)
 
     # --- clicks ---
@@ -254,7 +255,7 @@ class Session:
         start = perf_counter()
         with self._turn():
             scene = self._opened()
-            clicks = tuple(_click_list(scene, point_coords, point_labels))
+            clicks = tuple(click_list(scene, point_coords, point_labels))
             mask = None if mask_input is None else masks.as_mask(mask_input, scene.picture.shape)
             loaded = None if mask is None else PackedMask.of(mask)
             history = scene.history
@@ -382,7 +383,7 @@ class Session:
         start = perf_counter()
         with self._turn():
             scene = self._opened()
-            return self._show(scene, scene.selecting(_index(scene, number)), start)
+            return self._show(scene, scene.selecting(object_index(scene, number)), start)
 
     def delete_object(self, number: int) -> int:
         """Remove an object with its history; this cannot be undone.  The numbers of those after it go down by one.
@@ -398,7 +399,7 @@ class Session:
         """
         with self._turn():
             scene = self._opened()
-            index = _index(scene, number)
+            index = object_index(scene, number)
             left = (*scene.objects[:index], *scene.objects[index + 1 :]) or (History(scene.blank),)
             selected = min(scene.selected - (index < scene.selected), len(left) - 1)
             self._scene = replace(scene, objects=left, selected=selected)
@@ -411,7 +412,7 @@ class Session:
             InvalidArgumentError: there is no such object.
         """
         scene = self._opened()
-        history = scene.objects[_index(scene, number)]
+        history = scene.objects[object_index(scene, number)]
         if history is scene.history:
             return scene.mask()
         mask = history.step.canvas.mask()
@@ -583,7 +584,7 @@ class Session:
         with self._turn():
             scene = self._opened()
             passes = tuple(
-                Pass(tuple(_check_click(scene.picture, c) for c in p.clicks), p.view and _view(scene, p.view))
+                Pass(tuple(check_click(scene.picture, c) for c in p.clicks), p.view and view_box(scene, p.view))
                 for p in event.passes
             )
             if not event.at_once:
@@ -731,7 +732,7 @@ def _click_batch(sessions: list[Session], clicks: list[Click], watch: Stopwatch 
 
     def work() -> list[ClickResult]:
         scenes = [s._opened() for s in sessions]
-        new = [Pass((_check_click(s.picture, c),), s.view) for s, c in zip(scenes, clicks, strict=True)]
+        new = [Pass((check_click(s.picture, c),), s.view) for s, c in zip(scenes, clicks, strict=True)]
         for session in sessions:
             session._cancelled = False
         states = [(s.picture, s.history.step) for s in scenes]
@@ -769,28 +770,6 @@ def _data(mask: PackedMask | None) -> bytes | None:
     return None if mask is None else mask.data
 
 
-def _index(scene: Scene, number: Any) -> int:
-    """Where the object of this number is."""
-    if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
-        raise InvalidArgumentError(f"object number is {number!r}; expected an integer")
-    if not 1 <= number <= len(scene.objects):
-        raise InvalidArgumentError(f"there is no object {number}; objects are 1 to {len(scene.objects)}")
-    return int(number) - 1
-
-
-def _view(scene: Scene, corners: tuple[Any, ...]) -> Box:
-    """What `look` was given, as whole pixels of the image."""
-    numbers = [_finite(v) for v in corners]
-    x0, y0, x1, y1 = (n for n in numbers if n is not None) if None not in numbers else (0.0, 0.0, 0.0, 0.0)
-    height, width = scene.picture.shape
-    if not (x0 < x1 and y0 < y1 and x0 < width and y0 < height and x1 > 0 and y1 > 0):
-        raise InvalidArgumentError(
-            f"look({', '.join(map(_short, corners))}) is no part of the image of width {width}, height {height}; "
-            "expected x0 < x1 and y0 < y1 in image pixels, or None"
-        )
-    return boxes.to_pixels((x0, y0, x1, y1), scene.picture.bounds)
-
-
 def push_step(session: Session, step: Step) -> None:
     """Add a step that was made by hand, for benchmarks and tests that bring a session into a state.  Not for others.
 
@@ -800,65 +779,3 @@ def push_step(session: Session, step: Step) -> None:
     with session._turn():
         scene = session._opened()
         session._scene = scene.having(scene.history.push(step))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
-
-
-def _finite(value: Any) -> float | None:
-    """The number as a float; None if it is no finite number."""
-    if not _is_number(value):
-        return None
-    try:
-        number = float(value)
-    except (OverflowError, ValueError, TypeError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _check_click(picture: Picture, click: Click) -> Click:
-    """The click with plain Python values, if it is one inside the image."""
-    height, width = picture.shape
-    if not (_is_number(click.x) and _is_number(click.y)):
-        raise InvalidClickError(f"click is (x={click.x!r}, y={click.y!r}); expected two numbers")
-    if not isinstance(click.positive, (bool, np.bool_)):
-        raise InvalidClickError(f"positive is {click.positive!r}; expected True (object) or False (background)")
-    x, y = _finite(click.x), _finite(click.y)
-    if x is None or y is None or not (0 <= x < width and 0 <= y < height):
-        raise InvalidClickError(
-            f"click (x={_short(click.x)}, y={_short(click.y)}) is outside the image of width {width}, height {height}; "
-            f"x comes first and must be at least 0 and below {width}, y at least 0 and below {height}"
-        )
-    return Click(x, y, bool(click.positive))
-
-
-def _short(value: Any) -> str:
-    """A number for a message."""
-    text = "a huge number" if isinstance(value, int) and abs(value) >= 10**40 else str(value)
-    return text if len(text) <= 40 else f"{text[:40]}..."
-
-
-def _click_list(scene: Scene, coords: Any, labels: Any) -> list[Click]:
-    """`predict`'s arrays as checked clicks."""
-    try:
-        points, signs = np.asarray(coords, dtype=np.float64), np.asarray(labels)
-        good = not signs.size or bool(np.isin(signs, (0, 1)).all())
-    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise InvalidClickError(
-            f"point_coords and point_labels cannot be read as numbers [N, 2] and [N]: {error}"
-        ) from error
-    if points.size == 0:
-        points = points.reshape(0, 2)
-    if points.ndim != 2 or points.shape[1] != 2 or signs.shape != (len(points),):
-        raise InvalidClickError(
-            f"point_coords has shape {points.shape} and point_labels {signs.shape}; expected [N, 2] (x, y) and [N]"
-        )
-    if not good:
-        raise InvalidClickError(
-            f"point_labels has values {signs.tolist()[:5]}; allowed are 1 (object) and 0 (background), no boxes"
-        )
-    return [
-        _check_click(scene.picture, Click(x, y, bool(s)))
-        for (x, y), s in zip(points.tolist(), signs.tolist(), strict=True)
-    ]
