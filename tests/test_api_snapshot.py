@@ -15,6 +15,7 @@ import pytest
 SNAPSHOT = Path(__file__).parent / "api.json"
 MODULES = (
     "activefreq_engine",
+    "activefreq_engine.compat",
     "activefreq_engine.models",
     "activefreq_engine.eval",
     "activefreq_engine.kernels.region_stats",

@@ -28,6 +28,7 @@ MAY_IMPORT = {
         "session", "images", "masks", "acselect", "models", "kernels.region_stats",
         "runtime.engine", "runtime.levels", "runtime.timing", *COMMON,
     },
+    "compat": {"compat", "session", "images", "models", "runtime.engine", *COMMON},
 }  # fmt: skip
 """Of each part, the parts of ours that it may import; a dotted name means that module and no other of its package."""
 
