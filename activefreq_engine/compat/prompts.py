@@ -13,11 +13,11 @@ from activefreq_engine.conventions import THRESHOLD
 from activefreq_engine.errors import InvalidClickError, InvalidMaskError
 from activefreq_engine.runtime.engine import Engine
 from activefreq_engine.session import boxes, zoom
+from activefreq_engine.session.arguments import click_list
 from activefreq_engine.session.canvas import Canvas, Layer
 from activefreq_engine.session.click import advance
 from activefreq_engine.session.history import Pass, Picture, Scene, SessionSettings, Step
 from activefreq_engine.session.painter import interpolate, neighbours
-from activefreq_engine.session.session import _click_list
 from activefreq_engine.types import Click
 
 LOW = 256
@@ -62,7 +62,7 @@ def read_points(picture: Picture, coords: Any, labels: Any) -> tuple[Click, ...]
     points, signs = np.asarray(coords, np.float64), np.asarray(labels)
     if points.shape[:1] == signs.shape and points.ndim == 2:
         points, signs = points[signs != -1], signs[signs != -1]
-    return tuple(_click_list(Scene.of(picture), points, signs))
+    return tuple(click_list(Scene.of(picture), points, signs))
 
 
 def read_logits(logits: Any, extent: Extent, picture: Picture) -> NDArray[np.float32]:

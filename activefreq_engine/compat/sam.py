@@ -430,9 +430,7 @@ class SAM2ImagePredictor(_Predictor):
         found = []
         for i in range(count):
             coords, labels, box, mask = (None if c is None else c[i] for c in columns)
-            found.append(
-                self._predict(i, coords, labels, box, mask, multimask_output, return_logits, normalize_coords)
-            )
+            found.append(self._predict(i, coords, labels, box, mask, multimask_output, return_logits, normalize_coords))
         masks, scores, low = (list(part) for part in zip(*found, strict=True))
         return masks, scores, low
 
