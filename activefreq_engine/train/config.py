@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from ..errors import InvalidArgumentError
 from .data import SizeOf
-from .simulate import CLICKERS, Clicker
+from .simulate import CLICKERS, PROMPTS, Clicker, Shares
 
 Stage = Literal["coarse", "refiner"]
 
@@ -48,6 +48,7 @@ class TrainConfig:
     teacher: str | None = None  # folder of a teacher's features; see `activefreq_engine.train.teacher`
     teacher_weight: float = 0.5  # of the error against them; falls linearly to 0 at the end of the run
     clicker: Clicker = "ritm"  # where simulated clicks after the first fall; see `activefreq_engine.train.simulate`
+    prompts: Shares = PROMPTS  # share of each kind of first prompt; see `activefreq_engine.train.prompts`
     on_device: bool = False  # samples and clicks are made on the device too; see `activefreq_engine.train.on_device`
 
     def __post_init__(self) -> None:
@@ -90,6 +91,12 @@ class TrainConfig:
         _check(
             all(n >= 0 and share >= 0 for n, share in self.iterations) and sum(s for _, s in self.iterations) > 0,
             f"iterations are {self.iterations}; expected (clicks, share) pairs, none negative, not all shares zero",
+        )
+        _check(
+            all(kind in dict(PROMPTS) and share >= 0 for kind, share in self.prompts)
+            and sum(s for _, s in self.prompts) > 0,
+            f"prompts are {self.prompts}; expected (kind, share) pairs with kinds of {', '.join(dict(PROMPTS))}, none "
+            "negative, not all shares zero",
         )
         if self.source_weights is not None:
             weights = self.source_weights

@@ -265,9 +265,9 @@ class _Run:
         self.step_module: CoarseStep | RefinerStep  # without the wrapper of several processes
         if config.stage == "coarse":
             channels = self.teacher.channels if self.teacher else 0
-            self.step_module = CoarseStep(self.model, config.clicker, channels).to(device)
+            self.step_module = CoarseStep(self.model, config.clicker, channels, config.prompts).to(device)
         else:
-            self.step_module = RefinerStep(self.model, config.clicker)
+            self.step_module = RefinerStep(self.model, config.clicker, config.prompts)
         self.module: nn.Module = self.step_module
         self.ema = Ema(self.model, config.ema)
         self.optimizer = torch.optim.AdamW(

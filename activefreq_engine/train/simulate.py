@@ -1,4 +1,4 @@
-"""Simulated clicks for training: random correct first clicks, then clicks on the model's own errors."""
+"""Simulated prompts for training: a random correct first one, then clicks and scribbles on the model's own errors."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..acselect import AcSelect
 from ..conventions import SLOTS, THRESHOLD
 from ..kernels.click_maps import click_maps
 from ..models import FreqFormer
+from .prompts import Prompt, lasso, loose_box, scribble
 
 Clicker = Literal["ritm", "acselect"]
 CLICKERS = {
@@ -25,17 +26,44 @@ CLICKERS = {
 DEEPEST = 0.6  # share of clicks that fall on the deepest pixel of their region
 
 
+OUTLINED = 0.5
+"""The previous answer inside of a first box or lasso: here it may be.  Outside it is 0."""
+SCRIBBLED = 0.1
+"""Share of corrections that are scribbles, in runs whose first prompts may be."""
+
+Shares = tuple[tuple[Prompt, float], ...]
+CLICKS: Shares = (("click", 1.0),)
+PROMPTS: Shares = (("click", 0.7), ("box", 0.12), ("scribble", 0.1), ("lasso", 0.08))
+"""Shares of first prompts."""
+
+
 class ClickBatch:
     """The clicks of a batch: at most SLOTS of each sign per sample; the newest are kept."""
 
     def __init__(self, batch: int) -> None:
         self.clicks: list[tuple[list[tuple[int, int]], list[tuple[int, int]]]] = [([], []) for _ in range(batch)]
         self.last: list[tuple[int, int] | None] = [None] * batch
-        """Each sample's newest click."""
+        """Each sample's newest click, or the middle of its box or lasso."""
+        self.outlined: dict[int, NDArray[np.bool_]] = {}
+        """bool `[H, W]` of the samples that begin with a box or a lasso: its pixels."""
 
     def add(self, sample: int, x: int, y: int, positive: bool) -> None:
         self.clicks[sample][0 if positive else 1].append((x, y))
         self.last[sample] = x, y
+
+    def scribble(
+        self, sample: int, region: NDArray[np.bool_], positive: bool, rng: np.random.Generator, spacing: float
+    ) -> None:
+        """Clicks along a line through a region, see `prompts.scribble`."""
+        for x, y in scribble(region, rng, spacing).tolist():
+            self.add(sample, x, y, positive)
+
+    def start(self, height: int, width: int) -> Tensor:
+        """The previous answer before there is one, `[B, 1, H, W]`: OUTLINED in boxes and lassos, else 0."""
+        out = torch.zeros(len(self.clicks), 1, height, width)
+        for b, pixels in self.outlined.items():
+            out[b, 0][torch.from_numpy(pixels)] = OUTLINED
+        return out
 
     def points(self) -> Tensor:
         """`[B, 2N, 2]` float (x, y), empty slots -1; N is the most clicks of one sign in the batch, at most SLOTS."""
@@ -66,18 +94,44 @@ def central_pixel(
     return i % region.shape[1], i // region.shape[1], deepest
 
 
-def first_clicks(labels: NDArray[np.int8], rng: np.random.Generator) -> ClickBatch:
-    """One positive click in each object, or a negative one where a crop holds none.  labels: `[B, H, W]`."""
+def first_prompts(
+    labels: NDArray[np.int8], rng: np.random.Generator, shares: Shares = CLICKS, radius: float = 0.0
+) -> ClickBatch:
+    """A prompt for each object, or a negative click where a crop holds none.
+
+    Args:
+        labels: `[B, H, W]`: 0, 1, or -1 for pixels that are never clicked.
+        rng: source of chance.
+        shares: of each kind of prompt.
+        radius (float): of the disks of a scribble, which keep twice that distance.
+    """
     clicks = ClickBatch(len(labels))
+    kinds, share = [k for k, _ in shares], np.array([s for _, s in shares])
     for b, label in enumerate(labels):
-        x, y, depth = central_pixel(label == 1, rng)
-        if depth > 0:
-            clicks.add(b, x, y, True)
+        inside = label == 1
+        x, y, depth = central_pixel(inside, rng)
+        if depth == 0:
+            x, y, depth = central_pixel(label == 0, rng)
+            if depth > 0:
+                clicks.add(b, x, y, False)
             continue
-        x, y, depth = central_pixel(label == 0, rng)
-        if depth > 0:
-            clicks.add(b, x, y, False)
+        kind = kinds[int(rng.choice(len(kinds), p=share / share.sum()))] if len(kinds) > 1 else kinds[0]
+        if kind == "click":
+            clicks.add(b, x, y, True)
+        elif kind == "scribble":
+            clicks.scribble(b, inside, True, rng, 2 * radius)
+        else:
+            clicks.outlined[b] = lasso(inside, rng) if kind == "lasso" else _filled(inside, rng)
+            clicks.last[b] = x, y
     return clicks
+
+
+def _filled(region: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """The pixels of a box around a region."""
+    out = np.zeros_like(region)
+    if box := loose_box(region, rng):
+        out[box[1] : box[3], box[0] : box[2]] = True
+    return out
 
 
 def add_error_clicks(
@@ -86,6 +140,8 @@ def add_error_clicks(
     labels: NDArray[np.int8],
     rng: np.random.Generator,
     clicker: Clicker = "ritm",
+    scribbled: float = 0.0,
+    radius: float = 0.0,
 ) -> None:
     """One more click per sample, on an error of `probs > THRESHOLD`; none where there is no error.
 
@@ -95,6 +151,8 @@ def add_error_clicks(
         labels: `[B, H, W]`: 0, 1, or -1 for pixels that are never clicked.
         rng: source of chance; "acselect" needs none.
         clicker: one of `CLICKERS`.
+        scribbled (float): share of scribbles in place of clicks; "acselect" makes none.
+        radius (float): of the disks of a scribble, which keep twice that distance.
     """
     for b, (prob, label) in enumerate(zip(probs, labels, strict=True)):
         prediction = prob > THRESHOLD
@@ -104,9 +162,13 @@ def add_error_clicks(
             continue
         missed = central_pixel((label == 1) & ~prediction, rng)
         surplus = central_pixel((label == 0) & prediction, rng)
-        x, y, depth = missed if missed[2] > surplus[2] else surplus
-        if depth > 0:
-            clicks.add(b, x, y, missed[2] > surplus[2])
+        positive = missed[2] > surplus[2]
+        x, y, depth = missed if positive else surplus
+        if depth > 0 and scribbled > 0 and rng.random() < scribbled:
+            wrong = (label == 1) & ~prediction if positive else (label == 0) & prediction
+            clicks.scribble(b, wrong, positive, rng, 2 * radius)
+        elif depth > 0:
+            clicks.add(b, x, y, positive)
 
 
 def network_clicks(previous: Tensor, clicks: ClickBatch, radius: float) -> Tensor:
@@ -123,9 +185,10 @@ def simulate(
     iterations: int,
     rng: np.random.Generator,
     clicker: Clicker = "ritm",
+    prompts: Shares = CLICKS,
 ) -> tuple[Tensor, ClickBatch]:
-    """Play `iterations` clicks with the model's own answers; return the network's click input for the next step, and
-    the clicks.
+    """Play a first prompt and `iterations` clicks with the model's own answers; return the network's click input for
+    the next step, and the clicks.
 
     Args:
         model (FreqFormer): in evaluation mode.
@@ -134,17 +197,19 @@ def simulate(
         iterations (int): clicks after the first.
         rng: source of chance.
         clicker: one of `CLICKERS`; the first click is always the usual one.
+        prompts: shares of the kinds of first prompts; where scribbles are among them, some corrections are scribbles.
 
     Returns:
         (Tensor, ClickBatch): `[B, 3, H, W]` float32, and the clicks, in pixels of the image.
     """
-    truth = labels[:, 0].cpu().numpy()
-    clicks = first_clicks(truth, rng)
-    previous = torch.zeros(labels.shape, device=labels.device)
+    truth, radius = labels[:, 0].cpu().numpy(), model.config.click_radius
+    clicks = first_prompts(truth, rng, prompts, radius)
+    scribbled = SCRIBBLED if any(kind == "scribble" for kind, _ in prompts) else 0.0
+    previous = clicks.start(*truth.shape[1:]).to(labels.device)
     features = model.encode_image(image) if iterations else None
     for _ in range(iterations):
         assert features is not None
-        logits = model.decode_clicks(features, network_clicks(previous, clicks, model.config.click_radius)).logits
+        logits = model.decode_clicks(features, network_clicks(previous, clicks, radius)).logits
         previous = logits.float().sigmoid()
-        add_error_clicks(clicks, previous[:, 0].cpu().numpy(), truth, rng, clicker)
-    return network_clicks(previous, clicks, model.config.click_radius), clicks
+        add_error_clicks(clicks, previous[:, 0].cpu().numpy(), truth, rng, clicker, scribbled, radius)
+    return network_clicks(previous, clicks, radius), clicks

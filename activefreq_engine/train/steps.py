@@ -16,7 +16,7 @@ from ..models.refiner import Refined, roi_align
 from ..session import zoom
 from ..session.boxes import clamp, expand
 from .losses import coarse_loss, feature_loss, refiner_loss
-from .simulate import THRESHOLD, ClickBatch, Clicker, simulate
+from .simulate import CLICKS, THRESHOLD, ClickBatch, Clicker, Shares, simulate
 
 
 def norms(model: nn.Module) -> list[_BatchNorm]:
@@ -42,10 +42,12 @@ class CoarseStep(nn.Module):
     learns to tell the teacher's features of the crop, whatever the clicks and the colours.
     """
 
-    def __init__(self, model: FreqFormer, clicker: Clicker = "ritm", teacher_channels: int = 0) -> None:
+    def __init__(
+        self, model: FreqFormer, clicker: Clicker = "ritm", teacher_channels: int = 0, prompts: Shares = CLICKS
+    ) -> None:
         super().__init__()
         self.model = model
-        self.clicker = clicker
+        self.clicker, self.prompts = clicker, prompts
         self.frozen = False  # BatchNorm's statistics, see `keep_norms`
         channels = model.encoder.spec.channels
         self.teacher_head = nn.Conv2d(channels[2] + channels[3], teacher_channels, 1) if teacher_channels else None
@@ -72,7 +74,7 @@ class CoarseStep(nn.Module):
             teacher_weight (float): of the squared error against them.
         """
         self.model.eval()
-        clicks, _ = simulate(self.model, image, labels, iterations, rng, self.clicker)
+        clicks, _ = simulate(self.model, image, labels, iterations, rng, self.clicker, self.prompts)
         torch.clear_autocast_cache()  # casts made without gradient must not serve the pass that is learnt from
         self.model.train()
         keep_norms(self.model, self.frozen)
@@ -91,12 +93,12 @@ class RefinerStep(nn.Module):
     SHOWN = (1 / 3, 1 / 2, 2 / 3)
     """How much smaller the network may see the crop: the refiner runs where a network pixel covers more than 1.5."""
 
-    def __init__(self, model: FreqFormer, clicker: Clicker = "ritm") -> None:
+    def __init__(self, model: FreqFormer, clicker: Clicker = "ritm", prompts: Shares = CLICKS) -> None:
         super().__init__()
         if model.refiner is None:
             raise ValueError("this model has no refiner to train (config.refiner_width is 0)")
         self.model = model
-        self.clicker = clicker
+        self.clicker, self.prompts = clicker, prompts
         self.frozen = False  # BatchNorm's statistics, see `keep_norms`
         model.requires_grad_(False)
         model.refiner.requires_grad_(True)
@@ -109,10 +111,11 @@ class RefinerStep(nn.Module):
         small = F.interpolate(image, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
         small_labels = F.interpolate(labels.float(), size=(size, size), mode="nearest-exact").to(torch.int8)
         with torch.no_grad():
-            given, clicks = simulate(model, small, small_labels, iterations, rng, self.clicker)
+            given, clicks = simulate(model, small, small_labels, iterations, rng, self.clicker, self.prompts)
             coarse = model.decode_clicks(model.encode_image(small), given)
             coarse = Coarse(coarse.logits.float(), coarse.embedding.float())
-        boxes = focus_boxes(given[:, 0], coarse.logits[:, 0].sigmoid(), clicks, rng).to(image.device)
+        before = given[:, 0] if iterations else torch.zeros_like(given[:, 0])  # a box or a lasso is no answer
+        boxes = focus_boxes(before, coarse.logits[:, 0].sigmoid(), clicks, rng).to(image.device)
         side = model.config.refine_size
         scale = image.shape[3] / size
         crop = roi_align(image, boxes, side, scale, samples=1)

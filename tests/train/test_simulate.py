@@ -9,12 +9,15 @@ import torch
 from activefreq_engine.acselect import AcSelect
 from activefreq_engine.models import FreqFormer, FreqFormerConfig
 from activefreq_engine.train.simulate import (
+    OUTLINED,
+    PROMPTS,
+    SCRIBBLED,
     SLOTS,
     THRESHOLD,
     ClickBatch,
     add_error_clicks,
     central_pixel,
-    first_clicks,
+    first_prompts,
     network_clicks,
     simulate,
 )
@@ -45,12 +48,12 @@ def test_nothing_to_click(rng: np.random.Generator) -> None:
     assert central_pixel(np.zeros((H, W), bool), rng) == (-1, -1, 0.0)
 
 
-def test_first_clicks(rng: np.random.Generator) -> None:
+def test_first_prompts(rng: np.random.Generator) -> None:
     labels = np.zeros((3, H, W), np.int8)
     labels[0][disk(H, W, 45, 20, 9)] = 1
     labels[1, :, :40] = -1  # no object: a negative click, on pixels that count
     labels[2] = -1
-    clicks = first_clicks(labels, rng).clicks
+    clicks = first_prompts(labels, rng).clicks
     (positive, negative) = clicks[0]
     assert len(positive) == 1
     assert not negative
@@ -178,3 +181,70 @@ def test_simulation(iterations: int, rng: np.random.Generator) -> None:
     for earlier, later in pairwise(calls):
         torch.testing.assert_close(later[0][:, :1], earlier[1])
         assert (later[0][:, 1:] >= earlier[0][:, 1:]).all()
+
+
+def test_first_prompts_have_their_shares(rng: np.random.Generator) -> None:
+    labels = np.stack([disk(H, W, 45, 20, 9), disk(H, W, 20, 20, 15)]).astype(np.int8)
+    seen = {"click": 0, "outline": 0, "scribble": 0}
+    for _ in range(300):
+        clicks = first_prompts(labels, rng, PROMPTS, 1.0)
+        for b, (positive, negative) in enumerate(clicks.clicks):
+            assert not negative
+            seen["outline" if b in clicks.outlined else "click" if len(positive) == 1 else "scribble"] += 1
+            assert (b in clicks.outlined) == (not positive)
+            assert all(labels[b, y, x] == 1 for x, y in positive)
+            assert clicks.last[b] is not None
+    shares = dict(PROMPTS)
+    assert seen["outline"] / 600 == pytest.approx(shares["box"] + shares["lasso"], abs=0.08)
+    # a scribble may be as short as a click
+    assert 0.02 < seen["scribble"] / 600 <= shares["scribble"] + 0.06
+
+
+@pytest.mark.parametrize("kind", ["box", "lasso"])
+def test_an_outline_is_the_previous_answer_and_no_click(kind: str, rng: np.random.Generator) -> None:
+    labels = np.zeros((3, H, W), np.int8)
+    labels[0][disk(H, W, 40, 20, 12)] = 1
+    labels[1, 5:9, 3:60] = 1  # thin
+    labels[2, :, 10:] = -1  # no object: a negative click
+    clicks = first_prompts(labels, rng, ((kind, 1.0),), 2.0)
+    start = clicks.start(H, W)
+    assert set(np.unique(start)) == {0.0, OUTLINED}
+    for b in (0, 1):
+        covered = (start[b, 0].numpy() == OUTLINED)[labels[b] == 1].mean()
+        assert covered > 0.5
+        assert clicks.clicks[b] == ([], [])
+    assert not start[2].any()
+    assert len(clicks.clicks[2][1]) == 1
+
+
+def test_corrections_may_be_scribbles(rng: np.random.Generator) -> None:
+    """They lie in one piece of the error and have its sign."""
+    labels = np.zeros((1, H, W), np.int8)
+    labels[0, 10:30, 5:60] = 1
+    probs = np.zeros((1, H, W), np.float32)
+    most = 0
+    for _ in range(20):
+        clicks = ClickBatch(1)
+        add_error_clicks(clicks, probs, labels, rng, scribbled=1.0, radius=2.0)
+        positive, negative = clicks.clicks[0]
+        assert positive
+        assert not negative
+        assert all(labels[0, y, x] == 1 for x, y in positive)
+        most = max(most, len(positive))
+    assert most > 2
+    few, nothing = ClickBatch(400), np.zeros((400, H, W), np.float32)
+    add_error_clicks(few, nothing, np.repeat(labels, 400, 0), rng, scribbled=SCRIBBLED, radius=2.0)
+    assert 0.02 < np.mean([len(p) > 1 for p, _ in few.clicks]) < 0.2
+
+
+def test_the_first_pass_sees_the_outline(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the later ones the model's own answer."""
+    model = FreqFormer(FreqFormerConfig(embed_dim=8, refiner_width=0)).eval()
+    labels = torch.zeros(1, 1, 32, 64, dtype=torch.int8)
+    labels[0, 0, 8:24, 10:40] = 1
+    given, _ = simulate(model, torch.randn(1, 3, 32, 64), labels, 0, rng, prompts=(("box", 1.0),))
+    assert set(np.unique(given[:, 0])) == {0.0, OUTLINED}
+    assert not given[:, 1:].any()
+    given, clicks = simulate(model, torch.randn(1, 3, 32, 64), labels, 1, rng, prompts=(("box", 1.0),))
+    assert len(np.unique(given[:, 0])) > 10
+    assert sum(map(len, clicks.clicks[0])) == 1

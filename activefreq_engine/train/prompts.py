@@ -1,0 +1,85 @@
+"""Simulated prompts beyond clicks: boxes, lassos and scribbles as people draw them, some with care and some without."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ..types import Box
+
+Prompt = Literal["click", "box", "lasso", "scribble"]
+MARGIN = 0.1
+"""Half of the boxes are exact; the sides of the others are off by up to so much of the object's extent, either way."""
+SCRIBBLE = 8
+"""Most disks that show a scribble to the network."""
+KNEES = 3
+"""Most pixels drawn by chance that a scribble leads through."""
+
+
+def loose_box(region: NDArray[np.bool_], rng: np.random.Generator, margin: float = MARGIN) -> Box | None:
+    """The box (x0, y0, x1, y1) around a region, with sides that are off by chance; None for an empty region."""
+    ys, xs = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
+    if not len(ys):
+        return None
+    height, width = region.shape
+    x0, y0, x1, y1 = int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
+    if rng.random() < 0.5:
+        return x0, y0, x1, y1
+    dx, dy = margin * (x1 - x0), margin * (y1 - y0)
+    off = np.rint(rng.uniform(-1, 1, 4) * (dx, dy, dx, dy)).astype(int)
+    x0, y0 = min(max(0, x0 + int(off[0])), width - 1), min(max(0, y0 + int(off[1])), height - 1)
+    return x0, y0, min(width, max(x0 + 1, x1 + int(off[2]))), min(height, max(y0 + 1, y1 + int(off[3])))
+
+
+def lasso(region: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """What a line drawn around a region encloses: the region with its border smoothed, pushed in or out by a few per
+    cent of its size, or, in a quarter of the cases, its convex hull."""
+    area = int(region.sum())
+    if not area:
+        return np.zeros_like(region)
+    mask = region.astype(np.uint8)
+    if rng.random() < 0.25:
+        outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        cv2.fillPoly(mask, [cv2.convexHull(np.concatenate(outlines))], 1)
+    care = rng.uniform(0.02, 0.12) * area**0.5
+    care = min(care, float(cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 3).max()))  # a thin region stays
+    soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), max(care, 0.5), borderType=cv2.BORDER_REPLICATE)
+    drawn = soft > rng.uniform(0.15, 0.6)
+    return drawn if drawn.any() else mask > 0
+
+
+def scribble(region: NDArray[np.bool_], rng: np.random.Generator, spacing: float) -> NDArray[np.int32]:
+    """A line through one piece of a region, as at most SCRIBBLE points of it: `[N, 2]` (x, y), at least one unless the
+    region is empty.
+
+    The piece is that of the deepest pixel.  The line is bent at up to KNEES pixels well inside it; where it leaves the
+    piece it is interrupted.
+
+    Args:
+        region: bool `[H, W]`.
+        rng: source of chance.
+        spacing (float): least distance of its points, in pixels.
+    """
+    padded = np.pad(region.astype(np.uint8), 1)
+    depth = cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1]
+    if depth.max() == 0:
+        return np.zeros((0, 2), np.int32)
+    _, pieces = cv2.connectedComponents(region.astype(np.uint8), connectivity=8)
+    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+    piece = pieces == pieces[y, x]
+    inner = np.flatnonzero(piece & (depth > depth.max() * rng.uniform(0.2, 0.6)))
+    knees = rng.choice(inner, int(rng.integers(1, KNEES + 1)))
+    path = [(int(i) % region.shape[1], int(i) // region.shape[1]) for i in knees]
+    if rng.random() < 0.5:
+        path.insert(0, (int(x), int(y)))
+    line = path[:1]
+    for (x0, y0), (x1, y1) in pairwise(path):
+        n = max(abs(x1 - x0), abs(y1 - y0), 1)
+        line += [(round(x0 + (x1 - x0) * t / n), round(y0 + (y1 - y0) * t / n)) for t in range(1, n + 1)]
+    along = np.array([(x, y) for x, y in line if piece[y, x]], np.int32)
+    count = int(np.clip(len(along) / max(spacing, 1.0), 1, SCRIBBLE))
+    return along[np.linspace(0, len(along) - 1, count).round().astype(int)]
