@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..conventions import THRESHOLD
@@ -21,8 +22,9 @@ from ..models import normalise
 from ..models.freqformer import ImageFeatures
 from .config import TrainConfig
 from .losses import coarse_loss
-from .sampler import CLICK, Sampler, chance
-from .simulate import DEEPEST
+from .prompts import MARGIN, SCRIBBLE
+from .sampler import CLICK, PROMPT, Sampler, between, chance
+from .simulate import DEEPEST, OUTLINED, PROMPTS
 from .state import Ema
 from .steps import CoarseStep, keep_norms
 
@@ -49,6 +51,77 @@ def central_pixels(regions: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     at = torch.where(u[:, 0] < DEEPEST, middle, drawn)
     width = regions.shape[2]
     return torch.stack([at % width, at.div(width, rounding_mode="floor")], 1).float(), deepest
+
+
+def loose_boxes(regions: Tensor, u: Tensor) -> Tensor:
+    """Pixels of a box around each region, see `prompts.loose_box`: bool `[N, H, W]`.  u: chance, `[N, 5]`."""
+    across, down = regions.any(1), regions.any(2)
+    sides: list[tuple[Tensor, Tensor, Tensor]] = []
+    for k, filled in enumerate((across, down)):
+        at = torch.arange(filled.shape[1], device=regions.device)
+        first, end = filled.int().argmax(1), filled.shape[1] - filled.flip(1).int().argmax(1)
+        off = (u[:, 1 + 2 * k : 3 + 2 * k] * 2 - 1) * MARGIN * (end - first)[:, None]
+        off = torch.where(u[:, :1] < 0.5, 0.0, off).round()
+        low, high = (v.clamp(0, filled.shape[1] - 1) for v in (first + off[:, 0], end - 1 + off[:, 1]))
+        sides.append((at, low[:, None], torch.maximum(low, high)[:, None]))
+    (x, x0, x1), (y, y0, y1) = sides
+    inside = ((y >= y0) & (y <= y1))[:, :, None] & ((x >= x0) & (x <= x1))[:, None]
+    return inside & regions.any(2).any(1)[:, None, None]
+
+
+def lassos(regions: Tensor, u: Tensor, rough: Tensor) -> Tensor:
+    """What a line drawn around each region encloses, see `prompts.lasso`: bool `[N, H, W]`.
+
+    Args:
+        regions (Tensor): bool `[N, H, W]`.
+        u (Tensor): chance, `[N, 2]`: how far in or out the line is, and how unsteady.
+        rough (Tensor): noise `[N, 1, k, k]`; the line strays by it.
+    """
+    far = regions.shape[1] // 4
+    beside = F.pad(~regions, (far,) * 4, value=True)  # beyond the image there is no region either
+    inward = distance_transform(regions).float()
+    outward = distance_transform(beside)[:, far:-far, far:-far].float()
+    extent = torch.minimum(regions.flatten(1).sum(1).float().sqrt(), inward.flatten(1).amax(1) * 8)
+    push = (
+        between(u[:, 0], -0.02, 0.1)[:, None, None]
+        + between(u[:, 1], 0.0, 0.06)[:, None, None]
+        * F.interpolate(rough, size=regions.shape[1:], mode="bilinear", align_corners=False)[:, 0]
+    )
+    drawn = torch.where(regions, -inward, outward) < push * extent[:, None, None]
+    return drawn & regions.flatten(1).any(1)[:, None, None]
+
+
+def scribbles(regions: Tensor, u: Tensor, spacing: float) -> tuple[Tensor, Tensor]:
+    """Points along a line through each region, see `prompts.scribble`, over two pixels well inside it.
+
+    Args:
+        regions (Tensor): bool `[N, H, W]`.
+        u (Tensor): chance, `[N, 4]`.
+        spacing (float): least distance of its points, in pixels.
+
+    Returns:
+        (Tensor, Tensor): (x, y) float32 `[N, SCRIBBLE, 2]`, and which of them lie in the region, bool `[N, SCRIBBLE]`.
+    """
+    drawn = torch.ones_like(u[:, :1])  # not the deepest pixel again
+    ends = [
+        central_pixels(regions, torch.cat([first, u[:, k : k + 1]], 1))[0]
+        for k, first in enumerate((u[:, 3:], drawn, drawn))
+    ]
+    legs = torch.stack([(b - a).abs().amax(1) for a, b in ((ends[0], ends[1]), (ends[1], ends[2]))], 1)
+    length = legs.sum(1)
+    count = (length / spacing).clamp(1, SCRIBBLE).floor()
+    slot = torch.arange(SCRIBBLE, device=regions.device)
+    along = slot * (length / (count - 1).clamp(min=1))[:, None]
+    turn = legs[:, :1]
+    first, second = along / turn.clamp(min=1), (along - turn) / legs[:, 1:].clamp(min=1)
+    a, b, c = (e[:, None] for e in ends)
+    xy = torch.where(
+        (along <= turn)[..., None], torch.lerp(a, b, first[..., None]), torch.lerp(b, c, second[..., None])
+    )
+    height, width = regions.shape[1:]
+    xy = torch.stack([xy[..., 0].round().clamp(0, width - 1), xy[..., 1].round().clamp(0, height - 1)], 2)
+    at = (xy[..., 1] * width + xy[..., 0]).long()
+    return xy, regions.flatten(1).gather(1, at) & (slot < count[:, None])
 
 
 class Batch:
@@ -96,7 +169,11 @@ class DeviceSteps:
     ) -> None:
         self.module, self.model, self.optimizer, self.sampler = step_module, step_module.model, optimizer, sampler
         self.config, self.ema, self.device, self.autocast_type = config, ema, sampler.device, autocast_type
-        self.slots = 1 + max(n for n, _ in config.iterations)
+        # a scribble comes first, and is no longer than that
+        self.slots = SCRIBBLE + max(n for n, _ in config.iterations)
+        shares = {kind: 0.0 for kind, _ in PROMPTS} | dict(config.prompts)
+        total = sum(shares.values())
+        self.shares = {kind: share / total for kind, share in shares.items()}
         self.batches: dict[int, Batch] = {}
         state = self.model.state_dict()
         self.averages = [(ema.state[k], v) for k, v in state.items() if v.is_floating_point()]
@@ -178,7 +255,7 @@ class DeviceSteps:
         return torch.autocast(self.device.type, dtype=self.autocast_type, enabled=self.autocast_type is not None)
 
     def _sample(self, batch: Batch, size: int) -> None:
-        """New samples, and the first click of each: in its object, or beside it where a crop holds none."""
+        """New samples, and the first prompt of each: of its object, or a click beside it where a crop holds none."""
         batch.index.copy_(self.first + torch.arange(len(batch.index), device=self.device))
         image, label = self.sampler(batch.index, size)
         batch.image.copy_(torch.lerp(self.black, self.white, image.float() / 255))
@@ -187,6 +264,28 @@ class DeviceSteps:
         batch.points.fill_(-1)
         batch.turn.zero_()
         self._add(batch, label[:, 0] == 1, label[:, 0] == 0, lambda inner, outer: inner > 0)
+        if self.shares["click"] < 1:
+            self._prompt(batch, label[:, 0] == 1)
+        batch.turn.fill_(SCRIBBLE)
+
+    def _prompt(self, batch: Batch, inside: Tensor) -> None:
+        """A box, a lasso or a scribble in place of the first click, where chance wants one and there is an object."""
+        u = chance(self.config.seed, PROMPT, batch.index, 12)
+        there, below, kinds = inside.flatten(1).any(1), 0.0, {}
+        for kind in ("box", "lasso", "scribble"):
+            upto = below + self.shares[kind]
+            kinds[kind] = there & (u[:, 0] >= below) & (u[:, 0] < upto)
+            below = upto
+        rough = self.sampler.noise(batch.index, 1, 6)
+        box, lasso = loose_boxes(inside, u[:, 1:6]), lassos(inside, u[:, 6:8], rough)
+        outlined = (box & kinds["box"][:, None, None]) | (lasso & kinds["lasso"][:, None, None])
+        batch.previous.copy_(torch.where(outlined, OUTLINED, 0.0)[:, None])
+        xy, valid = scribbles(inside, u[:, 8:], 2 * self.model.config.click_radius)
+        positive = batch.points[:, : batch.slots]
+        line = torch.where(valid[..., None], xy, -1.0)
+        line = torch.where(kinds["scribble"][:, None, None], line, positive[:, :SCRIBBLE])
+        gone = (kinds["box"] | kinds["lasso"])[:, None, None]
+        positive[:, :SCRIBBLE] = torch.where(gone, -1.0, line)
 
     def _add(self, batch: Batch, wanted: Tensor, unwanted: Tensor, prefer: Callable[[Tensor, Tensor], Tensor]) -> None:
         """A positive click in `wanted` or a negative one in `unwanted`, as `prefer(depth, depth)` says."""

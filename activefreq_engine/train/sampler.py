@@ -28,7 +28,7 @@ HAIRS = 64  # drawn pictures of hairs, each shown in eight orientations
 SHRUNK = 1.2  # from so many image pixels to a crop pixel on the image is smoothed first
 
 # streams of chance, one for each thing that is drawn
-PICK, CROP, PARTNER, FADE, COLOUR, DISTRACT, SURROUND, CLICK = range(8)
+PICK, CROP, PARTNER, FADE, COLOUR, DISTRACT, SURROUND, CLICK, PROMPT = range(9)
 
 
 def hashed(x: Tensor) -> Tensor:

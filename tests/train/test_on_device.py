@@ -17,13 +17,15 @@ from activefreq_engine.models import create_model
 from activefreq_engine.train import loop
 from activefreq_engine.train.data import pack
 from activefreq_engine.train.loop import parameter_groups, train
-from activefreq_engine.train.on_device import WARM, DeviceSteps, central_pixels
+from activefreq_engine.train.on_device import WARM, Batch, DeviceSteps, central_pixels, lassos, loose_boxes, scribbles
+from activefreq_engine.train.prompts import SCRIBBLE, lasso, loose_box, scribble
 from activefreq_engine.train.record import Record, read_log
 from activefreq_engine.train.sampler import Sampler
-from activefreq_engine.train.simulate import DEEPEST, ClickBatch, network_clicks, simulate
+from activefreq_engine.train.simulate import CLICKS, DEEPEST, OUTLINED, ClickBatch, network_clicks, simulate
 from activefreq_engine.train.state import Ema
 from activefreq_engine.train.steps import CoarseStep
 
+from .conftest import disk
 from .tiny_run import OVERRIDES, tiny
 
 CPU = torch.device("cpu")
@@ -66,6 +68,80 @@ def test_clicks_fall_well_inside(rng):
         x, y = points[0].int().tolist()
         hit.append(exact[0][y, x] == exact[0].max())
     assert np.mean(hit) > DEEPEST - 0.25
+
+
+def shapes(rng):
+    """Regions of all kinds: a disk, one at the border, a thin one, nothing, everything, noise."""
+    regions = np.zeros((6, 64, 64), bool)
+    regions[0] = disk(64, 64, 30, 25, 15)
+    regions[1] = disk(64, 64, 0, 60, 20)
+    regions[2, 30:32, 5:60] = True
+    regions[4] = True
+    regions[5] = rng.random((64, 64)) > 0.9
+    return regions
+
+
+def test_outlines_are_those_of_the_loader(rng):
+    """Boxes and lassos cover their regions as much as the loader's do, on average over many."""
+    regions = shapes(rng)
+    held = torch.from_numpy(regions)
+
+    def facts(drawn):
+        drawn = np.array(drawn)
+        union = (drawn | regions).sum((2, 3)).clip(1)
+        iou = (drawn & regions).sum((2, 3)) / union
+        return np.stack([iou.mean(0), iou.std(0)])
+
+    boxes = [loose_boxes(held, torch.rand(6, 5)).numpy() for _ in range(150)]
+    theirs = []
+    for _ in range(150):
+        drawn = np.zeros_like(regions)
+        for k, region in enumerate(regions):
+            if found := loose_box(region, rng):
+                drawn[k, found[1] : found[3], found[0] : found[2]] = True
+        theirs.append(drawn)
+    np.testing.assert_allclose(facts(boxes), facts(theirs), atol=0.06)
+    exact = np.zeros((64, 64), bool)
+    exact[10:41, 15:46] = True
+    assert 0.3 < np.mean([(b[0] == exact).all() for b in boxes]) < 0.75
+
+    lines = [lassos(held, torch.rand(6, 2), torch.randn(6, 1, 6, 6)).numpy() for _ in range(150)]
+    theirs = [np.stack([lasso(region, rng) for region in regions]) for _ in range(150)]
+    np.testing.assert_allclose(facts(lines), facts(theirs), atol=0.08)
+    assert not any(drawn[3].any() for drawn in (*boxes, *lines))
+
+
+def test_scribbles_lie_in_their_regions(rng):
+    regions = shapes(rng)
+    counts, theirs = [], []
+    for _ in range(100):
+        xy, valid = scribbles(torch.from_numpy(regions), torch.rand(6, 4), 6.0)
+        assert xy.shape == (6, SCRIBBLE, 2)
+        x, y = xy.int().numpy().transpose(2, 0, 1)
+        for k in range(6):
+            assert regions[k][y[k], x[k]][valid[k].numpy()].all()
+        counts.append(valid.sum(1).tolist())
+        theirs.append([len(scribble(region, rng, 6.0)) for region in regions])
+    ours, theirs = np.mean(counts, 0), np.mean(theirs, 0)
+    assert ours[3] == 0
+    assert (ours[[0, 1, 2, 4]] >= 1).all()
+    np.testing.assert_allclose(ours[[0, 1, 2, 4]], theirs[[0, 1, 2, 4]], atol=2.5)
+
+
+def test_first_prompts_have_their_shares(pairs, packed):
+    config = tiny(pairs, batch=64, prompts=(("click", 0.4), ("box", 0.2), ("lasso", 0.2), ("scribble", 0.2)))
+    steps = steps_of(packed, config)
+    steps._sample(batch := Batch(64, 64, steps.slots, CPU), 64)
+    points, there = (batch.points[:, :, 0] >= 0).sum(1), (batch.label == 1).flatten(1).any(1)
+    outlined = (batch.previous == OUTLINED).flatten(1).any(1)
+    assert set(batch.previous.unique().tolist()) == {0.0, OUTLINED}
+    assert (points[outlined] == 0).all()
+    assert (points[~outlined & ~there] <= 1).all()
+    assert 0.15 < outlined[there].float().mean() < 0.7
+    assert (points[there] > 1).any()
+    for b, k in (batch.points[:, :, 0] >= 0).nonzero().tolist():
+        x, y = batch.points[b, k].int().tolist()
+        assert batch.label[b, 0, y, x] == (1 if k < batch.slots else 0)
 
 
 def steps_of(packed, config, device=CPU, **changes):
@@ -258,7 +334,7 @@ def test_what_is_not_served_is_refused(pairs, tmp_path, monkeypatch):
 
 def test_simulated_clicks_match_the_loops_on_average(pairs, packed, rng):
     """How good the answer to n clicks is depends on where they fall: the same on the same samples, within noise."""
-    config = tiny(pairs, batch=48, iterations=((2, 1.0),))
+    config = tiny(pairs, batch=48, iterations=((2, 1.0),), prompts=CLICKS)
     steps = steps_of(packed, config)
     steps(0, 64, 2, 0.0, True, 0.0)
     batch = steps.batches[64]
