@@ -2,6 +2,7 @@
 #   make demo      segment the example images, write out/demo.png
 #   make test      the test suite
 #   make test-browser  the page under mouse, keyboard and touch, in Chromium
+#   make test-tools    real Label Studio, CVAT and napari; some gigabytes of them go to build/tools
 #   make test-kills    the server killed 100 times in the middle of work: nothing may be lost
 #   make test-slow the checks that take many minutes: planted bugs, every kernel configuration
 #   make fuzz      hostile input at every door, FUZZ_EXAMPLES (12500) for each of eight; the tests draw 60
@@ -26,7 +27,7 @@ ifeq ($(filter $(TORCH),cpu cuda12 cuda13),)
 $(error TORCH=$(TORCH) is not known: use TORCH=cpu, TORCH=cuda12 or TORCH=cuda13)
 endif
 
-.PHONY: install demo test test-browser test-kills test-slow lint docs layout bench fuzz soak clean
+.PHONY: install demo test test-browser test-tools test-kills test-slow lint docs layout bench fuzz soak clean
 
 install: $(INSTALLED)
 
@@ -65,6 +66,19 @@ test: $(INSTALLED)
 test-browser: $(INSTALLED)
 	$(PIP) install --quiet playwright
 	ACTIVEFREQ_BROWSER=1 $(BIN)/python -m pytest tests/browser
+
+# Each tool in an environment of its own.  napari's takes torch and the rest from .venv, and needs Xvfb, see docs/napari.md.
+build/tools/%/installed:
+	$(PYTHON) -m venv build/tools/$*
+	build/tools/$*/bin/python -m pip install --quiet $(TOOL_$*)
+	@touch $@
+
+TOOL_label-studio = label-studio==1.23.2
+TOOL_cvat = cvat-sdk==2.80.0 cvat-cli==2.80.0
+TOOL_napari = napari==0.9.2 PyQt6 pytest pytest-qt opencv-python-headless
+
+test-tools: $(INSTALLED) build/tools/label-studio/installed build/tools/cvat/installed build/tools/napari/installed
+	ACTIVEFREQ_TOOLS=build/tools $(BIN)/python -m pytest tests/tools
 
 test-kills: $(INSTALLED)
 	ACTIVEFREQ_KILLS=100 $(BIN)/python -m pytest tests/serve/test_journal.py -k kill_9

@@ -4,6 +4,7 @@ Masks are bool `[H, W]`.  Everything here is exact unless a tolerance is given. 
 of the engine.
 """
 
+from activefreq_engine.masks.brush import to_label_studio_rle
 from activefreq_engine.masks.formats import (
     from_geojson,
     from_labelme,
@@ -31,6 +32,7 @@ __all__ = [
     "to_coco_annotation",
     "to_coco_rle",
     "to_geojson",
+    "to_label_studio_rle",
     "to_labelme",
     "to_polygons",
     "to_yolo",

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from activefreq_engine import __version__, masks
 from activefreq_engine.errors import ActiveFreqError
 from activefreq_engine.overlay import heat_colours
-from activefreq_engine.serve import exports, nninteractive, ops
+from activefreq_engine.serve import exports, label_studio, nninteractive, ops
 from activefreq_engine.serve.errors import NotFoundError, TooLargeError
 from activefreq_engine.serve.live import Lives
 from activefreq_engine.serve.progress import Status
@@ -91,8 +91,8 @@ Rle = Annotated[bool, Query(description="Send the mask along as run lengths")]
 Identity = Annotated[str, PathParameter(description="The session's id", max_length=64)]
 
 
-def create_app(sessions: Sessions, gate: Gate) -> Any:
-    """The server as an ASGI application, guarded by `gate`.  It closes `sessions` when it shuts down."""
+def create_app(sessions: Sessions, gate: Gate, studio: label_studio.LabelStudio | None = None) -> Any:
+    """The server as an ASGI application, guarded by `gate`.  It closes `sessions` and `studio` when it shuts down."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -102,6 +102,8 @@ def create_app(sessions: Sessions, gate: Gate) -> Any:
         finally:
             sweeper.cancel()
             sessions.close()
+            if studio is not None:
+                studio.close()
 
     app = FastAPI(
         title="activefreq",
@@ -127,6 +129,7 @@ def create_app(sessions: Sessions, gate: Gate) -> Any:
     _reading_routes(app, sessions)
     _folder_routes(app, sessions)
     nninteractive.add_routes(app, sessions, _body)
+    label_studio.add_routes(app, sessions, studio, _body)
     _page_routes(app)
     return Guard(app, gate, is_open=_is_open, is_large=_is_large)
 
@@ -421,6 +424,6 @@ def _is_open(path: str) -> bool:
 
 
 def _is_large(path: str) -> bool:
-    if path in nninteractive.ARRAY_PATHS:
+    if path in nninteractive.ARRAY_PATHS or path.startswith(label_studio.PREFIX + "/"):
         return True
     return path.startswith("/v1/sessions/") and path.endswith(("/image", "/mask"))

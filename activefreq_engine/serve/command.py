@@ -44,9 +44,17 @@ def serve_command(
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A further name under which this server is reached; repeat it.")
     ] = None,
+    label_studio: Annotated[
+        str | None,
+        typer.Option(
+            "--label-studio",
+            help="Address of a Label Studio that may ask for masks; its pictures come from there.",
+            metavar="URL",
+        ),
+    ] = None,
     sessions: Annotated[int, typer.Option(min=1, max=1024, help="Sessions in memory at once.")] = 32,
 ) -> None:
-    """Serve a page to annotate in, a REST interface and nnInteractive's protocol."""
+    """Serve a page to annotate in, a REST interface, nnInteractive's protocol and Label Studio's."""
     try:
         import uvicorn
         import websockets  # noqa: F401  # uvicorn takes it when the first page connects
@@ -58,6 +66,7 @@ def serve_command(
         ) from error
     from activefreq_engine import Engine
     from activefreq_engine.serve.journal import Journals
+    from activefreq_engine.serve.label_studio import KEY_VARIABLE, LabelStudio
     from activefreq_engine.serve.pictures import Folder
     from activefreq_engine.serve.security import Gate, is_loopback
     from activefreq_engine.serve.sessions import Limits, Sessions
@@ -84,8 +93,9 @@ def serve_command(
         folder=None if images is None else Folder(images),
         fsync=fsync,
     )
+    studio = None if label_studio is None else LabelStudio(served, label_studio, os.environ.get(KEY_VARIABLE))
     config = uvicorn.Config(
-        create_app(served, gate),
+        create_app(served, gate, studio),
         access_log=False,
         log_level="warning",
         server_header=False,

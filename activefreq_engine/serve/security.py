@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import json
 import logging
@@ -168,12 +169,18 @@ class Guard:
 
 
 def bearer(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """The token of an ``Authorization: Bearer`` header."""
+    """The token of an ``Authorization`` header: ``Bearer``'s, or the password of ``Basic``, which is all that Label
+    Studio can send."""
     for name, value in headers:
         if name.lower() == b"authorization":
             scheme, _, token = value.decode("latin-1").partition(" ")
             if scheme.lower() == "bearer":
                 return token.strip()
+            if scheme.lower() == "basic":
+                try:
+                    return base64.b64decode(token.strip(), validate=True).decode().partition(":")[2]
+                except ValueError:
+                    return None
     return None
 
 

@@ -23,6 +23,7 @@ else:
 
     from activefreq_engine import Engine
     from activefreq_engine.serve.journal import Journals
+    from activefreq_engine.serve.label_studio import LabelStudio
     from activefreq_engine.serve.pictures import Folder
     from activefreq_engine.serve.security import Gate
     from activefreq_engine.serve.sessions import Limits, Sessions
@@ -52,6 +53,7 @@ class Server:
         token: str | None = None,
         limits: Limits | None = None,
         loopback: bool = True,
+        label_studio: str | None = None,
     ) -> None:
         self.sessions = Sessions(
             engine,
@@ -59,7 +61,8 @@ class Server:
             journals=None if journal is None else Journals(journal),
             folder=None if images is None else Folder(images),
         )
-        app = create_app(self.sessions, Gate(token, loopback=loopback))
+        studio = None if label_studio is None else LabelStudio(self.sessions, label_studio)
+        app = create_app(self.sessions, Gate(token, loopback=loopback), studio)
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]
         config = uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=1)
