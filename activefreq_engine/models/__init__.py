@@ -1,7 +1,16 @@
 """The reference: plain modules, readable in one sitting, and what is trained."""
 
 from .checkpoint import load_checkpoint, read_metadata, save_checkpoint
-from .freqformer import IMAGE_MEAN, IMAGE_STD, Coarse, FreqFormer, FreqFormerConfig, ImageFeatures, normalise
+from .freqformer import (
+    IMAGE_MEAN,
+    IMAGE_STD,
+    Coarse,
+    FreqFormer,
+    FreqFormerConfig,
+    GuidedFeatures,
+    ImageFeatures,
+    normalise,
+)
 from .registry import create_model, list_models
 
 __all__ = [
@@ -10,6 +19,7 @@ __all__ = [
     "Coarse",
     "FreqFormer",
     "FreqFormerConfig",
+    "GuidedFeatures",
     "ImageFeatures",
     "create_model",
     "list_models",

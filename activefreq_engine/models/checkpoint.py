@@ -16,6 +16,8 @@ from .freqformer import FreqFormer, FreqFormerConfig
 
 FORMAT = "activefreq-1"
 ARCHITECTURE = "FreqFormer"
+LATER = {"guide"}
+"""Fields of the configuration that older files lack; one that has its default is not written."""
 
 
 def weights_digest(state: dict[str, torch.Tensor]) -> str:
@@ -58,13 +60,19 @@ def save_checkpoint(
     header = {
         "format": FORMAT,
         "architecture": ARCHITECTURE,
-        "config": json.dumps(asdict(model.config), sort_keys=True),
+        "config": json.dumps(_described(model.config), sort_keys=True),
         "sha256": weights_digest(state),
         "metadata": json.dumps(metadata or {}, sort_keys=True),
     }
     partial = path.with_name(path.name + ".partial")
     save_file(state, partial, metadata=header)
     partial.replace(path)
+
+
+def _described(config: FreqFormerConfig) -> dict[str, Any]:
+    """The configuration as it is stored: older versions read the file of a model that has nothing new."""
+    default = asdict(FreqFormerConfig())
+    return {k: v for k, v in asdict(config).items() if k not in LATER or v != default[k]}
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -112,7 +120,7 @@ def load_checkpoint(path: str | Path, *, expected: FreqFormerConfig | None = Non
     known = {f.name for f in fields(FreqFormerConfig)}
     if header.get("architecture") != ARCHITECTURE:
         raise ModelLoadError(f"{path} holds a {header.get('architecture')!r}; this package loads {ARCHITECTURE!r}")
-    if not isinstance(header["config"], dict) or set(header["config"]) != known:
+    if not isinstance(header["config"], dict) or set(header["config"]) | LATER != known:
         raise ModelLoadError(f"{path} has the configuration {header['config']}; expected the fields {sorted(known)}")
     config = FreqFormerConfig(**header["config"])
     if expected is not None and config != expected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .freqnet import Axes, Filter, FreqNet
+from .guide import Guide
 from .layers import init_weights
 from .mit import MIT_SPECS, MixTransformer, OverlapPatchEmbed, to_map
 from .refiner import Refined, Refiner
@@ -33,6 +35,7 @@ class FreqFormerConfig:
     refiner_width: int = 32  # 0: no refiner
     refine_size: int = 192  # side of the refiner's image crop, pixels
     click_radius: float = 5.0  # disks in the click maps, network pixels
+    guide: str | None = None  # a frozen encoder that sees the image alone, see `models.guide`
 
 
 class ImageFeatures(NamedTuple):
@@ -40,6 +43,16 @@ class ImageFeatures(NamedTuple):
 
     c1: Tensor  # [B, C1, H/4, W/4], stage 1, before the clicks are added
     f1: Tensor  # [B, C1, H/4, W/4], c1 after its Freq layer
+
+
+class GuidedFeatures(NamedTuple):
+    """`ImageFeatures` of a network with a guide, and what the guide adds to the tokens of stages 2 to 4."""
+
+    c1: Tensor  # [B, C1, H/4, W/4]
+    f1: Tensor  # [B, C1, H/4, W/4]
+    g2: Tensor  # [B, C2, H/8, W/8]
+    g3: Tensor  # [B, C3, H/16, W/16]
+    g4: Tensor  # [B, C4, H/32, W/32]
 
 
 class Coarse(NamedTuple):
@@ -62,6 +75,11 @@ class FreqFormer(nn.Module):
         self.config = config = config or FreqFormerConfig()
         self.encoder = build_encoder(config.encoder, config.drop_path)
         channels = self.encoder.spec.channels
+        self.guide: Guide | None = None
+        if config.guide is not None:
+            if not isinstance(self.encoder, MixTransformer):
+                raise ValueError(f"a guide needs a Mix Transformer as encoder; this one is {config.encoder!r}")
+            self.guide = Guide(config.guide, channels)
         self.click_embed = OverlapPatchEmbed(3, channels[0], 7, 4)
         self.click_embed.apply(init_weights)
         self.decoder = FreqNet(
@@ -86,25 +104,35 @@ class FreqFormer(nn.Module):
         check_inputs(image, clicks)
         return self.decode_clicks(self.encode_image(image), clicks).logits
 
-    def encode_image(self, image: Tensor) -> ImageFeatures:
-        """Everything that does not depend on clicks: `[B, 3, H, W]` -> `ImageFeatures`."""
-        c1 = self.encoder.stages[0](image)
-        return ImageFeatures(c1, self.decoder.freq_layers[0](c1))
+    def encode_image(self, image: Tensor, seen: Sequence[Tensor] | None = None) -> ImageFeatures | GuidedFeatures:
+        """Everything that does not depend on clicks: `[B, 3, H, W]` -> `ImageFeatures`; with a guide
+        `GuidedFeatures`.
 
-    def decode_clicks(self, features: ImageFeatures, clicks: Tensor) -> Coarse:
+        `seen`: what the guide's frozen part saw in the image (`Guide.look`), where that is known already.
+        """
+        stage, freq = self.encoder.stages[0], self.decoder.freq_layers[0]
+        if self.guide is None:
+            c1 = stage(image)
+            return ImageFeatures(c1, freq(c1))
+        g1, *rest = self.guide(self.guide.look(image) if seen is None else seen)
+        c1 = stage(image, g1)
+        return GuidedFeatures(c1, freq(c1), *rest)
+
+    def decode_clicks(self, features: ImageFeatures | GuidedFeatures, clicks: Tensor) -> Coarse:
         """The part that runs at every click: features and clicks `[B, 3, H, W]` -> `Coarse`."""
         return self.decode_maps(features, self.encode_clicks(features, clicks))
 
-    def encode_clicks(self, features: ImageFeatures, clicks: Tensor) -> list[Tensor]:
+    def encode_clicks(self, features: ImageFeatures | GuidedFeatures, clicks: Tensor) -> list[Tensor]:
         """The clicks' way through the encoder: the outputs of stages 2 to 4, at strides 8, 16, 32."""
         x = features.c1 + to_map(*self.click_embed(clicks))
         maps = []
-        for stage in list(self.encoder.stages)[1:]:
-            x = stage(x)
+        added = features[2:]  # a guide's
+        for i, stage in enumerate(list(self.encoder.stages)[1:]):
+            x = stage(x, added[i]) if added else stage(x)
             maps.append(x)
         return maps
 
-    def decode_maps(self, features: ImageFeatures, maps: list[Tensor]) -> Coarse:
+    def decode_maps(self, features: ImageFeatures | GuidedFeatures, maps: list[Tensor]) -> Coarse:
         """Features and what `encode_clicks` made of them -> `Coarse`."""
         out = self.decoder([features.f1, *maps], first_is_filtered=True)
         size = [4 * side for side in features.c1.shape[2:]]

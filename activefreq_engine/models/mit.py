@@ -123,8 +123,11 @@ class MiTStage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """`added`: `[B, O, H/stride, W/stride]`, added to the tokens before the blocks."""
         x, height, width = self.embed(x)
+        if added is not None:
+            x = x + to_tokens(added)
         for block in self.blocks:
             x = block(x, height, width)
         return to_map(self.norm(x), height, width)

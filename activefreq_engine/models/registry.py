@@ -12,6 +12,7 @@ from .freqformer import FreqFormer, FreqFormerConfig
 CONFIGS = {
     "freqformer_b0": FreqFormerConfig(encoder="mit_b0", embed_dim=128),
     "freqformer_b0_general": FreqFormerConfig(encoder="mit_b0", embed_dim=128),  # the same network, other weights
+    "freqformer_b0_guided": FreqFormerConfig(encoder="mit_b0", embed_dim=128, guide="tinyvit_5m"),
     "freqformer_b1": FreqFormerConfig(encoder="mit_b1", embed_dim=256),
     "freqformer_b2": FreqFormerConfig(encoder="mit_b2", embed_dim=256),
     "freqformer_b3": FreqFormerConfig(encoder="mit_b3", embed_dim=512),

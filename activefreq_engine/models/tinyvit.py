@@ -98,7 +98,8 @@ class WindowAttention(nn.Module):
         x = x.view(b, rows, side, columns, side, c).transpose(2, 3).reshape(-1, side * side, c)
         qkv = self.qkv(self.norm(x)).view(len(x), side * side, self.heads, 3, c // self.heads)
         q, k, v = qkv.permute(3, 0, 2, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.attention_biases[:, self.distance])
+        bias = self.attention_biases[:, self.distance]  # a fast kernel wants a mask with a batch axis
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
         y = self.proj(y.transpose(1, 2).reshape(-1, side * side, c))
         y = y.view(b, rows, columns, side, side, c).transpose(2, 3).reshape(b, rows * side, columns * side, c)
         return y[:, :h, :w]

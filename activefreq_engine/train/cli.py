@@ -35,6 +35,9 @@ def train_command(
     ],
     model: Annotated[str, typer.Option(help="Model name.")] = "freqformer_b0",
     init: Annotated[Path | None, typer.Option(help="Checkpoint to start from.")] = None,
+    guide: Annotated[
+        Path | None, typer.Option(help="MobileSAM's mobile_sam.pt: give the network its encoder as a frozen guide.")
+    ] = None,
     stage: Annotated[str, typer.Option(help="coarse, or refiner: the refiner alone, on --init.")] = "coarse",
     steps: Annotated[int | None, typer.Option(help="Length of the run in steps; this or --hours.")] = None,
     hours: Annotated[float | None, typer.Option(help="Length of the run in hours.")] = None,
@@ -43,6 +46,7 @@ def train_command(
         bool, typer.Option("--on-device", help="Make samples and clicks on the device too: for a GPU.")
     ] = False,
     batch: Annotated[int, typer.Option(help="Samples a step, in each process.")] = 16,
+    per_crop: Annotated[int, typer.Option(help="Samples of each crop: other objects, or other clicks.")] = 1,
     sizes: Annotated[
         str,
         typer.Option(metavar="SIZE[@FROM],...", help="Crop sizes, each from this part of the run on; else evenly."),
@@ -78,10 +82,12 @@ def train_command(
         data=tuple(str(folder) for folder in data),
         model=model,
         init=None if init is None else str(init),
+        guide=None if guide is None else str(guide),
         stage=stage,  # type: ignore[arg-type]  # checked there
         steps=steps,
         hours=hours,
         batch=batch,
+        per_crop=per_crop,
         sizes=parse_sizes(sizes),
         lr=lr,
         warmup=warmup,

@@ -29,10 +29,12 @@ class TrainConfig:
     model: str = "freqformer_b0"
     overrides: dict[str, Any] = field(default_factory=dict)  # of the model's configuration
     init: str | None = None  # checkpoint to start from
+    guide: str | None = None  # MobileSAM's weights: its encoder becomes the network's guide, see `models.guide`
     stage: Stage = "coarse"  # "refiner" trains the refiner alone, on a frozen network
     steps: int | None = None  # length of the run in steps, or
     hours: float | None = None  # in hours of training time (the schedules then follow the clock)
-    batch: int = 16  # per process
+    batch: int = 16  # crops, per process
+    per_crop: int = 1  # samples of each crop: other objects in it, or other clicks on the same one
     sizes: tuple[tuple[float, int], ...] = ((0.0, 128), (0.35, 192), (0.85, 256))  # from this progress on: crop size
     lr: float = 1e-3
     weight_decay: float = 0.02
@@ -67,11 +69,15 @@ class TrainConfig:
             "a teacher serves the coarse stage; leave it out of 'refiner'",
         )
         _check(
+            self.per_crop == 1 or (self.stage == "coarse" and self.teacher is None and not self.on_device),
+            "per_crop above 1 serves the coarse stage, with a loader and without a teacher; leave it out of other runs",
+        )
+        _check(
             not self.on_device or (self.stage == "coarse" and self.teacher is None and self.clicker == "ritm"),
             "on_device serves the coarse stage with clicker 'ritm' and without a teacher; leave it out of other runs",
         )
         _check(self.teacher_weight >= 0, f"teacher_weight is {self.teacher_weight}; it must be at least 0")
-        for name, least in (("batch", 1), ("warmup", 1), ("workers", 0), ("seed", 0)):
+        for name, least in (("batch", 1), ("per_crop", 1), ("warmup", 1), ("workers", 0), ("seed", 0)):
             _check(getattr(self, name) >= least, f"{name} is {getattr(self, name)}; it must be at least {least}")
         for name, most in (("seed", 2**63 - 1), ("lr", 1000.0)):
             _check(getattr(self, name) <= most, f"{name} is {getattr(self, name):g}; it must be at most {most:g}")

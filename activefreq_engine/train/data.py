@@ -34,6 +34,7 @@ LEAST_SHOWN = 26  # pixels of the object that `surround` leaves, 2 % of a side o
 FADED = 0.25  # share of samples whose object loses contrast, see `fade`
 FAINTEST = 12.0  # distance in RGB, 0..255, between object and surroundings that is left
 MIN_AREA = 64  # pixels of the packed image that an object must have
+MOST_TRIED = 3  # objects that are looked for in a crop, for each sample of it
 EDGES = 32  # pixels of its border that are noted for each object
 Pixels = NDArray[Any]  # uint8; OpenCV's annotations promise no dtype
 
@@ -233,13 +234,19 @@ class PackedDataset(Dataset):
     """
 
     def __init__(
-        self, folder: Path, seed: int = 0, weights: Sequence[float] | None = None, teacher: Teacher | None = None
+        self,
+        folder: Path,
+        seed: int = 0,
+        weights: Sequence[float] | None = None,
+        teacher: Teacher | None = None,
+        per_crop: int = 1,
     ) -> None:
         index = json.loads((folder / "index.json").read_text())
         self.entries = index["entries"]
         self.images = np.memmap(folder / "images.u8", np.uint8, mode="r")
         self.labels = np.memmap(folder / "labels.u16", np.uint16, mode="r")
         self.seed = seed
+        self.per_crop = per_crop
         self.teacher = teacher
         if teacher is not None:
             teacher.check(self.entries)
@@ -264,18 +271,26 @@ class PackedDataset(Dataset):
         return int(rng.choice(len(self.entries), size=len(self.entries), p=self.share)[position])
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, ...]:
-        """`(index, size)` -> image uint8 `[3, S, S]`, label int8 `[1, S, S]`, and the teacher's `[T, S/16, S/16]`."""
+        """`(index, size)` -> image uint8 `[3, S, S]`, label int8 `[1, S, S]`, and the teacher's `[T, S/16, S/16]`.
+
+        With `per_crop` P, labels `[P, S, S]`: other objects of the crop, where it has some, and nothing is added to it.
+        """
         index, size = item
         picked = self.pick(index)
         rng = np.random.default_rng((self.seed, index, 1))
         crop = self._crop(picked, size, rng)
         seen, label = crop.image, crop.label
+        if others := self._others(picked, crop, rng):
+            drawn = rng.permuted(np.arange(self.per_crop - 1) % len(others))
+            labels = np.stack([label, *(others[i] for i in drawn)])
+            return torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1))), torch.from_numpy(labels)
         # a teacher has not seen what is added, so its features would be wrong there
         if self.teacher is None and rng.random() < DISTRACTED:
             seen = distract(seen, label, self._crop(self._alike(picked, rng), size, rng), rng)
         if self.teacher is None and rng.random() < DISTANT:
             seen, label = surround(seen, label, self._crop(self._alike(picked, rng), size, rng).image, rng)
-        sample = (torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1))), torch.from_numpy(label[None]))
+        labels = np.repeat(label[None], self.per_crop, axis=0)
+        sample = (torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1))), torch.from_numpy(labels))
         if self.teacher is None:
             return sample
         entry = self.entries[picked]
@@ -288,6 +303,23 @@ class PackedDataset(Dataset):
         image = self.images[3 * offset : 3 * (offset + h * w)].reshape(h, w, 3)
         labels = self.labels[offset : offset + h * w].reshape(h, w)
         return random_crop(image, members(labels, entry["objects"][rng.integers(len(entry["objects"]))]), size, rng)
+
+    def _others(self, picked: int, crop: Crop, rng: np.random.Generator) -> list[NDArray[Any]]:
+        """Labels of up to `per_crop - 1` other objects that lie in a crop."""
+        entry = self.entries[picked]
+        if self.per_crop == 1 or len(entry["objects"]) == 1:
+            return []
+        h, w, offset = entry["h"], entry["w"], entry["offset"]
+        labels = self.labels[offset : offset + h * w].reshape(h, w)
+        found: list[NDArray[Any]] = []
+        for i in rng.permutation(len(entry["objects"]))[: MOST_TRIED * self.per_crop]:
+            label = warped(members(labels, entry["objects"][i]), crop.affine, len(crop.label))
+            label[crop.label < 0] = -1
+            if (label == 1).sum() >= MIN_AREA and (label != crop.label).any():
+                found.append(label)
+            if len(found) == self.per_crop - 1:
+                break
+        return found
 
     def _alike(self, picked: int, rng: np.random.Generator) -> int:
         """An entry of the same source folder."""
@@ -360,15 +392,21 @@ def random_crop(image: Pixels, mask: Pixels, size: int, rng: np.random.Generator
     if zoom > 1.2:  # bilinear samples alone would alias; an even box filter would move the image by half a pixel
         image = cv2.GaussianBlur(image, (0, 0), math.sqrt((zoom * zoom - 1) / 6))
     out = cv2.warpAffine(image, affine, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
-    label = cv2.warpAffine(mask * 255, affine, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    target = warped(mask, affine, size)
     inside = cv2.warpAffine(
         np.full((h, w), 255, np.uint8), affine, (size, size), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
     )
-    target = (label > 127).astype(np.int8)
     target[inside == 0] = -1
     if rng.random() < FADED:
         out = fade(out, target, rng)
     return Crop(photometric(out, rng), target, affine)
+
+
+def warped(mask: NDArray[np.uint8], affine: NDArray[np.float64], size: int) -> NDArray[np.int8]:
+    """A mask, 0 or 1, in a crop, whatever its borders."""
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    label = cv2.warpAffine(mask * 255, affine, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return (label > 127).astype(np.int8)
 
 
 def fade(image: Pixels, label: NDArray[Any], rng: np.random.Generator) -> Pixels:

@@ -24,12 +24,13 @@ from ..errors import ActiveFreqError, InvalidArgumentError
 from ..models import FreqFormer, create_model, normalise
 from .config import Schedule, Stage, TrainConfig, claim, launched
 from .data import PackedDataset, SizeOf, StepSampler, pack
+from .distill import load_teacher
 from .on_device import DeviceSteps
 from .parcel import SUFFIX, open_parcel
 from .record import Record, Validation, plot, require_plotting
 from .sampler import Sampler
 from .state import Ema, averaged, export, load_state, save_state
-from .steps import CoarseStep, RefinerStep
+from .steps import CoarseStep, RefinerStep, with_guide
 from .teacher import Teacher
 
 __all__ = ["Stage", "TrainConfig", "Validation", "train"]
@@ -205,7 +206,7 @@ class _Run:
             mean = record.add(self.step, schedule.elapsed, loss.detach(), lr, size, last=last)
             if mean is not None:
                 now = time.monotonic()
-                rate = (self.step - last_row[0]) * config.batch * self.world / (now - last_row[1])
+                rate = (self.step - last_row[0]) * config.batch * config.per_crop * self.world / (now - last_row[1])
                 last_row = self.step, now
                 bar.set_postfix(loss=f"{mean:.4f}", size=size, rate=f"{rate:.0f}/s")
                 minutes = schedule.elapsed / 60
@@ -229,7 +230,7 @@ class _Run:
         """Batches made in other processes."""
         config = self.config
         return DataLoader(
-            PackedDataset(packed, config.seed, config.source_weights, self.teacher),
+            PackedDataset(packed, config.seed, config.source_weights, self.teacher, config.per_crop),
             batch_sampler=StepSampler(self.step, config.batch, self.rank, self.world, size_of),
             num_workers=config.workers,
             worker_init_fn=_one_thread,
@@ -258,7 +259,10 @@ class _Run:
         resumed = self.state_path.exists()
         torch.manual_seed(config.seed)
         checkpoint = None if resumed else config.init
-        self.model: FreqFormer = create_model(config.model, checkpoint=checkpoint, **config.overrides).to(device)
+        model = create_model(config.model, checkpoint=checkpoint, **config.overrides)
+        if config.guide is not None:
+            model = with_guide(model, None if resumed else load_teacher(Path(config.guide)).trunk)
+        self.model: FreqFormer = model.to(device)
         self.model.decoder.compose_fuse = True
         if config.stage == "refiner" and self.model.refiner is None:
             raise InvalidArgumentError(f"{config.init} has no refiner to train; its refiner_width is 0")
@@ -283,6 +287,8 @@ class _Run:
                 self.state_path, self.step_module, self.ema, self.optimizer, self.scaler
             )
             log.info("resuming %s at step %d", self.out, self.step)
+        if isinstance(self.step_module, CoarseStep):
+            self.step_module.hasten(precision(device) or torch.float32)
         if self.world > 1:
             cuda = device.type == "cuda"
             if cuda:

@@ -8,7 +8,7 @@ same code runs as it stands.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from ..conventions import THRESHOLD
 from ..kernels.click_maps import click_maps
 from ..kernels.distance import distance_transform
 from ..models import normalise
-from ..models.freqformer import ImageFeatures
+from ..models.freqformer import GuidedFeatures, ImageFeatures
 from .config import TrainConfig
 from .losses import coarse_loss
 from .prompts import MARGIN, SCRIBBLE
@@ -134,6 +134,7 @@ class Batch:
         self.label = torch.zeros(batch, 1, size, size, dtype=torch.int8, device=device)
         self.previous = torch.zeros(batch, 1, size, size, device=device)
         self.points = torch.full((batch, 2 * slots, 2), -1.0, device=device)  # as `kernels.click_maps` takes them
+        self.seen: list[Tensor] = []  # by a guide
         self.features: list[Tensor] = []
         self.loss = torch.zeros((), device=device)
         self.slots = slots
@@ -220,6 +221,8 @@ class DeviceSteps:
         for value, number in ((self.lr, lr), (self.share, share), (self.first, step * self.config.batch)):
             value.fill_(number)
         self._run(("sample", size), lambda: self._sample(batch, size))
+        if self.module.look is not None:
+            self._run(("look", size), lambda: self._look(batch))
         if iterations:
             self._run(("encode", size), lambda: self._encode(batch))
         for _ in range(iterations):
@@ -303,21 +306,24 @@ class DeviceSteps:
         return torch.cat([batch.previous, disks], 1)
 
     @torch.no_grad()
+    def _look(self, batch: Batch) -> None:
+        """What a guide sees: the same for every answer to the crops."""
+        assert self.module.look is not None
+        batch.seen = _kept(batch.seen, self.module.look(batch.image))
+
+    @torch.no_grad()
     def _encode(self, batch: Batch) -> None:
         self.model.eval()
         with self._autocast():
-            features = self.model.encode_image(batch.image)
-        if not batch.features:
-            batch.features = [torch.empty_like(f) for f in features]
-        for kept, new in zip(batch.features, features, strict=True):
-            kept.copy_(new)
+            batch.features = _kept(batch.features, self.model.encode_image(batch.image, batch.seen))
 
     @torch.no_grad()
     def _click(self, batch: Batch) -> None:
         """The answer to the clicks so far, and a click on what is wrong with it."""
         self.model.eval()
         with self._autocast():
-            logits = self.model.decode_clicks(ImageFeatures(*batch.features), self._inputs(batch)).logits
+            features = ImageFeatures if self.model.guide is None else GuidedFeatures
+            logits = self.model.decode_clicks(features(*batch.features), self._inputs(batch)).logits
         batch.previous.copy_(logits.float().sigmoid())
         prediction = batch.previous[:, 0] > THRESHOLD
         label = batch.label[:, 0]
@@ -329,7 +335,9 @@ class DeviceSteps:
         self.model.train()
         keep_norms(self.model, frozen)
         with self._autocast():
-            loss = coarse_loss(self.model(batch.image, self._inputs(batch)), batch.label.float())
+            features = self.model.encode_image(batch.image, batch.seen)
+            logits = self.model.decode_clicks(features, self._inputs(batch)).logits
+            loss = coarse_loss(logits, batch.label.float())
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip)
         spoilt = (~torch.isfinite(norm)).float()
@@ -344,3 +352,11 @@ class DeviceSteps:
             for counter, value in self.counters:
                 counter.copy_(value)
         batch.loss.copy_(loss.detach())
+
+
+def _kept(buffers: list[Tensor], new: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of new maps, in the memory of those of the step before."""
+    buffers = buffers or [torch.empty_like(t) for t in new]
+    for buffer, tensor in zip(buffers, new, strict=True):
+        buffer.copy_(tensor)
+    return buffers

@@ -14,6 +14,7 @@ from ..acselect import AcSelect
 from ..conventions import SLOTS, THRESHOLD
 from ..kernels.click_maps import click_maps
 from ..models import FreqFormer
+from ..models.freqformer import GuidedFeatures, ImageFeatures
 from .prompts import Prompt, lasso, loose_box, scribble
 
 Clicker = Literal["ritm", "acselect"]
@@ -186,6 +187,7 @@ def simulate(
     rng: np.random.Generator,
     clicker: Clicker = "ritm",
     prompts: Shares = CLICKS,
+    features: ImageFeatures | GuidedFeatures | None = None,
 ) -> tuple[Tensor, ClickBatch]:
     """Play a first prompt and `iterations` clicks with the model's own answers; return the network's click input for
     the next step, and the clicks.
@@ -198,6 +200,7 @@ def simulate(
         rng: source of chance.
         clicker: one of `CLICKERS`; the first click is always the usual one.
         prompts: shares of the kinds of first prompts; where scribbles are among them, some corrections are scribbles.
+        features (ImageFeatures, optional): of the image, where they are known already.
 
     Returns:
         (Tensor, ClickBatch): `[B, 3, H, W]` float32, and the clicks, in pixels of the image.
@@ -206,7 +209,8 @@ def simulate(
     clicks = first_prompts(truth, rng, prompts, radius)
     scribbled = SCRIBBLED if any(kind == "scribble" for kind, _ in prompts) else 0.0
     previous = clicks.start(*truth.shape[1:]).to(labels.device)
-    features = model.encode_image(image) if iterations else None
+    if features is None and iterations:
+        features = model.encode_image(image)
     for _ in range(iterations):
         assert features is not None
         logits = model.decode_clicks(features, network_clicks(previous, clicks, radius)).logits

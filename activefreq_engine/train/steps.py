@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..errors import ModelLoadError
 from ..kernels.click_maps import click_maps
 from ..models import FreqFormer
-from ..models.freqformer import Coarse
+from ..models.freqformer import Coarse, GuidedFeatures, ImageFeatures
 from ..models.freqnet import upsample
 from ..models.refiner import Refined, roi_align
+from ..models.tinyvit import TinyViT
+from ..runtime.plan.guide import FrozenTrunk
 from ..session import zoom
 from ..session.boxes import clamp, expand
 from .losses import coarse_loss, feature_loss, refiner_loss
 from .simulate import CLICKS, THRESHOLD, ClickBatch, Clicker, Shares, simulate
 
+Features = ImageFeatures | GuidedFeatures
+
 
 def norms(model: nn.Module) -> list[_BatchNorm]:
-    """All BatchNorm layers."""
-    return [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    """All BatchNorm layers that are trained."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.weight.requires_grad]
 
 
 def keep_norms(model: nn.Module, frozen: bool) -> None:
@@ -53,6 +61,13 @@ class CoarseStep(nn.Module):
         self.teacher_head = nn.Conv2d(channels[2] + channels[3], teacher_channels, 1) if teacher_channels else None
         if model.refiner is not None:
             model.refiner.requires_grad_(False)
+        self.look: Callable[[Tensor], list[Tensor]] | None = None if model.guide is None else model.guide.look
+
+    def hasten(self, dtype: torch.dtype) -> None:
+        """Let the guide's frozen part run in this precision; call it once its weights are there."""
+        if self.model.guide is not None:
+            # not a module of this one: what it holds is stored with the model already
+            self.look = FrozenTrunk(self.model.guide.trunk, dtype).forward
 
     def forward(
         self,
@@ -67,24 +82,55 @@ class CoarseStep(nn.Module):
 
         Args:
             image (Tensor): `[B, 3, S, S]` normalised.
-            labels (Tensor): int8 `[B, 1, S, S]`: 0, 1, or -1 for ignored.
+            labels (Tensor): int8 `[B, P, S, S]`: 0, 1, or -1 for ignored; P objects of each crop.
             iterations (int): simulated clicks after the first.
             rng: source of chance.
             teacher (Tensor, optional): `[B, T, S/16, S/16]`, the teacher's standardised features of the crops.
             teacher_weight (float): of the squared error against them.
         """
-        self.model.eval()
-        clicks, _ = simulate(self.model, image, labels, iterations, rng, self.clicker, self.prompts)
+        model, per_crop = self.model.eval(), labels.shape[1]
+        labels = labels.flatten(0, 1)[:, None]
+        with torch.no_grad():
+            with torch.autocast(image.device.type, enabled=False):
+                seen = None if self.look is None else self.look(image)
+            known = _repeated(model.encode_image(image, seen), per_crop) if iterations else None
+            clicks, _ = simulate(model, image, labels, iterations, rng, self.clicker, self.prompts, known)
         torch.clear_autocast_cache()  # casts made without gradient must not serve the pass that is learnt from
-        self.model.train()
-        keep_norms(self.model, self.frozen)
-        features = self.model.encode_image(image)
+        model.train()
+        keep_norms(model, self.frozen)
+        features = _repeated(model.encode_image(image, seen), per_crop)
         maps = self.model.encode_clicks(features, clicks)
         loss = coarse_loss(self.model.decode_maps(features, maps).logits, labels.float())
         if teacher is None or self.teacher_head is None:
             return loss
         told = self.teacher_head(torch.cat([maps[1], upsample(maps[2], maps[1].shape[2:])], dim=1))
         return loss + teacher_weight * feature_loss(told, teacher, labels)
+
+
+def _repeated(features: Features, times: int) -> Features:
+    """Features `[B, ...]` as those of `B * times` samples; one after the other belong to one crop."""
+    if times == 1:
+        return features
+    return type(features)(*(f.repeat_interleave(times, 0) for f in features))
+
+
+def with_guide(model: FreqFormer, trunk: TinyViT | None) -> FreqFormer:
+    """The same network with a guide that adds nothing yet; `trunk`: its weights, random ones without.
+
+    Raises:
+        ModelLoadError: the network has a guide already, or is of a kind that can have none.
+    """
+    if model.guide is not None:
+        raise ModelLoadError("this network has a guide already; go on from it without naming MobileSAM's weights")
+    try:
+        guided = FreqFormer(replace(model.config, guide="tinyvit_5m"))
+    except ValueError as e:
+        raise ModelLoadError(str(e)) from None
+    assert guided.guide is not None
+    guided.load_state_dict(model.state_dict(), strict=False)
+    if trunk is not None:
+        guided.guide.trunk.load_state_dict(trunk.state_dict())
+    return guided.eval()
 
 
 class RefinerStep(nn.Module):

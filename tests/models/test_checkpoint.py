@@ -69,7 +69,7 @@ def test_metadata(model: FreqFormer, saved: Path) -> None:
     facts = read_metadata(saved)
     assert facts["metadata"] == {"licence": "Apache-2.0", "metrics": {"noc90": 4.5}}
     assert facts["architecture"] == "FreqFormer"
-    assert facts["config"] == asdict(model.config)
+    assert FreqFormerConfig(**facts["config"]) == model.config
     assert facts["sha256"] == weights_digest(parts(saved)[0])
 
 
@@ -156,6 +156,8 @@ def test_foreign_safetensors(tmp_path: Path) -> None:
         {"config": json.dumps({**asdict(FreqFormerConfig()), "embed_dim": 1e400})},
         {"config": json.dumps({**asdict(FreqFormerConfig()), "embed_dim": 1 << 40})},
         {"config": json.dumps({**asdict(FreqFormerConfig()), "axes": "both"})},
+        {"config": json.dumps({**asdict(FreqFormerConfig()), "guide": "vit_h"})},
+        {"config": json.dumps({**asdict(FreqFormerConfig()), "guide": 5})},
     ],
     ids=lambda c: "".join(ch if ch.isalnum() else "." for ch in str(c))[-40:],
 )

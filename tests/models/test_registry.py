@@ -13,7 +13,14 @@ TINY = {"embed_dim": 8, "refiner_width": 4, "refine_size": 32}
 
 
 def test_names() -> None:
-    sizes = ["freqformer_b0", "freqformer_b0_general", "freqformer_b1", "freqformer_b2", "freqformer_b3"]
+    sizes = [
+        "freqformer_b0",
+        "freqformer_b0_general",
+        "freqformer_b0_guided",
+        "freqformer_b1",
+        "freqformer_b2",
+        "freqformer_b3",
+    ]
     assert list_models() == [*sizes, "freqformer_tinyvit"]
     assert set(list_models(pretrained=True)) <= set(list_models())
 

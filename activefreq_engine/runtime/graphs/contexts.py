@@ -25,7 +25,7 @@ from activefreq_engine.kernels.click_maps import click_maps
 from activefreq_engine.models import IMAGE_MEAN, IMAGE_STD, Coarse, FreqFormerConfig
 from activefreq_engine.runtime import levels
 from activefreq_engine.runtime.levels import Found
-from activefreq_engine.runtime.plan.plan import Plan, ProjectedFeatures
+from activefreq_engine.runtime.plan.plan import Features, Plan
 from activefreq_engine.runtime.plan.planned import Planned
 
 BATCHES = (1, 2, 4, 8)
@@ -137,15 +137,15 @@ class PrepareContext(Context):
         self._image = _Image(replayer.device)
         self._parcel = Parcel(replayer.device, crops=((batch, plan.height, plan.width, 3), torch.uint8))
 
-    def run(self) -> ProjectedFeatures:
+    def run(self) -> Features:
         self._parcel.send()
         return self._plan.prepare(self._image(self._parcel.tensors["crops"]))
 
-    def __call__(self, crops: Sequence[NDArray[np.uint8]]) -> list[ProjectedFeatures]:
+    def __call__(self, crops: Sequence[NDArray[np.uint8]]) -> list[Features]:
         """`ProjectedFeatures` of each crop, in memory of its own."""
         self._parcel.write("crops", crops)
         out = self.replay()
-        return [ProjectedFeatures(out.c1[k : k + 1].clone(), out.p1[k : k + 1].clone()) for k in range(len(crops))]
+        return [type(out)(*(t[k : k + 1].clone() for t in out)) for k in range(len(crops))]
 
 
 class _Outbox:
@@ -169,9 +169,7 @@ class _Outbox:
 class ClickContext(Context):
     """Features, previous probabilities and click slots -> probabilities."""
 
-    def __init__(
-        self, plan: Plan, batch: int, radius: float, like: ProjectedFeatures, shelf: Shelf, replayer: Replayer
-    ) -> None:
+    def __init__(self, plan: Plan, batch: int, radius: float, like: Features, shelf: Shelf, replayer: Replayer) -> None:
         super().__init__(replayer)
         self._plan, self._radius, self._shelf = plan, radius, shelf
         self._parcel = Parcel(
@@ -179,7 +177,7 @@ class ClickContext(Context):
             previous=((batch, plan.height, plan.width), torch.float32),
             points=((batch, 2 * SLOTS, 2), torch.float32),
         )
-        self._features = ProjectedFeatures(_rows(like.c1, batch), _rows(like.p1, batch))
+        self._features = tuple(_rows(t, batch) for t in like)
         self._outbox = _Outbox(batch, plan.height, plan.width, replayer.device)
 
     def run(self) -> Coarse:
@@ -192,7 +190,7 @@ class ClickContext(Context):
 
     def __call__(
         self,
-        features: Sequence[ProjectedFeatures],
+        features: Sequence[Features],
         previous: Sequence[NDArray[np.float32]],
         points: Sequence[NDArray[np.float32]],
     ) -> list[tuple[Found, KeptCoarse | None]]:
@@ -292,7 +290,7 @@ class _Bucket:
     def prepare(self, batch: int) -> PrepareContext:
         return self._get(PrepareContext, batch, lambda: PrepareContext(self.plan, batch, self._replayer))
 
-    def click(self, batch: int, like: ProjectedFeatures) -> ClickContext:
+    def click(self, batch: int, like: Features) -> ClickContext:
         radius = self._config.click_radius
         return self._get(
             ClickContext, batch, lambda: ClickContext(self.plan, batch, radius, like, self._shelf, self._replayer)
@@ -327,8 +325,8 @@ class Contexts:
     def active(self) -> AbstractContextManager[None]:
         return self._replayer.active()
 
-    def prepare(self, crops: Sequence[NDArray[np.uint8]]) -> list[ProjectedFeatures]:
-        features: list[ProjectedFeatures] = []
+    def prepare(self, crops: Sequence[NDArray[np.uint8]]) -> list[Features]:
+        features: list[Features] = []
         folded = self.model.folded()
         if folded is not self._folded:  # the weights have changed
             self._folded = folded
@@ -340,7 +338,7 @@ class Contexts:
 
     def click(
         self,
-        features: Sequence[ProjectedFeatures],
+        features: Sequence[Features],
         previous: Sequence[NDArray[np.float32]],
         points: Sequence[NDArray[np.float32]],
     ) -> list[tuple[Found, KeptCoarse | None]]:

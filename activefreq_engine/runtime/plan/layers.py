@@ -203,8 +203,9 @@ class Stage(Layer):
         self.blocks = nn.Sequential(*(Block(b) for b in blocks))
         self.norm = Norm(stage.norm)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.blocks(self.embed(x)))
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        tokens = self.embed(x)
+        return self.norm(self.blocks(tokens if added is None else tokens.add_(added)))
 
 
 class OnMaps(Layer):

@@ -19,12 +19,14 @@ from activefreq_engine.kernels import verification
 from activefreq_engine.kernels.verification import Question
 from activefreq_engine.models import Coarse, FreqFormer
 from activefreq_engine.models.freqnet import FreqModule, upsample
+from activefreq_engine.models.guide import Guide
 from activefreq_engine.models.mit import MiTStage
 from activefreq_engine.models.narrow import HALF
 from activefreq_engine.models.refiner import Refiner, SeparableBlock, roi_align
 from activefreq_engine.runtime import cpu
 from activefreq_engine.runtime.plan import frequency, layers, packed, rewrites, trial
 from activefreq_engine.runtime.plan.frequency import frequency_block
+from activefreq_engine.runtime.plan.guide import FrozenTrunk, Projections
 from activefreq_engine.runtime.plan.resample import SumEnlarged, crop
 from activefreq_engine.runtime.plan.spectral import Form
 
@@ -47,20 +49,42 @@ class ProjectedFeatures(NamedTuple):
     """`[B, E, H/4, W/4]`: the share of Freq layer 1 in the fused map."""
 
 
+class GuidedProjections(NamedTuple):
+    """`ProjectedFeatures` of a network with a guide, and what the guide adds to the tokens of stages 2 to 4."""
+
+    c1: Tensor
+    p1: Tensor
+    g2: Tensor
+    """`[B, C2, H/8, W/8]`."""
+    g3: Tensor
+    """`[B, C3, H/16, W/16]`."""
+    g4: Tensor
+    """`[B, C4, H/32, W/32]`."""
+
+
+Features = ProjectedFeatures | GuidedProjections
+
+
 class PrepareModule(nn.Module):
-    """Normalised image `[B, 3, H, W]` -> `ProjectedFeatures`."""
+    """Normalised image `[B, 3, H, W]` -> `ProjectedFeatures`, or `GuidedProjections`."""
 
-    def __init__(self, stage: nn.Module, freq: nn.Module, project: layers.Linear) -> None:
+    def __init__(self, stage: nn.Module, freq: nn.Module, project: layers.Linear, guide: nn.Module | None) -> None:
         super().__init__()
-        self.stage, self.freq, self.project = stage, freq, project
+        self.stage, self.freq, self.project, self.guide = stage, freq, project, guide
 
-    def forward(self, image: Tensor) -> ProjectedFeatures:
-        c1 = self.stage(image.permute(0, 2, 3, 1).to(self.project.weight.dtype))
-        return ProjectedFeatures(c1.permute(0, 3, 1, 2), self.project(self.freq(c1)).permute(0, 3, 1, 2))
+    def forward(self, image: Tensor) -> Features:
+        maps = image.permute(0, 2, 3, 1).to(self.project.weight.dtype)
+        if self.guide is None:
+            c1 = self.stage(maps)
+            return ProjectedFeatures(c1.permute(0, 3, 1, 2), self.project(self.freq(c1)).permute(0, 3, 1, 2))
+        first, *rest = self.guide(image)
+        c1 = self.stage(maps, first)
+        p1 = self.project(self.freq(c1))
+        return GuidedProjections(*(t.permute(0, 3, 1, 2) for t in (c1, p1, *rest)))
 
 
 class ClickModule(nn.Module):
-    """c1, p1 and click maps `[B, 3, H, W]` (previous soft mask, positive disks, negative disks) -> `Coarse`."""
+    """Features and click maps `[B, 3, H, W]` (previous soft mask, positive disks, negative disks) -> `Coarse`."""
 
     def __init__(
         self,
@@ -76,11 +100,12 @@ class ClickModule(nn.Module):
         self.stages, self.freqs, self.projects = nn.ModuleList(stages), nn.ModuleList(freqs), nn.ModuleList(projects)
         self.total, self.head = total, head
 
-    def forward(self, c1: Tensor, p1: Tensor, clicks: Tensor) -> Coarse:
+    def forward(self, c1: Tensor, p1: Tensor, *more: Tensor) -> Coarse:
+        *added, clicks = more
         x = self.embed(clicks.permute(0, 2, 3, 1).to(c1.dtype)).add_(c1.permute(0, 2, 3, 1))
         parts = []
-        for stage, freq, project in zip(self.stages, self.freqs, self.projects, strict=True):
-            x = stage(x)
+        for i, (stage, freq, project) in enumerate(zip(self.stages, self.freqs, self.projects, strict=True)):
+            x = stage(x, added[i].permute(0, 2, 3, 1)) if added else stage(x)
             parts.append(project(freq(x)))
         fused = self.total(p1.permute(0, 2, 3, 1), parts).relu_()
         logits = self.head(fused).permute(0, 3, 1, 2).to(clicks.dtype)
@@ -179,6 +204,7 @@ class Folded:
         fused = rewrites.fuse_slices(decoder.fuse, decoder.norm, list(mlps))
         self._projects = [self._place(layers.Linear(f)) for f in fused]
         self._head = self._place(layers.Linear(rewrites.affine(decoder.head)))
+        self._guide = None if model.guide is None else self._placed_guide(model.guide)
         self.refine = None if model.refiner is None else self._refine(model.refiner)
 
     def plan(self, height: int, width: int, form: Form = "auto") -> Plan:
@@ -211,7 +237,7 @@ class Folded:
     def _plan(self, height: int, width: int, form: Form) -> Plan:
         sizes = [(height // stride, width // stride) for stride in self._strides]
         freqs = [self._freq(layer, *size, form) for layer, size in zip(self._freq_layers, sizes, strict=True)]
-        prepare = PrepareModule(self._stages[0], freqs[0], self._projects[0])
+        prepare = PrepareModule(self._stages[0], freqs[0], self._projects[0], self._guide)
         total = SumEnlarged(sizes[0], sizes[1:], self._dtype, self.device)
         click = ClickModule(self._embed, self._stages[1:], freqs[1:], self._projects[1:], total, self._head)
         return Plan(height, width, self.precision, prepare.eval(), click.eval(), self.refine)
@@ -269,6 +295,12 @@ class Folded:
             (self._place(layers.Norm(b.norm1)), copy.deepcopy(b.freq), self._place(layers.PointwiseFFN(b)))
             for b in layer
         ]
+
+    def _placed_guide(self, guide: Guide) -> nn.Module:
+        """In float32 where fp16 runs: MobileSAM was not trained to stay within its range."""
+        exact = torch.float32 if self._dtype == torch.float16 else self._dtype
+        trunk = FrozenTrunk(guide.trunk, exact).to(self.device)
+        return nn.Sequential(trunk, self._place(Projections(guide)))
 
     def _refine(self, refiner: Refiner) -> RefineModule:
         refine = RefineModule(refiner)
