@@ -254,9 +254,9 @@ class AcSelect:
             InvalidArgumentError: wrong shape or dtype, or a value out of its range.
             BackendUnavailableError: the backend asked for by name cannot run.
         """
-        if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
-            raise InvalidArgumentError(f"k is {k!r}; pass an integer of at least 1")
-        return self.suggest_scores(probs, previous_probs, tau, tau_flipped=tau_flipped, valid=valid).suggestions(k)
+        return self.suggest_scores(probs, previous_probs, tau, tau_flipped=tau_flipped, valid=valid).suggestions(
+            check_count(k)
+        )
 
     def suggest_scores(
         self,
@@ -335,6 +335,13 @@ class AcSelect:
             share = _mean_in_boxes(mask.numpy(), stats.bbox.numpy(), margin=1)
             return binary_entropy(torch.from_numpy(share)).numpy() * stats.mean_entropy.numpy()
         return 4 * _variance(stats, probs)
+
+
+def check_count(k: Any) -> int:
+    """A number of suggestions.  Raises InvalidArgumentError if it is none."""
+    if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
+        raise InvalidArgumentError(f"k is {k!r}; pass an integer of at least 1")
+    return int(k)
 
 
 def _box_with_margin(mask: torch.Tensor) -> tuple[slice, slice]:

@@ -37,6 +37,7 @@ from activefreq_engine.session.arguments import check_click, click_list, is_numb
 from activefreq_engine.session.canvas import PackedMask, changed_bbox
 from activefreq_engine.session.click import Outcome, advance, loaded_step
 from activefreq_engine.session.history import History, Pass, Picture, Points, Scene, SessionSettings, Step
+from activefreq_engine.session.lookahead import propose_ahead
 from activefreq_engine.session.state import SavedClicks
 from activefreq_engine.session.state import dump as dump_state
 from activefreq_engine.session.state import parse as parse_state
@@ -464,17 +465,26 @@ class Session:
         """float32 `[H, W]`: entropy of `probs` in bits, 0 (certain) to 1; painted at each access."""
         return self._opened().history.step.canvas.uncertainty()
 
-    def suggest(self, k: int = 3) -> list[Suggestion]:
+    def suggest(self, k: int = 3, *, look_ahead: bool = False) -> list[Suggestion]:
         """Where the next click is worth most, best first; at most `k` places, none before the first click.
 
         For a person to accept or ignore: nothing is clicked.  Regions are looked for on a grid of at most 512 pixels
         a side over the region that the network looked at; a suggestion's sign is the opposite of the mask there.
 
+        Args:
+            k (int): at most so many.
+            look_ahead (bool): rank by what the network would answer to each click, rather than by AcSelect's score
+                alone (`session.lookahead`).  Better, and up to eight passes of the network: ask after the mask is
+                shown.  A click made meanwhile waits for one of them at most, and then nothing is suggested.
+
         Raises:
             InvalidArgumentError: `k` is not an integer of at least 1.
             NoImageError: there is no image yet.
         """
-        return propose(self._opened(), self._selector(), k)
+        scene = self._opened()
+        if not look_ahead:
+            return propose(scene, self._selector(), k)
+        return propose_ahead(self._engine_in_use(), scene, self._selector(), k, lambda: self._scene is scene)
 
     # --- export ---
 

@@ -15,12 +15,16 @@ from activefreq_engine.types import Box, Click, Suggestion
 if TYPE_CHECKING:
     from activefreq_engine.acselect import AcSelect
 
+TAU = 0.9  # the default of `AcSelect.suggest`
 SIDE = 512  # regions are looked for on a grid of at most this many pixels a side: the network knows no more
 AWAY = 3  # and more than so many of its pixels from an earlier click
 
 
-def propose(scene: Scene, selector: AcSelect, k: int) -> list[Suggestion]:
-    """At most `k` suggestions for the scene's current object, best first; see `Session.suggest`."""
+def propose(scene: Scene, selector: AcSelect, k: int, tau: float = TAU) -> list[Suggestion]:
+    """At most `k` suggestions for the scene's current object, best first; see `Session.suggest`.
+
+    `tau` is the entropy in bits above which a pixel counts as uncertain, see `AcSelect.suggest`.
+    """
     history = scene.history
     step, box = history.step, history.step.roi or scene.picture.bounds
     width, height = box[2] - box[0], box[3] - box[1]
@@ -28,7 +32,7 @@ def propose(scene: Scene, selector: AcSelect, k: int) -> list[Suggestion]:
     h, w = max(1, round(height * shrink)), max(1, round(width * shrink))
     before = history.previous.canvas.sample(box, h, w) if len(history.done) > 1 else None
     valid = _away_from(step.canvas.clicks, box, h, w)
-    found = selector.suggest(step.canvas.sample(box, h, w), before, k=k, valid=valid)
+    found = selector.suggest(step.canvas.sample(box, h, w), before, tau, k=k, valid=valid)
     mask = scene.picture.mask(step.canvas)
     return [_to_image(s, box, h, w, mask) for s in found]
 
