@@ -156,6 +156,25 @@ def sessions(rows: list[Row]) -> Any:
     return figure
 
 
+def reliability(rows: list[Row], file: Path) -> None:
+    """Share of object pixels against probability, a panel for each number of clicks, a line for each set."""
+    counts = sorted({int(r["clicks"]) for r in rows})
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(1, len(counts), figsize=(4.2 * len(counts), 4.4), squeeze=False, layout="tight")
+        for axes, n in zip(panels[0], counts, strict=True):
+            own = [r for r in rows if int(r["clicks"]) == n]
+            axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
+            for i, name in enumerate(dict.fromkeys(r["set"] for r in own)):
+                points = [r for r in own if r["set"] == name and r["bin"] != "all"]
+                (whole,) = [number(r, "ece") for r in own if r["set"] == name and r["bin"] == "all"]
+                xs, ys = ([number(r, c) for r in points] for c in ("probability", "object"))
+                colour = plt.get_cmap("tab20")(i)
+                axes.plot(xs, ys, color=colour, marker=".", linewidth=1.2, label=f"{name} {whole:.1f} %")
+            finish(axes, f"after {n} click{'s' * (n > 1)}", "probability", "share of object pixels")
+            axes.legend(title="ECE", fontsize=7, title_fontsize=8)
+        save(figure, file)
+
+
 def line(
     axes: Axes,
     rows: list[Row],
