@@ -35,10 +35,13 @@ def eval_command(
     size: Annotated[int | None, typer.Option(help="Network input size; default: the engine's.")] = None,
     zoom: Annotated[bool, typer.Option(help="Zoom in on the object.")] = True,
     refine: Annotated[bool, typer.Option(help="Refine around the last change.")] = True,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples side by side; in fp32 a matter of speed alone.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples side by side: a matter of speed.")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     precision: Annotated[
-        str, typer.Option(help="fp32, or auto: faster where half precision is; results then depend on --batch-size.")
+        str,
+        typer.Option(
+            help="fp32, or auto: faster where half precision is; on a GPU results then depend on --batch-size."
+        ),
     ] = "fp32",
     seed: Annotated[int, typer.Option(help="Seed of the random clicker.")] = 0,
     layout: Annotated[str | None, typer.Option(help="masks, labels, isic2017 or volumes; default: detected.")] = None,

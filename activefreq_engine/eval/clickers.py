@@ -106,6 +106,9 @@ class _Distances:
             box = np.s_[self.y0 : self.y0 + height, self.x0 : self.x0 + width]
             padded = cv2.copyMakeBorder(as_bytes[box], 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
             distances = np.asarray(cv2.distanceTransform(padded, cv2.DIST_L2, mask_size), np.float32)[1:-1, 1:-1]
+            if mask_size == _PRECISE:
+                # OpenCV's last bits differ from call to call, and so would ties; the square of a distance is an integer
+                distances = np.sqrt(np.rint(np.square(distances)))
             self.map = distances * not_clicked[box]
         self.max = float(self.map.max())
 

@@ -33,6 +33,12 @@ def has_bf16() -> bool:
     return bool(supported and supported() and torch.backends.mkldnn.is_available() and allowed and allowed())
 
 
+def has_amx() -> bool:
+    """Whether oneDNN multiplies bfloat16 by the tiles of AMX here."""
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(supported and supported()) and "AMX" in os.environ.get("ONEDNN_MAX_CPU_ISA", "AMX").upper()
+
+
 def keep_freed_memory() -> None:
     """Let the C library keep freed memory for the next click instead of handing it back to the system.
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from activefreq_engine.errors import InvalidArgumentError, InvalidMaskError
-from activefreq_engine.eval.clickers import make_clicker, sample_seed
+from activefreq_engine.eval.clickers import _Errors, make_clicker, sample_seed
 from activefreq_engine.types import Click
 
 from .fakes import blob
@@ -48,7 +48,7 @@ def test_ritm_on_large_masks_equals_distance_maps_of_the_whole_picture():
     # The clicker looks only at the box around the errors; here the map is that of the padded picture.
     def deepest(errors):
         padded = np.pad(errors, 1).astype(np.uint8)
-        return cv2.distanceTransform(padded, cv2.DIST_L2, 0)[1:-1, 1:-1]
+        return np.sqrt(np.rint(cv2.distanceTransform(padded, cv2.DIST_L2, 0)[1:-1, 1:-1] ** 2))  # exact, so ties are
 
     random = np.random.default_rng(11)
     for height, width in [(301, 417), (260, 199)]:
@@ -64,6 +64,15 @@ def test_ritm_on_large_masks_equals_distance_maps_of_the_whole_picture():
             assert click == Click(x, y, positive)
             free[y, x] = 0
             prediction = paint(prediction, click, int(random.integers(3, 20)))
+
+
+def test_distances_are_roots_of_integers_to_the_last_bit(rng):
+    # OpenCV's are not, and differ from call to call, so that the first of two equally deep pixels was drawn by lot
+    for _ in range(10):
+        truth = blob(rng, int(rng.integers(40, 200)), int(rng.integers(40, 200)))
+        missed, _ = _Errors(truth).distances(np.zeros(truth.shape, bool), cv2.DIST_MASK_PRECISE)
+        squares = np.rint(np.square(missed.map.astype(np.float64)))
+        assert np.array_equal(missed.map, np.sqrt(squares).astype(np.float32))
 
 
 def test_ritm_ties_between_the_signs_are_negative():

@@ -41,6 +41,26 @@ def test_engine_with_plans_equals_engine_without(rng):
         assert np.abs(probabilities(a) - probabilities(b)).max() <= 1e-4
 
 
+def test_a_batch_answers_as_each_click_alone(rng):
+    for precision, alone in (("fp32", False), ("bf16", True)):
+        engine = Engine(random_model(dtype=torch.float32, refine_size=64), device="cpu", precision=precision)
+        engine._executor._alone |= alone  # as on a CPU with AMX
+        requests = [request(rng, *shape) for shape in ((64, 96), (64, 96), (32, 64), (64, 96))]
+        together, apart = engine.run(requests), [engine.run([r])[0] for r in requests]
+        boxes = [(3.0, 4.5, 50.0, 30.0), (0.0, 0.0, 64.0, 32.0), (10.0, 10.0, 30.0, 31.5), (1.3, 2.7, 61.1, 60.9)]
+        crops = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in boxes]
+        wanted = [
+            [RefineRequest(a.coarse, *rest, requests[0].points) for a, *rest in zip(answers, boxes, crops, strict=True)]
+            for answers in (together, apart)
+        ]
+        refined = engine.refine(wanted[0]), [engine.refine([r])[0] for r in wanted[1]]
+        allowed = 0 if alone else 2  # 65535ths: another maker's fp32 products may differ by the last bit
+        for a, b in zip([t.levels for t in together], [t.levels for t in apart], strict=True):
+            assert np.abs(a.astype(int) - b).max() <= allowed
+        for a, b in zip(*refined, strict=True):
+            assert np.abs(a.astype(int) - b).max() <= allowed
+
+
 def test_a_box_is_refined_from_the_part_of_the_answer_around_it(rng):
     full = Coarse(torch.randn(1, 1, 64, 96, dtype=torch.float64), torch.randn(1, 5, 16, 24, dtype=torch.float64))
     smaller = 0

@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -115,3 +116,13 @@ def test_auto_goes_by_the_record() -> None:
     assert len(times) == 48
     for case, forms in times.items():
         assert min(forms, key=forms.__getitem__) == FASTEST, case
+
+
+def test_a_batch_has_the_bits_of_its_items(rng: np.random.Generator) -> None:
+    for height, width in ((64, 48), (32, 32), (7, 5)):
+        module = spectral_module(random_module(8).float(), height, width)
+        x = torch.from_numpy(rng.standard_normal((3, 32, height, width), np.float32))
+        x = x.contiguous(memory_format=torch.channels_last)
+        together = module(x)
+        alone = torch.cat([module(item) for item in x.split(1)])
+        assert torch.equal(together[:, :24], alone[:, :24])  # the rest is a convolution

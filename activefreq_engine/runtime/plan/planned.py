@@ -45,7 +45,10 @@ class Planned:
         """As `FreqFormer.refine`."""
         if self._folded.refine is None:
             raise ValueError("this model has no refiner (config.refiner_width is 0)")
-        if self._device.type == "cpu" and len(boxes) == 1:
+        if self._device.type == "cpu":
+            if len(boxes) > 1:  # each box reads another part of its answer
+                items = zip(*(t.split(1) for t in (*coarse, boxes, image_crop, disks)), strict=True)
+                return torch.cat([self.refine(Coarse(a, b), *rest) for a, b, *rest in items])
             coarse, boxes = near(coarse, boxes)
         return self._folded.refine(coarse.embedding, coarse.logits, boxes, image_crop, disks)
 
