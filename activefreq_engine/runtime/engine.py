@@ -10,7 +10,7 @@ import os
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -37,6 +37,8 @@ from activefreq_engine.runtime.modules import ClickModel, Modules
 from activefreq_engine.runtime.plan import PRECISIONS
 from activefreq_engine.runtime.plan.on_cpu import CpuPlans
 from activefreq_engine.runtime.timing import Stopwatch
+
+_LOOK = 0.05  # seconds between two looks whether a click that waits for its turn is still wanted
 
 SIZES = (256, 384, 448, 512)
 """Allowed lengths of the long side of the network input."""
@@ -116,7 +118,7 @@ class Engine:
 
     _named: ClassVar[dict[tuple[Any, ...], tuple[Any, Engine]]] = {}
     _given: ClassVar[weakref.WeakValueDictionary[tuple[Any, ...], Engine]] = weakref.WeakValueDictionary()
-    _registry_lock: ClassVar = threading.Lock()
+    _registry_lock: ClassVar = threading.RLock()
 
     def __init__(
         self,
@@ -138,7 +140,9 @@ class Engine:
             lambda: executor_for(module, self.name, self.device, precision, plan=plan, graph=graph)
         )
         self.precision = self._executor.precision
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # which knows whether this thread holds it
+        with _forking:
+            _engines.add(self)
         self._ready: set[tuple[int, int]] = set()
 
     @classmethod
@@ -182,19 +186,28 @@ class Engine:
         model = self._executor.model
         return None if model.refiner is None else model.config.refine_size
 
-    def run(self, requests: Sequence[StepRequest], watch: Stopwatch | None = None) -> list[StepAnswer]:
+    def run(
+        self,
+        requests: Sequence[StepRequest],
+        watch: Stopwatch | None = None,
+        go_on: Callable[[], None] = lambda: None,
+    ) -> list[StepAnswer]:
         """Answer clicks, one batched pass for each network shape among them.  The answers come in request order.
 
         `watch` is told the time of "prepare" (what depends on the image alone, where it is not known) and "click".
+        `go_on` is called while other clicks have the engine, to raise if nobody wants the answers any more.
         """
-        return shortage.guarded(lambda: self._run(requests, watch))
+        return shortage.guarded(lambda: self._run(requests, watch, go_on))
 
-    def _run(self, requests: Sequence[StepRequest], watch: Stopwatch | None) -> list[StepAnswer]:
+    def _run(
+        self, requests: Sequence[StepRequest], watch: Stopwatch | None, go_on: Callable[[], None]
+    ) -> list[StepAnswer]:
         answers: list[StepAnswer | None] = [None] * len(requests)
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, r in enumerate(requests):
             groups[r.previous.shape].append(i)
-        with self._lock, torch.inference_mode(), self._executor.active():
+
+        def work() -> None:
             for members in groups.values():
                 group = [requests[i] for i in members]
                 features = self._features(group, watch)
@@ -202,21 +215,31 @@ class Engine:
                 for i, item, (found, coarse) in zip(members, features, clicked, strict=True):
                     answers[i] = StepAnswer(self._checked(found, requests[i]), item, coarse)
                 self._lap(watch, "click")
+
+        self._alone(work, go_on)
         return [a for a in answers if a is not None]
 
-    def refine(self, requests: Sequence[RefineRequest], watch: Stopwatch | None = None) -> list[NDArray[np.uint16]]:
+    def refine(
+        self,
+        requests: Sequence[RefineRequest],
+        watch: Stopwatch | None = None,
+        go_on: Callable[[], None] = lambda: None,
+    ) -> list[NDArray[np.uint16]]:
         """Redraw focus boxes: uint16 `[S, S]`, probability times 65535, on each box, in request order.
 
-        `watch` is told the time of "refine".
+        `watch` is told the time of "refine"; `go_on` as for `run`.
         """
-        return shortage.guarded(lambda: self._refine(requests, watch))
+        return shortage.guarded(lambda: self._refine(requests, watch, go_on))
 
-    def _refine(self, requests: Sequence[RefineRequest], watch: Stopwatch | None) -> list[NDArray[np.uint16]]:
+    def _refine(
+        self, requests: Sequence[RefineRequest], watch: Stopwatch | None, go_on: Callable[[], None]
+    ) -> list[NDArray[np.uint16]]:
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, r in enumerate(requests):
             groups[tuple(r.coarse.logits.shape)].append(i)
         out: list[NDArray[np.uint16]] = [np.empty((0, 0), np.uint16)] * len(requests)
-        with self._lock, torch.inference_mode(), self._executor.active():
+
+        def work() -> None:
             for members in groups.values():
                 group = [requests[i] for i in members]
                 refined = self._executor.refine(
@@ -228,7 +251,20 @@ class Engine:
                 for i, found in zip(members, refined, strict=True):
                     out[i] = self._checked(found)
                 self._lap(watch, "refine")
+
+        self._alone(work, go_on)
         return out
+
+    def _alone(self, work: Callable[[], None], go_on: Callable[[], None]) -> None:
+        """Do it while no other thread has the engine."""
+        try:
+            while not self._lock.acquire(timeout=_LOOK):
+                go_on()
+            with torch.inference_mode(), self._executor.active():
+                work()
+        finally:
+            if self._lock._is_owned():  # type: ignore[attr-defined]  # an interrupt may have come before it was
+                self._lock.release()
 
     def warmup(self, height: int | None = None, width: int | None = None) -> None:
         """Run one empty click, so that one-time costs are paid before the first real one.
@@ -381,3 +417,30 @@ def resolve_model(model: Any) -> tuple[str, torch.nn.Module]:
     if not isinstance(model, torch.nn.Module):
         raise ModelLoadError(f"model is a {type(model).__name__}; expected a name, a checkpoint path or a FreqFormer")
     return type(model).__name__, model
+
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_forking = threading.RLock()
+"""Held while an engine is added to them, and during a fork."""
+_held: list[Engine] = []
+
+
+def _before_fork() -> None:
+    """Wait until no click is under way: the child would find its engine taken by a thread that it does not have, and
+    torch in the middle of something."""
+    Engine._registry_lock.acquire()
+    _forking.acquire()
+    for engine in list(_engines):
+        engine._lock.acquire()
+        _held.append(engine)
+
+
+def _after_fork() -> None:
+    while _held:
+        _held.pop()._lock.release()
+    _forking.release()
+    Engine._registry_lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

@@ -137,6 +137,11 @@ class Canvas:
         h, w = max(1, round((y1 - y0) * shrink)), max(1, round((x1 - x0) * shrink))
         return (Layer.of(old.extent, old.sample(old.extent, h, w)), *left[-_MOST_LAYERS // 2 :])
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether all its layers are packed."""
+        return all(isinstance(layer.data, bytes) for layer in self.layers)
+
     def packed(self) -> "Canvas":
         """The same canvas with its layers packed."""
         return replace(self, layers=tuple(layer.packed() for layer in self.layers))

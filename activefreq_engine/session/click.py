@@ -71,7 +71,7 @@ def advance(
     if watch:
         watch.lap("look")
     go_on()
-    answers = engine.run([t.request for t in asked], watch) if asked else []
+    answers = engine.run([t.request for t in asked], watch, go_on) if asked else []
     go_on()
     layers = [
         [Layer.of(t.box, _held(t, t.box, a.levels, t.request.previous))] for t, a in zip(asked, answers, strict=True)
@@ -80,7 +80,7 @@ def advance(
     if watch:
         watch.lap("focus")
     wanted = [f[1] for f in focus if f is not None]
-    refined = iter(engine.refine(wanted, watch) if wanted else [])
+    refined = iter(engine.refine(wanted, watch, go_on) if wanted else [])
     go_on()
     for turn, own, f in zip(asked, layers, focus, strict=True):
         if f is not None:

@@ -82,6 +82,11 @@ class History:
         return self.step.canvas.clicks
 
     @property
+    def waiting(self) -> tuple[Step, ...]:
+        """Older steps that are not packed yet; those `AT_HAND` never are."""
+        return tuple(s for s in self.done[:-AT_HAND] if not s.canvas.is_packed)
+
+    @property
     def untouched(self) -> bool:
         """Nothing was ever done here."""
         return not (self.done or self.undone)

@@ -7,6 +7,7 @@ import math
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
@@ -126,6 +127,7 @@ class Session:
         self._scene: Scene | None = None
         self._wait = float(wait)
         self._lock = threading.Lock()
+        _sessions.add(self)
         self._cancelled = False
 
     @property
@@ -789,3 +791,16 @@ def push_step(session: Session, step: Step) -> None:
     with session._turn():
         scene = session._opened()
         session._scene = scene.having(scene.history.push(step))
+
+
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A call that another thread had under way has ended in the child, without effect: scenes never change."""
+    for session in _sessions:
+        session._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

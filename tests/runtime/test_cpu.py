@@ -145,12 +145,47 @@ child = os.fork()
 if child == 0:
     clicks(100)
     print("clicked", flush=True)
-    while session._scene.picture.packing.waiting:
+    while session._scene.history.waiting:
         time.sleep(0.01)
     print("packed", flush=True)
     os._exit(0)
 sys.exit(os.waitpid(child, 0)[1])
 """
+
+
+FORKED_BESIDE = """
+import os, signal, sys, threading
+import numpy as np
+from activefreq_engine import Engine, Session
+
+engine = Engine(size=256)
+mine, other = (Session(engine=engine) for _ in range(2))
+for session in (mine, other):
+    session.set_image(np.random.default_rng(0).integers(0, 256, (150, 200, 3), np.uint8))
+
+def work():
+    while True:
+        other.click(10, 10, not other.mask[10, 10])
+
+threading.Thread(target=work, daemon=True).start()
+for k in range(4):
+    mine.click(100, 20 + k, not mine.mask[20 + k, 100])
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        for session in (mine, other):
+            session.click(50, 50, not session.mask[50, 50])
+        Engine.shared(size=256)  # the registry of engines is free
+        os._exit(0)
+    print(os.waitpid(child, 0)[1], flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_forked_while_another_thread_clicks():
+    done = subprocess.run([sys.executable, "-c", FORKED_BESIDE], capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout.split()) == (0, ["0"] * 4), done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -764,7 +764,7 @@ def test_predict_that_fails_changes_nothing(session, monkeypatch):
     session.undo()
     mask, state = session.mask.copy(), session.state_dict()
 
-    def fail(requests, watch):
+    def fail(requests, watch, go_on):
         raise MemoryError
 
     monkeypatch.setattr(session._engine, "run", fail)
@@ -869,10 +869,10 @@ def held(session, monkeypatch):
     started, proceed = threading.Event(), threading.Event()
     run, outcome = session._engine.run, []
 
-    def slow(requests, watch):
+    def slow(requests, watch, go_on):
         started.set()
         assert proceed.wait(20)
-        return run(requests, watch)
+        return run(requests, watch, go_on)
 
     def click():
         try:
@@ -899,6 +899,28 @@ def test_a_click_is_cancelled(session, held):
     assert isinstance(outcome[0], ClickCancelledError)
     assert session.clicks == ()
     assert session.cancel() is False  # nothing is under way
+    session.click(5, 6)
+    assert len(session.clicks) == 1
+
+
+def test_a_click_is_cancelled_while_it_waits_for_the_engine(session):
+    outcome = []
+
+    def click():
+        try:
+            outcome.append(session.click(5, 6))
+        except ActiveFreqError as error:
+            outcome.append(error)
+
+    worker = threading.Thread(target=click)
+    with session._engine._lock:  # as while another session has it
+        worker.start()
+        until = time.monotonic() + 20
+        while not outcome and time.monotonic() < until:
+            session.cancel()
+            time.sleep(0.01)
+        assert isinstance(outcome[0], ClickCancelledError)
+    worker.join()
     session.click(5, 6)
     assert len(session.clicks) == 1
 
@@ -992,10 +1014,10 @@ def test_busy(session, monkeypatch):
     started, proceed = threading.Event(), threading.Event()
     run = session._engine.run
 
-    def slow(requests, watch):
+    def slow(requests, watch, go_on):
         started.set()
         assert proceed.wait(20)
-        return run(requests, watch)
+        return run(requests, watch, go_on)
 
     session.click(50, 40)
     mask = session.mask.copy()
