@@ -190,7 +190,7 @@ class Engine:
         self,
         requests: Sequence[StepRequest],
         watch: Stopwatch | None = None,
-        go_on: Callable[[], None] = lambda: None,
+        go_on: Callable[[], None] | None = None,
     ) -> list[StepAnswer]:
         """Answer clicks, one batched pass for each network shape among them.  The answers come in request order.
 
@@ -200,7 +200,7 @@ class Engine:
         return shortage.guarded(lambda: self._run(requests, watch, go_on))
 
     def _run(
-        self, requests: Sequence[StepRequest], watch: Stopwatch | None, go_on: Callable[[], None]
+        self, requests: Sequence[StepRequest], watch: Stopwatch | None, go_on: Callable[[], None] | None
     ) -> list[StepAnswer]:
         answers: list[StepAnswer | None] = [None] * len(requests)
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -223,7 +223,7 @@ class Engine:
         self,
         requests: Sequence[RefineRequest],
         watch: Stopwatch | None = None,
-        go_on: Callable[[], None] = lambda: None,
+        go_on: Callable[[], None] | None = None,
     ) -> list[NDArray[np.uint16]]:
         """Redraw focus boxes: uint16 `[S, S]`, probability times 65535, on each box, in request order.
 
@@ -232,7 +232,7 @@ class Engine:
         return shortage.guarded(lambda: self._refine(requests, watch, go_on))
 
     def _refine(
-        self, requests: Sequence[RefineRequest], watch: Stopwatch | None, go_on: Callable[[], None]
+        self, requests: Sequence[RefineRequest], watch: Stopwatch | None, go_on: Callable[[], None] | None
     ) -> list[NDArray[np.uint16]]:
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, r in enumerate(requests):
@@ -255,11 +255,12 @@ class Engine:
         self._alone(work, go_on)
         return out
 
-    def _alone(self, work: Callable[[], None], go_on: Callable[[], None]) -> None:
+    def _alone(self, work: Callable[[], None], go_on: Callable[[], None] | None) -> None:
         """Do it while no other thread has the engine."""
         try:
             while not self._lock.acquire(timeout=_LOOK):
-                go_on()
+                if go_on is not None:
+                    go_on()
             with torch.inference_mode(), self._executor.active():
                 work()
         finally:
