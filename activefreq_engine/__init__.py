@@ -37,6 +37,7 @@ from activefreq_engine.errors import (
     InvalidClickError,
     InvalidImageError,
     InvalidMaskError,
+    InvalidPromptError,
     MemoryShortageError,
     ModelLoadError,
     NoImageError,
@@ -44,7 +45,7 @@ from activefreq_engine.errors import (
     SessionClosedError,
     SessionStateError,
 )
-from activefreq_engine.types import Click, ClickResult, Suggestion
+from activefreq_engine.types import BoxPrompt, Click, ClickResult, Lasso, Scribble, Suggestion
 
 if TYPE_CHECKING:
     from activefreq_engine.acselect import AcSelect
@@ -66,6 +67,7 @@ __all__ = [
     "AcSelect",
     "ActiveFreqError",
     "BackendUnavailableError",
+    "BoxPrompt",
     "Click",
     "ClickCancelledError",
     "ClickResult",
@@ -75,9 +77,12 @@ __all__ = [
     "InvalidClickError",
     "InvalidImageError",
     "InvalidMaskError",
+    "InvalidPromptError",
+    "Lasso",
     "MemoryShortageError",
     "ModelLoadError",
     "NoImageError",
+    "Scribble",
     "Session",
     "SessionBusyError",
     "SessionClosedError",

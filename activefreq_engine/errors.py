@@ -17,6 +17,10 @@ class InvalidClickError(ActiveFreqError, ValueError):
     """A click is not a finite (x, y) inside the image, or clicks and labels do not fit together."""
 
 
+class InvalidPromptError(ActiveFreqError, ValueError):
+    """A box, a scribble or a lasso is not one in the image."""
+
+
 class InvalidMaskError(ActiveFreqError, ValueError):
     """A mask or an encoded mask has the wrong shape, type or content."""
 

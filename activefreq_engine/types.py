@@ -22,6 +22,43 @@ class Click:
 
 
 @dataclass(frozen=True, slots=True)
+class BoxPrompt:
+    """A box around an object, from edge to edge: ``x0 <= x < x1``, ``y0 <= y < y1`` in image pixels."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scribble:
+    """A line drawn by hand: the pixels under it belong to the object, or do not."""
+
+    points: tuple[tuple[float, float], ...]
+    """(x, y) in image pixels, in the order of drawing, each inside the image as a click is; one or more."""
+    positive: bool = True
+    """True: these pixels belong to the object.  False: they do not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lasso:
+    """A closed line drawn around a part of the image; the last point is joined to the first.
+
+    What it encloses belongs to it, whether the line crosses itself or not: a pixel does if its centre is enclosed.
+    """
+
+    points: tuple[tuple[float, float], ...]
+    """(x, y) in image pixels, ``0 <= x <= width``, ``0 <= y <= height``; three or more."""
+    positive: bool = True
+    """True: the object, or a part of it that is missing, lies in here.  False: nothing in here belongs to it."""
+
+
+Prompt = Click | BoxPrompt | Scribble | Lasso
+"""One thing that a person says about an object."""
+
+
+@dataclass(frozen=True, slots=True)
 class ClickResult:
     """What one step of a session produced."""
 
@@ -32,7 +69,7 @@ class ClickResult:
     elapsed_ms: float
     """Measured wall time of the whole call in milliseconds."""
     clicks: int
-    """Clicks on the current object, this one included."""
+    """Clicks on the current object, this one included; other prompts do not count."""
     timings: dict[str, float] | None = None
     """With ``profile=True`` the milliseconds of each stage, in order: "look" (choosing and cutting out the region),
     "prepare" (what depends on the image alone; missing when it was remembered), "click" (the network), "focus",

@@ -117,6 +117,26 @@ def from_polygons(polygons: Sequence[Polygon], height: int, width: int) -> NDArr
     return out
 
 
+def enclosed(line: NDArray[np.float64], height: int, width: int) -> NDArray[np.bool_]:
+    """bool `[height, width]`: the pixels whose centres a closed line goes around, once or more often (the non-zero
+    winding rule).
+
+    Args:
+        line (float64 `[N, 2]`): (x, y) within the size, checked; the last point is joined to the first.
+    """
+    edge, rows, columns = _crossings(line, end := np.roll(line, -1, axis=0))
+    turn = np.where(end[:, 1] > line[:, 1], 1, -1)[edge]
+    order = np.argsort(rows, kind="stable")
+    rows, columns, turn = rows[order], columns[order], turn[order]
+    out = np.zeros((height, width), np.bool_)
+    for y0, y1 in strips(height, width):
+        i, j = np.searchsorted(rows, (y0, y1))
+        winding = np.zeros((y1 - y0, width + 1), np.int32)
+        np.add.at(winding, (rows[i:j] - y0, columns[i:j]), turn[i:j])
+        np.not_equal(np.cumsum(winding, axis=1)[:, :-1], 0, out=out[y0:y1])
+    return out
+
+
 def hole_free(mask: NDArray[np.bool_], x: int = 0, y: int = 0) -> list[Ring]:
     """A mask as rings without holes, for formats that have none: pieces with holes are cut through them.
 
@@ -217,6 +237,13 @@ def _spans(rings: list[NDArray[np.float64]], owner: NDArray[np.int64]) -> tuple[
     start = np.concatenate(rings)
     end = np.concatenate([np.roll(r, -1, axis=0) for r in rings])
     owner = np.repeat(owner, [len(r) for r in rings])
+    edge, rows, columns = _crossings(start, end)
+    order = np.lexsort((columns, owner[edge], rows))
+    return rows[order[0::2]], columns[order[0::2]], columns[order[1::2]]
+
+
+def _crossings(start: NDArray[np.float64], end: NDArray[np.float64]) -> tuple[NDArray[np.int64], ...]:
+    """(edge, row, first column right of it) wherever an edge passes the centres of a row."""
     top = np.ceil(np.minimum(start[:, 1], end[:, 1]) - 0.5).astype(np.int64)  # rows whose centre the edge passes
     count = np.ceil(np.maximum(start[:, 1], end[:, 1]) - 0.5).astype(np.int64) - top
     edge = np.repeat(np.arange(len(start)), count)
@@ -224,8 +251,7 @@ def _spans(rings: list[NDArray[np.float64]], owner: NDArray[np.int64]) -> tuple[
     slope = (end[edge, 0] - start[edge, 0]) / (end[edge, 1] - start[edge, 1])
     # the first pixel whose centre lies right of the edge
     columns = np.ceil(start[edge, 0] + (rows + 0.5 - start[edge, 1]) * slope - 0.5).astype(np.int64)
-    order = np.lexsort((columns, owner[edge], rows))
-    return rows[order[0::2]], columns[order[0::2]], columns[order[1::2]]
+    return edge, rows, columns
 
 
 def _checked(points: Any, height: int, width: int) -> NDArray[np.float64]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from activefreq_engine.errors import InvalidArgumentError, InvalidClickError
+from activefreq_engine.errors import InvalidArgumentError, InvalidClickError, InvalidPromptError
 from activefreq_engine.session import boxes
 from activefreq_engine.session.history import Picture, Scene
-from activefreq_engine.types import Box, Click
+from activefreq_engine.session.prompts import Mark, mark_of
+from activefreq_engine.types import Box, BoxPrompt, Click, Prompt, Scribble
+
+MOST_POINTS = 10_000
+"""Of a scribble or a lasso."""
 
 
 def object_index(scene: Scene, number: Any) -> int:
@@ -25,15 +29,25 @@ def object_index(scene: Scene, number: Any) -> int:
 
 def view_box(scene: Scene, corners: tuple[Any, ...]) -> Box:
     """What `look` was given, as whole pixels of the image."""
-    numbers = [finite(v) for v in corners]
-    x0, y0, x1, y1 = (n for n in numbers if n is not None) if None not in numbers else (0.0, 0.0, 0.0, 0.0)
-    height, width = scene.picture.shape
-    if not (x0 < x1 and y0 < y1 and x0 < width and y0 < height and x1 > 0 and y1 > 0):
+    found = _corners(scene.picture, corners)
+    if found is None:
+        height, width = scene.picture.shape
         raise InvalidArgumentError(
             f"look({', '.join(map(short, corners))}) is no part of the image of width {width}, height {height}; "
             "expected x0 < x1 and y0 < y1 in image pixels, or None"
         )
-    return boxes.to_pixels((x0, y0, x1, y1), scene.picture.bounds)
+    return boxes.to_pixels(found, scene.picture.bounds)
+
+
+def _corners(picture: Picture, corners: tuple[Any, ...]) -> tuple[float, float, float, float] | None:
+    """The corners as floats, if they are those of a box of which something lies in the image."""
+    numbers = [n for n in map(finite, corners) if n is not None]
+    if len(numbers) != len(corners):
+        return None
+    x0, y0, x1, y1 = numbers
+    height, width = picture.shape
+    inside = x0 < x1 and y0 < y1 and x0 < width and y0 < height and x1 > 0 and y1 > 0
+    return (x0, y0, x1, y1) if inside else None
 
 
 def is_number(value: Any) -> bool:
@@ -66,6 +80,63 @@ def check_click(picture: Picture, click: Click) -> Click:
             f"x comes first and must be at least 0 and below {width}, y at least 0 and below {height}"
         )
     return Click(x, y, bool(click.positive))
+
+
+def check_mark(picture: Picture, prompt: Prompt) -> Mark:
+    """The mark of a prompt, with plain Python values, if it is one in the image."""
+    if isinstance(prompt, Click):
+        return check_click(picture, prompt)
+    if isinstance(prompt, BoxPrompt):
+        return check_box(picture, (prompt.x0, prompt.y0, prompt.x1, prompt.y1))
+    kind: Literal["scribble", "lasso"] = "scribble" if isinstance(prompt, Scribble) else "lasso"
+    if not isinstance(prompt.positive, (bool, np.bool_)):
+        raise InvalidPromptError(f"positive is {prompt.positive!r}; expected True (object) or False (background)")
+    points = _points(picture, prompt.points, kind)
+    return mark_of(type(prompt)(points, bool(prompt.positive)), *picture.shape)
+
+
+def check_box(picture: Picture, corners: Any) -> BoxPrompt:
+    """A box `(x0, y0, x1, y1)` of which something lies in the image."""
+    height, width = picture.shape
+    try:
+        values = tuple(corners)
+    except TypeError:
+        values = ()
+    found = _corners(picture, values) if len(values) == 4 else None
+    if found is None:
+        got = f"({', '.join(map(short, values[:5]))})" if values else short(corners)
+        raise InvalidPromptError(
+            f"box {got} is no part of the image of width {width}, height {height}; expected x0, y0, x1, y1 with "
+            "x0 < x1 and y0 < y1, in image pixels"
+        )
+    return BoxPrompt(*found)
+
+
+def _points(picture: Picture, points: Any, kind: Literal["scribble", "lasso"]) -> tuple[tuple[float, float], ...]:
+    """The points of a line in the image."""
+    height, width = picture.shape
+    least = 1 if kind == "scribble" else 3
+    if hasattr(points, "__len__") and len(points) > MOST_POINTS:
+        raise InvalidPromptError(f"the {kind} has {len(points)} points; allowed are {MOST_POINTS}: leave some out")
+    try:
+        array = np.asarray(points)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise InvalidPromptError(f"the {kind} cannot be read as numbers [N, 2] (x, y): {error}") from error
+    if array.ndim != 2 or array.shape[1] != 2 or len(array) < least or array.dtype.kind not in "uif":
+        raise InvalidPromptError(
+            f"the points of the {kind} have shape {array.shape} and type {array.dtype}; expected numbers [N, 2] "
+            f"(x, y), N at least {least}"
+        )
+    array = array.astype(np.float64)
+    low, high = array >= 0, (array < [width, height]) if kind == "scribble" else (array <= [width, height])
+    good = (low & high).all(1)  # false for NaN
+    if not good.all():
+        x, y = array[~good][0].tolist()
+        raise InvalidPromptError(
+            f"the {kind} has a point (x={short(x)}, y={short(y)}) outside the image of width {width}, height {height}; "
+            "x comes first. Cut off what lies outside"
+        )
+    return tuple(map(tuple, array.tolist()))
 
 
 def short(value: Any) -> str:

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from activefreq_engine.kernels.region_stats import binary_entropy
 from activefreq_engine.runtime.levels import ONE, probabilities
 from activefreq_engine.session.boxes import bbox_from_sides, mask_bbox, to_pixels, union
+from activefreq_engine.session.packed_mask import PackedMask
 from activefreq_engine.session.painter import Painter, interpolate, neighbours
+from activefreq_engine.session.prompts import Drawn, Mark, enforce, pixel_box
 from activefreq_engine.session.zoom import resize
 from activefreq_engine.types import Box, Click
 
@@ -69,44 +71,18 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PackedMask:
-    """A bool `[H, W]` mask at full resolution, kept small: bits by row, deflated."""
-
-    height: int
-    width: int
-    data: bytes
-
-    @classmethod
-    def of(cls, mask: NDArray[np.bool_]) -> "PackedMask":
-        """Store a mask."""
-        return cls(mask.shape[0], mask.shape[1], zlib.compress(np.packbits(mask, axis=1).tobytes(), level=1))
-
-    def unpack(self) -> NDArray[np.bool_]:
-        """The mask."""
-        return self.bool_rows(self.rows(), 0, self.height)
-
-    def rows(self) -> NDArray[np.uint8]:
-        """The bits, uint8 `[H, ceil(W / 8)]`; `bool_rows` turns some of them into pixels, to save memory."""
-        return np.frombuffer(zlib.decompress(self.data), np.uint8).reshape(self.height, -1)
-
-    def bool_rows(self, rows: NDArray[np.uint8], y0: int, y1: int) -> NDArray[np.bool_]:
-        """bool `[y1 - y0, W]`."""
-        return np.unpackbits(rows[y0:y1], axis=1, count=self.width).view(np.bool_)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Canvas:
     """The state of one object after one step.
 
     Painted in this order: zeros; each layer replaces what is under it; where the thresholded result differs from
-    `fixed`, the pixel takes 0 or 1 from `fixed`; clicked pixels take 1 or 0, the newest click last.
+    `fixed`, the pixel takes 0 or 1 from `fixed`; pixels that marks decide take 1 or 0, the newest mark last.
     """
 
     height: int
     width: int
     threshold: float
     layers: tuple[Layer, ...] = ()
-    clicks: tuple[Click, ...] = ()
+    marks: tuple[Mark, ...] = ()
     fixed: PackedMask | None = None
     extent: Box | None = field(init=False)
     """Outside of it all probabilities are 0."""
@@ -115,9 +91,15 @@ class Canvas:
         extent: Box | None = (0, 0, self.width, self.height) if self.fixed else None
         for layer in self.layers:
             extent = union(extent, layer.box)
-        for c in self.clicks:
-            extent = union(extent, (int(c.x), int(c.y), int(c.x) + 1, int(c.y) + 1))
+        for mark in self.marks:
+            if isinstance(mark, Click) or (isinstance(mark, Drawn) and mark.decides):
+                extent = union(extent, pixel_box(mark))
         object.__setattr__(self, "extent", extent)
+
+    @property
+    def clicks(self) -> tuple[Click, ...]:
+        """Those among the marks."""
+        return tuple(m for m in self.marks if isinstance(m, Click))
 
     def beside(self, box: Box) -> tuple[Layer, ...]:
         """The layers on which something shows outside of a box that is about to be painted over."""
@@ -163,8 +145,7 @@ class Canvas:
         for i, layer in enumerate(self.layers):
             hidden = self.layers[i + 1].box if i + 1 < len(self.layers) else None
             Painter(layer.box, self._values(layer)).threshold(out, self.threshold, blank=i == 0, hidden=hidden)
-        for c in self.clicks:
-            out[int(c.y), int(c.x)] = c.positive
+        enforce(self.marks, out)
         return out
 
     def reach(self) -> Box | None:
@@ -180,9 +161,9 @@ class Canvas:
             # interpolation carries a value half a pixel of the layer beyond its own
             wide = (found[0] - 1) * sx, (found[1] - 1) * sy, (found[2] + 1) * sx, (found[3] + 1) * sy
             box = union(box, to_pixels((x0 + wide[0], y0 + wide[1], x0 + wide[2], y0 + wide[3]), layer.box))
-        for c in self.clicks:
-            if c.positive:
-                box = union(box, (int(c.x), int(c.y), int(c.x) + 1, int(c.y) + 1))
+        for mark in self.marks:
+            if isinstance(mark, Click) or (isinstance(mark, Drawn) and mark.decides):
+                box = union(box, pixel_box(mark) if mark.positive else None)
         return box
 
     def uncertainty(self) -> NDArray[np.float32]:
@@ -193,7 +174,7 @@ class Canvas:
         return out
 
     def sample(self, box: Box, height: int, width: int) -> NDArray[np.float32]:
-        """Probabilities on a grid of float32 `[height, width]` over `box`, clicked pixels not enforced.
+        """Probabilities on a grid of float32 `[height, width]` over `box`, what marks decide not enforced.
 
         A layer that fills the same box with the same grid comes back as it is.
         """
@@ -242,9 +223,7 @@ class Canvas:
             if self.fixed is not None and bits is not None:
                 given = self.fixed.bool_rows(bits, y0, y1)
                 strip = np.where((strip > self.threshold) == given, strip, given.astype(np.float32))
-            for c in self.clicks:
-                if y0 <= int(c.y) < y1:
-                    strip[int(c.y) - y0, int(c.x)] = 1.0 if c.positive else 0.0
+            enforce(self.marks, strip, y0)
             yield y0, y1, strip
 
 
@@ -258,27 +237,32 @@ def changed_bbox(before: NDArray[np.bool_], after: NDArray[np.bool_], within: Bo
     return bbox_from_sides(differs, within)
 
 
-def merge_click(before: NDArray[np.bool_], after: NDArray[np.bool_], click: Click, within: Box) -> NDArray[np.bool_]:
+def merge(before: NDArray[np.bool_], after: NDArray[np.bool_], mark: Click | Drawn, within: Box) -> NDArray[np.bool_]:
     """Correct a given mask without redrawing it (FocalClick's progressive merge, with a guard).
 
     Args:
-        before (bool `[H, W]`): the mask before the click.
-        after (bool `[H, W]`): the network's mask, which has the click's label at the click.
-        click (Click): the newest click.
-        within (Box): what the network saw; nothing changes outside.
+        before (bool `[H, W]`): the mask before the newest prompt.
+        after (bool `[H, W]`): the network's mask, with what the prompt decides.
+        mark (Click | Drawn): the newest prompt.
+        within (Box): what the network saw; nothing changes outside, but for the prompt's own pixels.
 
     Returns:
-        A new mask: `before`, with the 8-connected component of the difference that holds the click taken from
-        `after`; equal to `before` when the click agrees with it already (there is no such component then, and
-        taking the largest difference instead is the flaw of the original).
+        A new mask: `before`, with the 8-connected components of the difference that hold pixels which the prompt puts
+        right taken from `after`; equal to `before` when the prompt agrees with it already (there is no such component
+        then, and taking the largest difference instead is the flaw of the original).
     """
     merged = before.copy()
-    x, y = int(click.x), int(click.y)
-    if before[y, x] == click.positive:
-        return merged
-    x0, y0, x1, y1 = union(within, (x, y, x + 1, y + 1)) or within
+    box = pixel_box(mark)
+    x0, y0, x1, y1 = union(within, box) or within
     part = merged[y0:y1, x0:x1]
     change = (part ^ after[y0:y1, x0:x1]).view(np.uint8)
-    cv2.floodFill(change, None, (x - x0, y - y0), 2, flags=8)
-    part ^= change == 2
+    own = slice(box[1] - y0, box[3] - y0), slice(box[0] - x0, box[2] - x0)
+    if isinstance(mark, Click):
+        if bool(part[own]) != mark.positive:
+            cv2.floodFill(change, None, (box[0] - x0, box[1] - y0), 2, flags=8)
+            part ^= change == 2
+        return merged
+    _, pieces = cv2.connectedComponents(change, connectivity=8)
+    hit = np.unique(pieces[own][mark.inside() & (part[own] != mark.positive)])
+    part ^= np.isin(pieces, hit[hit > 0])
     return merged

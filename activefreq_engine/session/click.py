@@ -1,4 +1,4 @@
-"""One click through the engine: decide where to look, run the network, refine, and write down the outcome."""
+"""One prompt through the engine: decide where to look, run the network, refine, and write down the outcome."""
 
 from __future__ import annotations
 
@@ -13,19 +13,32 @@ from activefreq_engine.runtime import levels
 from activefreq_engine.runtime.engine import Engine, RefineRequest, StepAnswer, StepRequest
 from activefreq_engine.runtime.timing import Stopwatch
 from activefreq_engine.session import boxes, zoom
-from activefreq_engine.session.canvas import Canvas, Layer, PackedMask, changed_bbox, merge_click
+from activefreq_engine.session.canvas import Canvas, Layer, changed_bbox, merge
 from activefreq_engine.session.history import Pass, Picture, Step
-from activefreq_engine.types import Box, Click
-
-DISK = 5  # network pixels around a click that stay when it is no longer shown; the radius of the disks that are
+from activefreq_engine.session.packed_mask import PackedMask
+from activefreq_engine.session.prompts import (
+    DISK,
+    OUTLINED,
+    Drawn,
+    Mark,
+    agrees,
+    area_on,
+    disks,
+    outline,
+    pixel_box,
+    prompt_of,
+    says_inside,
+    with_marks,
+)
+from activefreq_engine.types import Box, BoxPrompt, Click, Lasso, Scribble
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What clicks on an object come to."""
+    """What prompts on an object come to."""
 
     step: Step
-    """Its event is the newest click."""
+    """Its event is the newest prompt."""
     mask: NDArray[np.bool_]
     """bool `[H, W]`, read-only."""
     changed: Box | None
@@ -34,14 +47,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """New clicks on one object on their way through the engine."""
+    """New prompts on one object on their way through the engine."""
 
     picture: Picture
     step: Step
     """The state that they add to."""
     new: Pass
-    clicks: tuple[Click, ...]
-    """All clicks on the object, the new ones last."""
+    marks: tuple[Mark, ...]
+    """All prompts on the object that count, the new ones last."""
     roi: Box | None
     box: Box
     """The region, or the whole image."""
@@ -55,9 +68,9 @@ def advance(
     watch: Stopwatch | None = None,
     go_on: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
-    """Make checked clicks on an object of each image, in one batched pass.  Nothing changes but what is remembered.
+    """Make checked prompts on an object of each image, in one batched pass.  Nothing changes but what is remembered.
 
-    Clicks that say nothing new are not shown to the network, see `_agrees`; it sees them with the next one that does.
+    Prompts that say nothing new are not shown to the network, see `_agrees`; it sees them with the next one that does.
 
     `watch` is told the time of each stage: "look" (choosing and cutting out the region), the engine's stages, "focus"
     (the same for the part to redraw) and "paint" (the mask at image resolution).  `go_on` is called between stages, to
@@ -85,7 +98,7 @@ def advance(
     for turn, own, f in zip(asked, layers, focus, strict=True):
         if f is not None:
             detail = next(refined)
-            if zoom.left_out(turn.clicks, f[0]):
+            if zoom.left_out(disks(turn.marks, f[0], *detail.shape), f[0]):
                 detail = _held(turn, f[0], detail, turn.step.canvas.sample(f[0], *detail.shape))
             own.append(Layer.of(f[0], detail))
     for turn, answer in zip(asked, answers, strict=True):
@@ -108,42 +121,68 @@ def loaded_step(picture: Picture, mask: NDArray[np.bool_], packed: PackedMask) -
 
 
 def _agrees(picture: Picture, step: Step, new: Pass) -> bool:
-    """Whether clicks say nothing new: the mask has their labels already, and the network has seen this view."""
+    """Whether prompts say nothing new: the mask has their labels already, and the network has seen this view."""
     if new.view is not None and new.view != step.roi:
         return False
-    if not any(c.positive for c in (*step.canvas.clicks, *new.clicks)) and step.canvas.fixed is None:
+    if not any(says_inside(m) for m in (*step.canvas.marks, *new.marks)) and step.canvas.fixed is None:
         return True  # there is no object yet
     mask = picture.mask(step.canvas)
-    return all(bool(mask[int(c.y), int(c.x)]) == c.positive for c in new.clicks)
+    return all(agrees(m, mask) for m in new.marks)
 
 
 def _unmoved(picture: Picture, step: Step, new: Pass) -> Outcome:
-    """The outcome of clicks that change nothing."""
+    """The outcome of prompts that change nothing."""
     mask = picture.mask(step.canvas)
-    canvas = replace(step.canvas, clicks=(*step.canvas.clicks, *new.clicks))
+    canvas = replace(step.canvas, marks=with_marks(step.canvas.marks, new.marks))
     picture.show(canvas, mask)
-    return Outcome(replace(step, event=new.clicks[-1], canvas=canvas, passes=(*step.passes, new)), mask, None)
+    event = prompt_of(new.marks[-1])
+    return Outcome(replace(step, event=event, canvas=canvas, passes=(*step.passes, new)), mask, None)
 
 
 def _turn(engine: Engine, picture: Picture, step: Step, new: Pass) -> _Turn:
     """Decide where to look and prepare what the network sees there."""
     height, width = picture.shape
-    clicks = (*step.canvas.clicks, *new.clicks)
+    marks = with_marks(step.canvas.marks, new.marks)
+    newest = marks[-1]
+    begins = _begins(step, newest)
     roi: Box | None = None
-    if new.view is not None and all(boxes.contains(new.view, c) for c in new.clicks):
+    if begins is not None:
+        area = begins.box if isinstance(begins, Drawn) else outline(begins, picture.bounds)
+        roi = zoom.outlined_roi(area, picture.bounds) if picture.settings.zoom else None
+    elif new.view is not None and all(_within(new.view, m) for m in new.marks):
         roi = new.view
     elif picture.settings.zoom:
-        roi = zoom.next_roi(height, width, step.mask_box, clicks, step.roi)
+        roi = zoom.next_roi(height, width, step.mask_box, marks, step.roi)
     box = roi or picture.bounds
     h, w = zoom.network_shape(box, engine.size)
     features = picture.features.get(box)
+    previous = np.zeros((h, w), np.float32) if begins is not None else step.canvas.sample(box, h, w)
+    if isinstance(newest, BoxPrompt) or (isinstance(newest, Drawn) and isinstance(newest.prompt, Lasso)):
+        inside = area_on(newest, box, h, w, picture.bounds)
+        if says_inside(newest):
+            previous = np.where(inside, np.maximum(previous, OUTLINED), previous)
+        else:
+            previous = np.where(inside, np.float32(0), previous)
     request = StepRequest(
         crop=zoom.crop_rgb(picture.image, box, h, w) if features is None else None,
         features=features,
-        previous=step.canvas.sample(box, h, w),
-        points=zoom.point_slots(clicks, box, h, w),
+        previous=previous,
+        points=zoom.point_slots(disks(marks, box, h, w), box, h, w),
     )
-    return _Turn(picture, step, new, clicks, roi, box, request)
+    return _Turn(picture, step, new, marks, roi, box, request)
+
+
+def _begins(step: Step, newest: Mark) -> BoxPrompt | Drawn | None:
+    """The prompt, if it outlines an object of which nothing is known: a box, or a positive lasso on an empty mask."""
+    if isinstance(newest, BoxPrompt):
+        return newest
+    if isinstance(newest, Drawn) and isinstance(newest.prompt, Lasso) and newest.positive and step.mask_box is None:
+        return newest
+    return None
+
+
+def _within(view: Box, mark: Mark) -> bool:
+    return not isinstance(mark, BoxPrompt) and boxes.union(view, pixel_box(mark)) == view
 
 
 def _held(turn: _Turn, box: Box, found: NDArray[np.uint16], previous: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -151,17 +190,18 @@ def _held(turn: _Turn, box: Box, found: NDArray[np.uint16], previous: NDArray[np
 
     A piece of the object that holds such a click, and none that was shown, stays whole; else the disk around it does.
     """
-    old = zoom.left_out(turn.clicks, box)
+    h, w = found.shape
+    clicks = disks(turn.marks, box, h, w)
+    old = zoom.left_out(clicks, box)
     if not old:
         return found
-    h, w = found.shape
 
     def at(click: Click) -> tuple[int, int]:
         u, v = boxes.to_network(int(click.x) + 0.5, int(click.y) + 0.5, box, h, w)
         return min(max(int(u), 0), w - 1), min(max(int(v), 0), h - 1)
 
     _, pieces = cv2.connectedComponents((previous > turn.picture.settings.threshold).astype(np.uint8), connectivity=8)
-    shown = [c for c in turn.clicks if c not in old and boxes.contains(box, c)]  # or overruled by one that is
+    shown = [c for c in clicks if c not in old and boxes.contains(box, c)]  # or overruled by one that is
     touched = {int(pieces[v, u]) for u, v in map(at, shown)}
     held = np.zeros((h, w), np.uint8)
     for click in old:
@@ -184,16 +224,22 @@ def _focus(engine: Engine, turn: _Turn, answer: StepAnswer) -> tuple[Box, Refine
     h, w = answer.levels.shape
     if zoom.sharp(turn.box, h, w):
         return None
-    click = turn.new.clicks[-1]
-    u, v = boxes.to_network(int(click.x) + 0.5, int(click.y) + 0.5, turn.box, h, w)
-    # a negative click may lie outside the region
-    at = min(max(int(u), 0), w - 1), min(max(int(v), 0), h - 1)
     previous = turn.request.previous
-    if len(turn.new.clicks) > 1:  # what several clicks changed is the whole object
-        previous = np.zeros_like(previous)
-    focus = zoom.focus_box(previous, answer.probs, at, turn.picture.settings.threshold)
-    if focus is None:
+    newest = turn.new.marks[-1]
+    drawn = isinstance(newest, Drawn) and isinstance(newest.prompt, Scribble)
+    at = disks([newest], turn.box, h, w) if drawn else [newest] if isinstance(newest, Click) else []
+    if len(turn.new.marks) > 1 or not at:  # what several clicks changed, or an outline, is the whole object
+        previous, at = np.zeros_like(previous), at[-1:] or [Click(*turn.box[:2])]
+    found = []
+    for click in at:
+        u, v = boxes.to_network(int(click.x) + 0.5, int(click.y) + 0.5, turn.box, h, w)
+        # a negative click may lie outside the region
+        pixel = min(max(int(u), 0), w - 1), min(max(int(v), 0), h - 1)
+        found.append(zoom.focus_box(previous, answer.probs, pixel, turn.picture.settings.threshold))
+    corners = np.array([f for f in found if f is not None])
+    if not len(corners):
         return None
+    focus = (*corners[:, :2].min(0).tolist(), *corners[:, 2:].max(0).tolist())
     box = boxes.to_pixels(boxes.to_image(focus, turn.box, h, w), turn.box)
     halvings = zoom.halvings(box, side)  # what a crop costs then does not grow with the image
     box = boxes.aligned(box, 2**halvings, turn.picture.bounds)
@@ -201,7 +247,7 @@ def _focus(engine: Engine, turn: _Turn, answer: StepAnswer) -> tuple[Box, Refine
         coarse=answer.coarse,
         box=(*boxes.to_network(box[0], box[1], turn.box, h, w), *boxes.to_network(box[2], box[3], turn.box, h, w)),
         crop=turn.picture.crop(box, halvings, side, side),
-        points=zoom.point_slots(turn.clicks, box, side, side),
+        points=zoom.point_slots(disks(turn.marks, box, side, side), box, side, side),
     )
 
 
@@ -210,17 +256,20 @@ def _outcome(turn: _Turn, layers: tuple[Layer, ...]) -> Outcome:
     picture, step, new = turn.picture, turn.step, turn.new
     last = step.canvas
     before = picture.mask(last)
-    if turn.roi is not None and turn.roi == new.view:  # what lies outside of a view was not looked at: it stays
-        layers = (*last.beside(turn.roi), *layers)
-    canvas = Canvas(last.height, last.width, last.threshold, layers, turn.clicks)
+    fresh = isinstance(new.marks[-1], BoxPrompt)
+    if turn.roi is not None and turn.roi == new.view and not fresh:
+        layers = (*last.beside(turn.roi), *layers)  # what lies outside of a view was not looked at: it stays
+    canvas = Canvas(last.height, last.width, last.threshold, layers, turn.marks)
     mask, reach = canvas.mask(), canvas.reach()
-    if last.fixed is not None:
+    if last.fixed is not None and not fresh:
         redrawn, mask = mask, before
-        for click in new.clicks:
-            mask = merge_click(mask, redrawn, click, turn.box)
+        for mark in new.marks:
+            if isinstance(mark, (Click, Drawn)):
+                mask = merge(mask, redrawn, mark, turn.box)
         reach = boxes.union(step.mask_box, reach)
-        canvas = Canvas(last.height, last.width, last.threshold, layers, turn.clicks, PackedMask.of(mask))
+        canvas = Canvas(last.height, last.width, last.threshold, layers, turn.marks, PackedMask.of(mask))
     mask_box = boxes.bbox_from_sides(lambda box: mask[box[1] : box[3], box[0] : box[2]], reach)
     changed = changed_bbox(before, mask, boxes.union(step.mask_box, mask_box))
     picture.show(canvas, mask)
-    return Outcome(Step(new.clicks[-1], canvas, turn.roi, mask_box, step.start, (*step.passes, new)), mask, changed)
+    start, passes = (None, (new,)) if fresh else (step.start, (*step.passes, new))
+    return Outcome(Step(prompt_of(new.marks[-1]), canvas, turn.roi, mask_box, start, passes), mask, changed)

@@ -12,36 +12,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activefreq_engine.session import zoom
-from activefreq_engine.session.canvas import Canvas, PackedMask
+from activefreq_engine.session.canvas import Canvas
 from activefreq_engine.session.features import FeatureCache
+from activefreq_engine.session.packed_mask import PackedMask
 from activefreq_engine.session.packing import Packing
-from activefreq_engine.types import Box, Click
+from activefreq_engine.session.prompts import Mark, prompt_of
+from activefreq_engine.types import Box, Click, Prompt
 
 AT_HAND = 16  # newest steps of the current object that are not packed
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Clicks that the network was shown together, in one pass."""
+    """Prompts that the network was shown together, in one pass: clicks, or one of another kind."""
 
-    clicks: tuple[Click, ...]
+    marks: tuple[Mark, ...]
     view: Box | None = None
     """Where the user was looking; None for automatic."""
 
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """All clicks on an object given at once, as `Session.predict` takes them."""
+    """All prompts on an object given at once, as `Session.predict` takes them."""
 
-    clicks: tuple[Click, ...]
+    marks: tuple[Mark, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
     """One thing the user did, and its outcome.  Small, so a history of any depth is cheap."""
 
-    event: Click | Points | PackedMask | None
-    """A click, a list of them, or a mask that was loaded; None for the blank start."""
+    event: Prompt | Points | PackedMask | None
+    """A prompt, a list of clicks, or a mask that was loaded; None for the blank start."""
     canvas: Canvas
     roi: Box | None = None
     """The region the network looked at; None for the whole image."""
@@ -78,13 +80,18 @@ class History:
 
     @property
     def clicks(self) -> tuple[Click, ...]:
-        """Clicks since the last loaded mask, or since the start."""
+        """Clicks since the last loaded mask or box, or since the start."""
         return self.step.canvas.clicks
 
     @property
     def waiting(self) -> tuple[Step, ...]:
         """Older steps that are not packed yet; those `AT_HAND` never are."""
         return tuple(s for s in self.done[:-AT_HAND] if not s.canvas.is_packed)
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """Prompts since the last loaded mask, or from the last box on, or since the start."""
+        return tuple(prompt_of(m) for m in self.step.canvas.marks)
 
     @property
     def untouched(self) -> bool:

@@ -1,4 +1,4 @@
-"""The session: clicks in, masks out.  It holds the image, the objects and their histories; tensors are the engine's."""
+"""The session: prompts in, masks out.  It holds the image, the objects and their histories; the engine has tensors."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from activefreq_engine.errors import (
     InvalidArgumentError,
     InvalidClickError,
     InvalidMaskError,
+    InvalidPromptError,
     MemoryShortageError,
     NoImageError,
     SessionBusyError,
@@ -34,17 +35,19 @@ from activefreq_engine.models import list_models
 from activefreq_engine.runtime.engine import Engine
 from activefreq_engine.runtime.timing import Stopwatch
 from activefreq_engine.session import boxes
-from activefreq_engine.session.arguments import check_click, click_list, is_number, object_index, view_box
-from activefreq_engine.session.canvas import PackedMask, changed_bbox
+from activefreq_engine.session.arguments import check_box, check_mark, click_list, is_number, object_index, view_box
+from activefreq_engine.session.canvas import changed_bbox
 from activefreq_engine.session.click import Outcome, advance, loaded_step
 from activefreq_engine.session.history import History, Pass, Picture, Points, Scene, SessionSettings, Step
 from activefreq_engine.session.lookahead import propose_ahead
-from activefreq_engine.session.state import SavedClicks
+from activefreq_engine.session.packed_mask import PackedMask
+from activefreq_engine.session.prompts import Mark
+from activefreq_engine.session.state import SavedPrompts
 from activefreq_engine.session.state import dump as dump_state
 from activefreq_engine.session.state import parse as parse_state
 from activefreq_engine.session.suggest import propose
 from activefreq_engine.session.zoom import network_shape
-from activefreq_engine.types import Click, ClickResult, Suggestion
+from activefreq_engine.types import BoxPrompt, Click, ClickResult, Lasso, Prompt, Scribble, Suggestion
 
 if TYPE_CHECKING:
     from activefreq_engine.acselect import AcSelect
@@ -212,7 +215,7 @@ class Session:
             view = None if all(c is None for c in corners) else view_box(scene, corners)
             self._scene = replace(scene, view=view)
 
-    # --- clicks ---
+    # --- prompts ---
 
     def click(self, x: float, y: float, positive: bool = True, profile: bool = False) -> ClickResult:
         """Click on the current object.
@@ -239,55 +242,114 @@ class Session:
         result = _click_batch([self], [Click(x, y, positive)], watch)[0]
         return result if watch is None else replace(result, timings=watch.timings)
 
-    def predict(self, point_coords: Any, point_labels: Any, mask_input: Any = None) -> ClickResult:
+    def box(self, x0: float, y0: float, x1: float, y1: float) -> ClickResult:
+        """Draw a box around the object: a fresh start for the current object, as one step that can be undone.
+
+        Earlier prompts on the object no longer count; later ones correct the outcome.  The network looks at the box and
+        a margin, wherever the user looks (`look`), or at the whole image where `zoom` is off.
+
+        Args:
+            x0, y0, x1, y1 (float): its edges in image pixels; what lies outside the image is cut off.
+
+        Raises:
+            InvalidPromptError: not four finite numbers with x0 < x1 and y0 < y1, or all outside the image.
+            NoImageError, ClickCancelledError: as for `click`.
+        """
+        return _click_batch([self], [BoxPrompt(x0, y0, x1, y1)], None)[0]
+
+    def scribble(self, points: Any, positive: bool = True) -> ClickResult:
+        """Draw a line over what belongs to the object, or does not; one step that can be undone.
+
+        In the mask each pixel under the line, one pixel wide, takes its sign, as a clicked pixel does.  The network is
+        shown up to eight clicks along the part of it that lies in the region it looks at.  As with clicks, a scribble
+        that agrees with the mask changes no pixel.
+
+        Args:
+            points: `[N, 2]` (x, y) in image pixels, in the order of drawing, each inside the image; 1 to 10,000.
+            positive (bool): True: this belongs to the object; False: it does not.
+
+        Raises:
+            InvalidPromptError: not such points, or `positive` is not a bool.
+            NoImageError, ClickCancelledError: as for `click`.
+        """
+        return _click_batch([self], [Scribble(points, positive)], None)[0]
+
+    def lasso(self, points: Any, positive: bool = True) -> ClickResult:
+        """Draw a closed line around the object, around a part of it that is missing, or around what does not belong to
+        it; one step that can be undone.
+
+        A positive lasso says that the object may fill it: the network decides.  On an empty mask it also tells where to
+        look, as `box` does.  A negative one takes all its pixels out of the mask, and keeps them out until a later
+        positive prompt touches them.  As with clicks, a lasso that agrees with the mask changes no pixel.
+
+        Args:
+            points: `[N, 2]` (x, y) in image pixels, ``0 <= x <= width``, ``0 <= y <= height``; 3 to 10,000.  The last
+                is joined to the first.  Where the line crosses itself, all that it goes around counts as inside.
+            positive (bool): True: the object, or a missing part, lies in here; False: nothing of it does.
+
+        Raises:
+            InvalidPromptError: not such points, no pixel's centre is enclosed, or `positive` is not a bool.
+            NoImageError, ClickCancelledError: as for `click`.
+        """
+        return _click_batch([self], [Lasso(points, positive)], None)[0]
+
+    def predict(self, point_coords: Any, point_labels: Any, mask_input: Any = None, box: Any = None) -> ClickResult:
         """The mask for a list of clicks, for tools that send all of them each time.
 
         This is one step, whatever the list: undo takes it back.  A list that says nothing new is none.  Only what
         differs from what is known is computed, in one pass of the network for all new clicks together: a longer list
         goes on from the longest part of it that was seen before, a shorter one may take no pass at all.  So the mask
         may differ from that of the same clicks made one after the other, in which each is answered before the next.
+        A box takes a pass of its own, before the clicks.
 
         Args:
             point_coords: `[N, 2]` (x, y).  May be empty.
             point_labels: `[N]`, 1 (or True) for positive and 0 (or False) for negative clicks.
             mask_input (optional): bool `[H, W]`, the mask to start from, as in `load_mask`.
+            box (optional): ``(x0, y0, x1, y1)``, the box to start from, as in `box`.
 
         Raises:
-            InvalidClickError, InvalidMaskError, NoImageError, ClickCancelledError: as `click` and `load_mask`.
+            InvalidClickError, InvalidMaskError, InvalidPromptError, NoImageError, ClickCancelledError: as `click`,
+                `load_mask` and `box`.
+            InvalidArgumentError: `mask_input` and `box` were both given.
         """
         start = perf_counter()
         with self._turn():
             scene = self._opened()
-            clicks = tuple(click_list(scene, point_coords, point_labels))
+            wanted: tuple[Mark, ...] = tuple(click_list(scene, point_coords, point_labels))
+            if box is not None:
+                if mask_input is not None:
+                    raise InvalidArgumentError("mask_input and box are both a start; give one of them")
+                wanted = (check_box(scene.picture, box), *wanted)
             mask = None if mask_input is None else masks.as_mask(mask_input, scene.picture.shape)
             loaded = None if mask is None else PackedMask.of(mask)
             history = scene.history
             known = [history.step, *reversed(history.done), *history.undone]
             known = [
-                s
-                for s in known
-                if _data(s.start) == _data(loaded) and s.canvas.clicks == clicks[: len(s.canvas.clicks)]
+                s for s in known if _data(s.start) == _data(loaded) and s.canvas.marks == wanted[: len(s.canvas.marks)]
             ]
             first = history.blank if mask is None or loaded is None else loaded_step(scene.picture, mask, loaded)
-            best = max([*known, first], key=lambda s: len(s.canvas.clicks))
-            if best is history.step and len(best.canvas.clicks) == len(clicks):
-                return ClickResult(scene.mask(), None, _since(start), len(clicks))
+            best = max([*known, first], key=lambda s: len(s.canvas.marks))
+            if best is history.step and len(best.canvas.marks) == len(wanted):
+                return ClickResult(scene.mask(), None, _since(start), len(best.canvas.clicks))
             before = scene.mask()
-            step = best
-            if rest := clicks[len(best.canvas.clicks) :]:
-                step = self._advance(scene, best, Pass(rest, scene.view)).step
-            step = replace(step, event=Points(clicks))
+            step, rest = best, wanted[len(best.canvas.marks) :]
+            if rest and isinstance(rest[0], BoxPrompt):
+                step, rest = self._advance(scene, step, Pass(rest[:1])).step, rest[1:]
+            if rest:
+                step = self._advance(scene, step, Pass(rest, scene.view)).step
+            step = replace(step, event=Points(wanted))
             after = scene.picture.mask(step.canvas)
             changed = changed_bbox(before, after, boxes.union(history.step.canvas.extent, step.canvas.extent))
-            result = ClickResult(after, changed, _since(start), len(clicks))
+            result = ClickResult(after, changed, _since(start), len(step.canvas.clicks))
             self._scene = scene.having(history.push(step))
             return result
 
     def load_mask(self, mask: Any) -> ClickResult:
-        """Go on from a given mask, as one step that can be undone.  Earlier clicks on the object no longer count.
+        """Go on from a given mask, as one step that can be undone.  Earlier prompts on the object no longer count.
 
-        Further clicks then correct the mask piece by piece: a click that disagrees with it changes only the connected
-        piece of the network's change that holds the click; a click that agrees changes nothing.
+        Further prompts then correct the mask piece by piece: a click that disagrees with it changes only the connected
+        piece of the network's change that holds the click; a click that agrees changes nothing.  `box` starts anew.
 
         Args:
             mask: bool `[H, W]` of the image's size; integers 0 and 1, or 0 and 255, will do.
@@ -310,13 +372,19 @@ class Session:
 
     @property
     def clicks(self) -> tuple[Click, ...]:
-        """Clicks on the current object, oldest first, since the last loaded mask."""
+        """Clicks on the current object, oldest first, since the last loaded mask or box; see `prompts`."""
         return self._opened().history.clicks
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """What was said about the current object, oldest first: each a `Click`, a `BoxPrompt`, a `Scribble` or a
+        `Lasso`.  A loaded mask and a box make a fresh start: it begins after the mask, and with the box."""
+        return self._opened().history.prompts
 
     # --- history ---
 
     def undo(self) -> ClickResult | None:
-        """Take back the current object's last step (a click, a list of them, or a loaded mask).
+        """Take back the current object's last step (a prompt, a list of clicks, or a loaded mask).
 
         Returns:
             What it came to, with the box of the pixels that changed; None when there is no step.
@@ -583,20 +651,20 @@ class Session:
                 for _ in item.events[item.done :]:
                     session.undo()
             session.look(None)
-        except (InvalidClickError, InvalidMaskError, InvalidArgumentError) as error:
+        except (InvalidClickError, InvalidPromptError, InvalidMaskError, InvalidArgumentError) as error:
             raise SessionStateError(f"the state is damaged: {error}") from error
         session.select_object(saved.selected)
         return session
 
-    def _repeat(self, event: SavedClicks | NDArray[np.bool_]) -> None:
+    def _repeat(self, event: SavedPrompts | NDArray[np.bool_]) -> None:
         """Do again what a state says was done."""
-        if not isinstance(event, SavedClicks):
+        if not isinstance(event, SavedPrompts):
             self.load_mask(event)
             return
         with self._turn():
             scene = self._opened()
             passes = tuple(
-                Pass(tuple(check_click(scene.picture, c) for c in p.clicks), p.view and view_box(scene, p.view))
+                Pass(tuple(check_mark(scene.picture, m) for m in p.prompts), p.view and view_box(scene, p.view))
                 for p in event.passes
             )
             if not event.at_once:
@@ -609,7 +677,7 @@ class Session:
                 step = max((s for s in known if s.passes == passes[: len(s.passes)]), key=lambda s: len(s.passes))
                 for new in passes[len(step.passes) :]:
                     step = self._advance(scene, step, new).step
-                step = replace(step, event=Points(step.canvas.clicks))
+                step = replace(step, event=Points(step.canvas.marks))
             self._scene = scene.having(scene.history.push(step))
 
     # --- lifetime ---
@@ -702,19 +770,20 @@ class Session:
         return self._acselect
 
 
-def click_batch(sessions: Sequence[Session], clicks: Sequence[Click]) -> list[ClickResult]:
-    """One click on each of several sessions, in one batched pass of the engine that they share.
+def click_batch(sessions: Sequence[Session], clicks: Sequence[Prompt]) -> list[ClickResult]:
+    """One prompt on each of several sessions, in one batched pass of the engine that they share.
 
-    Each session ends in the state that its own `click` would have led to: on a CPU the same bit by bit, on a GPU up to
-    floating-point noise.  If anything raises, none of them changes.
+    Each session ends in the state that its own `click`, `box`, `scribble` or `lasso` would have led to: on a CPU the same
+    bit by bit, on a GPU up to floating-point noise.  If anything raises, none of them changes.
 
     Args:
         sessions: different sessions with the same engine, each with an image; at most 500.
-        clicks: one for each session.
+        clicks: one for each session: a `Click`, a `BoxPrompt`, a `Scribble` or a `Lasso`; kinds may be mixed.
 
     Raises:
         InvalidArgumentError: the lists do not fit together, a session appears twice, or engines differ.
-        InvalidClickError, NoImageError, SessionBusyError, ClickCancelledError: as `Session.click`, for any of them.
+        InvalidClickError, InvalidPromptError, NoImageError, SessionBusyError, ClickCancelledError: as `Session.click`
+            and the like, for any of them.
     """
     try:
         sessions, clicks = list(sessions), list(clicks)
@@ -723,16 +792,16 @@ def click_batch(sessions: Sequence[Session], clicks: Sequence[Click]) -> list[Cl
     return _click_batch(sessions, clicks, None)
 
 
-def _click_batch(sessions: list[Session], clicks: list[Click], watch: Stopwatch | None) -> list[ClickResult]:
+def _click_batch(sessions: list[Session], prompts: Sequence[Prompt], watch: Stopwatch | None) -> list[ClickResult]:
     start = perf_counter()
-    if len(sessions) != len(clicks):
-        raise InvalidArgumentError(f"got {len(sessions)} sessions and {len(clicks)} clicks; give one click to each")
+    if len(sessions) != len(prompts):
+        raise InvalidArgumentError(f"got {len(sessions)} sessions and {len(prompts)} clicks; give one click to each")
     if len(sessions) > MOST_SESSIONS:
         raise InvalidArgumentError(f"got {len(sessions)} sessions; allowed are {MOST_SESSIONS}: click in parts")
-    for kind, items in ((Session, sessions), (Click, clicks)):
+    for kinds, items in (((Session,), sessions), ((Click, BoxPrompt, Scribble, Lasso), prompts)):
         for item in items:
-            if not isinstance(item, kind):
-                raise InvalidArgumentError(f"got {item!r}; expected a {kind.__name__}")
+            if not isinstance(item, kinds):
+                raise InvalidArgumentError(f"got {item!r}; expected a {' or '.join(k.__name__ for k in kinds)}")
     if len({id(s) for s in sessions}) != len(sessions):
         raise InvalidArgumentError("a session appears twice in the batch; its clicks depend on one another")
     if len({id(s._engine_in_use()) for s in sessions}) > 1:
@@ -744,7 +813,7 @@ def _click_batch(sessions: list[Session], clicks: list[Click], watch: Stopwatch 
 
     def work() -> list[ClickResult]:
         scenes = [s._opened() for s in sessions]
-        new = [Pass((check_click(s.picture, c),), s.view) for s, c in zip(scenes, clicks, strict=True)]
+        new = [_pass(s, p) for s, p in zip(scenes, prompts, strict=True)]
         for session in sessions:
             session._cancelled = False
         states = [(s.picture, s.history.step) for s in scenes]
@@ -763,6 +832,11 @@ def _click_batch(sessions: list[Session], clicks: list[Click], watch: Stopwatch 
 
     # in one order for all, so that no two batches wait for each other
     return _holding(sorted(sessions, key=id), work) if sessions else []
+
+
+def _pass(scene: Scene, prompt: Prompt) -> Pass:
+    """A prompt from outside as the pass that answers it.  A box says itself where to look."""
+    return Pass((check_mark(scene.picture, prompt),), None if isinstance(prompt, BoxPrompt) else scene.view)
 
 
 def _holding(sessions: list[Session], work: Callable[[], list[ClickResult]], index: int = 0) -> list[ClickResult]:

@@ -14,21 +14,30 @@ from activefreq_engine import masks
 from activefreq_engine.errors import SessionStateError
 from activefreq_engine.images import Window, image_digest
 from activefreq_engine.runtime.engine import SIZES, Engine
-from activefreq_engine.session.canvas import PackedMask
-from activefreq_engine.session.history import Pass, Points, Scene, SessionSettings, Step
-from activefreq_engine.types import Box, Click
+from activefreq_engine.session.history import Points, Scene, SessionSettings, Step
+from activefreq_engine.session.packed_mask import PackedMask
+from activefreq_engine.types import Box, BoxPrompt, Click, Lasso, Prompt, Scribble
 
 FORMAT = "activefreq_engine.session"
-VERSION = 2
-READ = (1, 2)
-"""Version 1 knows single clicks without views only.  What fits it is still written as it, for older packages."""
+VERSION = 3
+READ = (1, 2, 3)
+"""Version 1 knows single clicks without views only, version 2 no boxes, scribbles and lassos.  What fits an older one
+is written as it, for older packages."""
 
 
 @dataclass(frozen=True, slots=True)
-class SavedClicks:
-    """One click, or a list of them."""
+class SavedPass:
+    """Prompts that the network was shown together."""
 
-    passes: tuple[Pass, ...]
+    prompts: tuple[Prompt, ...]
+    view: Box | None
+
+
+@dataclass(frozen=True, slots=True)
+class SavedPrompts:
+    """One prompt, or a list of clicks."""
+
+    passes: tuple[SavedPass, ...]
     """How they are made; those of a list from its start, not from the step before."""
     at_once: bool
     """Whether it was a list."""
@@ -40,8 +49,8 @@ class SavedClicks:
 class SavedObject:
     """One object's steps in the order in which they were made."""
 
-    events: list[SavedClicks | NDArray[np.bool_]]
-    """Clicks, and masks that were loaded."""
+    events: list[SavedPrompts | NDArray[np.bool_]]
+    """Prompts, and masks that were loaded."""
     done: int
     """So many are in effect; the rest was undone and can be redone."""
 
@@ -69,9 +78,10 @@ def dump(scene: Scene, engine: Engine) -> dict[str, Any]:
     height, width = picture.shape
     steps = [s for h in scene.objects for s in (*h.done, *h.undone)]
     simple = all(not isinstance(s.event, Points) and all(p.view is None for p in s.passes) for s in steps)
+    clicks = all(isinstance(m, Click) for s in steps for p in s.passes for m in p.marks)
     return {
         "format": FORMAT,
-        "version": 1 if simple else VERSION,
+        "version": VERSION if not clicks else 1 if simple else 2,
         "image": {
             "sha256": picture.digest,
             "height": height,
@@ -146,32 +156,67 @@ def _dump_event(step: Step) -> dict[str, Any]:
     if isinstance(step.event, Points):
         return {
             "passes": [
-                {"clicks": [[c.x, c.y, c.positive] for c in p.clicks], **_dump_view(p.view)} for p in step.passes
+                {
+                    **(
+                        dump_prompt(p.marks[0])
+                        if isinstance(p.marks[0], BoxPrompt)
+                        else {"clicks": [[c.x, c.y, c.positive] for c in p.marks if isinstance(c, Click)]}
+                    ),
+                    **_dump_view(p.view),
+                }
+                for p in step.passes
             ],
             "start": None if step.start is None else masks.to_coco_rle(step.start.unpack()),
         }
     if step.event is None:
         raise ValueError("a blank step has no event")  # unreachable: blank steps are not in a history
     view = step.passes[-1].view if step.passes else None
-    return {"x": step.event.x, "y": step.event.y, "positive": step.event.positive, **_dump_view(view)}
+    return {**dump_prompt(step.event), **_dump_view(view)}
+
+
+def dump_prompt(prompt: Prompt) -> dict[str, Any]:
+    """A prompt as JSON values."""
+    match prompt:
+        case Click(x, y, positive):
+            return {"x": x, "y": y, "positive": positive}
+        case BoxPrompt(x0, y0, x1, y1):
+            return {"box": [x0, y0, x1, y1]}
+        case Scribble(points, positive):
+            return {"scribble": [list(p) for p in points], "positive": positive}
+        case Lasso(points, positive):
+            return {"lasso": [list(p) for p in points], "positive": positive}
 
 
 def _dump_view(view: Box | None) -> dict[str, Any]:
     return {} if view is None else {"view": list(view)}
 
 
-def _parse_event(state: Any) -> SavedClicks | NDArray[np.bool_]:
+def _parse_event(state: Any) -> SavedPrompts | NDArray[np.bool_]:
     if "mask" in state:
         return masks.from_coco_rle(state["mask"])
     if "passes" in state:
         start = state["start"]
-        passes = tuple(Pass(tuple(_parse_click(*c) for c in p["clicks"]), _parse_view(p)) for p in state["passes"])
-        if not all(p.clicks for p in passes):
-            raise ValueError("a list of clicks is empty")
-        return SavedClicks(passes, True, None if start is None else masks.from_coco_rle(start))
-    return SavedClicks(
-        (Pass((_parse_click(state["x"], state["y"], state["positive"]),), _parse_view(state)),), at_once=False
-    )
+        passes = tuple(_parse_pass(p) for p in state["passes"])
+        return SavedPrompts(passes, True, None if start is None else masks.from_coco_rle(start))
+    return SavedPrompts((SavedPass((_parse_prompt(state),), _parse_view(state)),), at_once=False)
+
+
+def _parse_pass(state: Any) -> SavedPass:
+    prompts = tuple(_parse_click(*c) for c in state["clicks"]) if "clicks" in state else (_parse_prompt(state),)
+    if not prompts:
+        raise ValueError("a list of clicks is empty")
+    return SavedPass(prompts, _parse_view(state))
+
+
+def _parse_prompt(state: Any) -> Prompt:
+    if "box" in state:
+        x0, y0, x1, y1 = (_typed(v, float) for v in state["box"])
+        return BoxPrompt(x0, y0, x1, y1)
+    for name, kind in (("scribble", Scribble), ("lasso", Lasso)):
+        if name in state:
+            points = tuple((_typed(x, float), _typed(y, float)) for x, y in state[name])
+            return kind(points, _typed(state["positive"], bool))
+    return _parse_click(state["x"], state["y"], state["positive"])
 
 
 def _parse_click(x: Any, y: Any, positive: Any) -> Click:

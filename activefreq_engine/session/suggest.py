@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from activefreq_engine.session import boxes
 from activefreq_engine.session.history import Scene
-from activefreq_engine.types import Box, Click, Suggestion
+from activefreq_engine.session.prompts import Drawn, Mark, area_on, disks
+from activefreq_engine.types import Box, Suggestion
 
 if TYPE_CHECKING:
     from activefreq_engine.acselect import AcSelect
@@ -31,16 +32,19 @@ def propose(scene: Scene, selector: AcSelect, k: int, tau: float = TAU) -> list[
     shrink = min(1.0, SIDE / max(width, height))
     h, w = max(1, round(height * shrink)), max(1, round(width * shrink))
     before = history.previous.canvas.sample(box, h, w) if len(history.done) > 1 else None
-    valid = _away_from(step.canvas.clicks, box, h, w)
+    valid = _away_from(step.canvas.marks, box, h, w, scene.picture.bounds)
     found = selector.suggest(step.canvas.sample(box, h, w), before, tau, k=k, valid=valid)
     mask = scene.picture.mask(step.canvas)
     return [_to_image(s, box, h, w, mask) for s in found]
 
 
-def _away_from(clicks: Sequence[Click], box: Box, height: int, width: int) -> NDArray[np.bool_]:
-    """bool `[height, width]`: False near earlier clicks, where another one would say little new."""
+def _away_from(marks: Sequence[Mark], box: Box, height: int, width: int, bounds: Box) -> NDArray[np.bool_]:
+    """bool `[height, width]`: False near earlier clicks and where prompts decide: another one would say little new."""
     valid = np.ones((height, width), np.bool_)
-    for c in clicks:
+    for mark in marks:
+        if isinstance(mark, Drawn) and mark.decides:
+            valid &= ~area_on(mark, box, height, width, bounds)
+    for c in disks(marks, box, height, width):
         u, v = (int(p) for p in boxes.to_network(int(c.x) + 0.5, int(c.y) + 0.5, box, height, width))
         if 0 <= u < width and 0 <= v < height:
             away = AWAY

@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activefreq_engine.conventions import SLOTS, STRIDE
-from activefreq_engine.session.boxes import clamp, contains, expand, iou, mask_bbox, to_network, to_pixels
+from activefreq_engine.session.boxes import clamp, contains, expand, iou, mask_bbox, to_network, to_pixels, union
+from activefreq_engine.session.prompts import Drawn, Mark, pixel_box
 from activefreq_engine.types import Box, Click
 
 EXPANSION = 1.4  # region of interest and focus box, per side length (RITM, FocalClick)
 MIN_CROP = 200  # smallest region of interest, image pixels (RITM)
+MIN_OUTLINED = 32  # smallest side of the region around a box or a lasso, image pixels
 MIN_GAIN = 2.0  # a region that is enlarged less than this is not worth the surroundings that it loses,
 LATE = 5  # until this click: what is still wrong by then is detail
 KEEP_IOU = 0.5  # a new region with less overlap replaces the old one (RITM)
@@ -80,7 +82,7 @@ def next_roi(
     height: int,
     width: int,
     mask_box: Box | None,
-    clicks: Sequence[Click],
+    marks: Sequence[Mark],
     current: Box | None,
     *,
     min_crop: int = MIN_CROP,
@@ -90,34 +92,32 @@ def next_roi(
     Args:
         height, width (int): of the image.
         mask_box (Box, optional): box of the mask before this click; None when it is empty.
-        clicks: all clicks on the object, the new one included.
+        marks: all prompts on the object, the new one included.
         current (Box, optional): the region in use; None when the whole image is.
         min_crop (int): smallest side before clamping to the image.
 
     Returns:
         The region to look at, or None for the whole image: there is no mask yet, or the region would be enlarged less
-        than `MIN_GAIN` times and there are fewer than `LATE` clicks.  `current` is kept unless a positive click lies
+        than `MIN_GAIN` times and there are fewer than `LATE` prompts.  `current` is kept unless a positive one lies
         outside it or its IoU with the new region is below `KEEP_IOU`.
     """
     if mask_box is None:
         return None
-    pixels = [(int(c.x), int(c.y)) for c in clicks if c.positive]
-    x0, y0, x1, y1 = mask_box
-    object_box = (
-        min([x0, *(x for x, _ in pixels)]),
-        min([y0, *(y for _, y in pixels)]),
-        max([x1, *(x + 1 for x, _ in pixels)]),
-        max([y1, *(y + 1 for _, y in pixels)]),
-    )
+    said: Box | None = None
+    for mark in marks:
+        if isinstance(mark, (Click, Drawn)) and mark.positive:
+            said = union(said, pixel_box(mark))
+    object_box = union(mask_box, said) or mask_box
     wanted = to_pixels(expand(object_box, EXPANSION, min_crop), (0, 0, width, height))
-    if (
-        current is not None
-        and iou(wanted, current) >= KEEP_IOU
-        and all(current[0] <= x < current[2] and current[1] <= y < current[3] for x, y in pixels)
-    ):
+    if current is not None and iou(wanted, current) >= KEEP_IOU and union(current, said) == current:
         return current
     gain = max(height, width) / max(wanted[2] - wanted[0], wanted[3] - wanted[1])
-    return wanted if gain >= MIN_GAIN or len(clicks) >= LATE else None
+    return wanted if gain >= MIN_GAIN or len(marks) >= LATE else None
+
+
+def outlined_roi(area: Box, bounds: Box) -> Box:
+    """The region to look at for an object in a box or a lasso of this extent."""
+    return to_pixels(expand(area, EXPANSION, MIN_OUTLINED), bounds)
 
 
 def sharp(box: Box, height: int, width: int) -> bool:

@@ -23,6 +23,7 @@ from activefreq_engine.eval import Report, load_dataset
 from activefreq_engine.images import load_image
 from activefreq_engine.models import load_checkpoint, save_checkpoint
 from activefreq_engine.segment.prompts import read_prompts
+from activefreq_engine.session.state import dump_prompt
 
 from .fakes import SquareModel
 
@@ -221,7 +222,9 @@ def test_pictures(content, changes):
 @example("c.csv", "image,x0,y0,x1,y1\na,nan,1,2,3\n")
 def test_files_of_clicks(name, text):
     found = holds(lambda: read_prompts(Path(name), text))
-    assert found is None or all(np.isfinite([c.x, c.y]).all() for p in found.values() for c in p.clicks)
+    for prompts in (found or {}).values():
+        for prompt in prompts.prompts:
+            assert all(np.isfinite(value).all() for value in dump_prompt(prompt).values())
 
 
 @pytest.fixture(scope="module")

@@ -1220,7 +1220,7 @@ def spoil(state, path, value):
     ("path", "value"),
     [
         (["format"], "other"),
-        (["version"], 3),
+        (["version"], 4),
         (["version"], KeyError),
         (["image"], KeyError),
         (["image"], []),

@@ -12,14 +12,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from activefreq_engine import (
+    BoxPrompt,
     Click,
     Engine,
     InvalidArgumentError,
     InvalidClickError,
     InvalidImageError,
     InvalidMaskError,
+    InvalidPromptError,
+    Lasso,
+    Scribble,
     Session,
 )
+from activefreq_engine.masks.outlines import enclosed
 from activefreq_engine.session import history
 
 from .fakes import SquareModel
@@ -32,6 +37,8 @@ ENGINE = Engine(SquareModel(refine_size=32))
 xs, ys = st.integers(0, WIDTH - 1), st.integers(0, HEIGHT - 1)
 clicks = st.builds(Click, xs.map(float), ys.map(float), st.booleans())
 boxes = st.tuples(xs, ys, st.integers(1, WIDTH), st.integers(1, HEIGHT))
+pixels = st.tuples(st.floats(0, WIDTH, exclude_max=True), st.floats(0, HEIGHT, exclude_max=True))
+corners = st.tuples(st.integers(0, WIDTH).map(float), st.integers(0, HEIGHT).map(float))
 
 
 def box_mask(box):
@@ -44,12 +51,16 @@ class Object:
     """The model: what happened and what was seen then."""
 
     def __init__(self):
-        self.done = []  # (clicks, start, mask, probs)
+        self.done = []  # (prompts, start, mask, probs)
         self.undone = []
 
     @property
-    def clicks(self):
+    def prompts(self):
         return self.done[-1][0] if self.done else ()
+
+    @property
+    def clicks(self):
+        return tuple(p for p in self.prompts if isinstance(p, Click))
 
     @property
     def start(self):
@@ -109,15 +120,15 @@ class SessionMachine(RuleBasedStateMachine):
     def object(self):
         return self.objects[self.current]
 
-    def note(self, clicks, start):
-        self.object.done.append((clicks, start, self.session.mask.copy(), self.session.probs))
+    def note(self, prompts, start):
+        self.object.done.append((prompts, start, self.session.mask.copy(), self.session.probs))
         self.object.undone.clear()
 
     @rule(click=clicks)
     def click(self, click):
         before, seen = self.session.mask.copy(), ENGINE._executor.model.count["decode"]
         result = self.session.click(click.x, click.y, click.positive)
-        self.note((*self.object.clicks, click), self.object.start)
+        self.note((*self.object.prompts, click), self.object.start)
         assert result.changed_bbox == bounds(before ^ result.mask)
         assert result.clicks == len(self.object.clicks)
         if self.view is None and before[int(click.y), int(click.x)] == click.positive:
@@ -128,6 +139,45 @@ class SessionMachine(RuleBasedStateMachine):
             if x0 <= click.x < x1 and y0 <= click.y < y1:  # outside of it nothing changes
                 before[y0:y1, x0:x1] = result.mask[y0:y1, x0:x1]
                 assert np.array_equal(before, result.mask)
+
+    @rule(box=boxes)
+    def box(self, box):
+        before = self.session.mask.copy()
+        corners = box[0], box[1], box[0] + box[2], box[1] + box[3]
+        result = self.session.box(*corners)
+        assert result.changed_bbox == bounds(before ^ result.mask)
+        assert result.clicks == 0
+        self.note((BoxPrompt(*corners),), None)
+
+    def drawn(self, before, seen, prompt, result):
+        self.note((*self.object.prompts, prompt), self.object.start)
+        assert result.changed_bbox == bounds(before ^ result.mask)
+        assert result.clicks == len(self.object.clicks)
+        model = ENGINE._executor.model
+        assert model.count["decode"] <= seen + 1
+        if self.view is None and model.count["decode"] == seen:
+            assert result.changed_bbox is None
+
+    @rule(points=st.lists(pixels, min_size=1, max_size=5), positive=st.booleans())
+    def scribble(self, points, positive):
+        before, seen = self.session.mask.copy(), ENGINE._executor.model.count["decode"]
+        result = self.session.scribble(points, positive)
+        self.drawn(before, seen, Scribble(tuple(points), positive), result)
+        assert all(result.mask[int(y), int(x)] == positive for x, y in points)
+
+    @rule(points=st.lists(corners, min_size=3, max_size=6), positive=st.booleans())
+    def lasso(self, points, positive):
+        before, seen = self.session.mask.copy(), ENGINE._executor.model.count["decode"]
+        try:
+            result = self.session.lasso(points, positive)
+        except InvalidPromptError:
+            assert not enclosed(np.array(points), HEIGHT, WIDTH).any()
+            return
+        self.drawn(before, seen, Lasso(tuple(points), positive), result)
+        if not positive:
+            inside = self.session._scene.history.step.canvas.marks[-1]
+            x0, y0, x1, y1 = inside.box
+            assert not result.mask[y0:y1, x0:x1][inside.inside()].any()
 
     @rule(box=boxes)
     def load_mask(self, box):
@@ -203,17 +253,25 @@ class SessionMachine(RuleBasedStateMachine):
         """The list shares a beginning with the current one."""
         wanted = (*self.object.clicks[:keep], *more)
         start = None if restart else self.object.start
+        box = next((p for p in self.object.prompts if isinstance(p, BoxPrompt) and not restart), None)
         before, seen = self.session.mask.copy(), ENGINE._executor.model.count["decode"]
         result = self.session.predict(
-            [(c.x, c.y) for c in wanted], [c.positive for c in wanted], None if start is None else box_mask(start)
+            [(c.x, c.y) for c in wanted],
+            [c.positive for c in wanted],
+            None if start is None else box_mask(start),
+            None if box is None else (box.x0, box.y0, box.x1, box.y1),
         )
-        assert ENGINE._executor.model.count["decode"] <= seen + 1
+        assert ENGINE._executor.model.count["decode"] <= seen + 1 + (box is not None)
         assert result.clicks == len(wanted)
         assert result.changed_bbox == bounds(before ^ result.mask)
-        if (wanted, start) != (self.object.clicks, self.object.start):
-            self.note(wanted, start)
+        prompts = wanted if box is None else (box, *wanted)
+        if (prompts, start) != (self.object.prompts, self.object.start):
+            self.note(prompts, start)
 
-    @rule(what=st.sampled_from(["click", "undo", "predict", "next_object", "load_mask"]), line=st.integers(1, 60))
+    @rule(
+        what=st.sampled_from(["click", "box", "scribble", "lasso", "undo", "predict", "next_object", "load_mask"]),
+        line=st.integers(1, 90),
+    )
     def interrupt(self, what, line):
         """Ctrl-C at any line of the session's own code: the call has happened as a whole or not at all."""
         before = json.dumps(self.session.state_dict())
@@ -222,6 +280,9 @@ class SessionMachine(RuleBasedStateMachine):
         def call(session):
             {
                 "click": lambda: session.click(5, 7),
+                "box": lambda: session.box(3, 4, 20.5, 15),
+                "scribble": lambda: session.scribble([(5, 7), (30, 20)], False),
+                "lasso": lambda: session.lasso([(3, 4), (30, 5), (20, 21)], False),
                 "undo": session.undo,
                 "predict": lambda: session.predict([[1, 2], [30, 20]], [1, 1]),
                 "next_object": session.next_object,
@@ -258,7 +319,7 @@ class SessionMachine(RuleBasedStateMachine):
             if start is not None:
                 x0, y0, x1, y1 = bounds(start.unpack())
                 box = x0, y0, x1 - x0, y1 - y0
-            self.note(self.session.clicks, box)
+            self.note(self.session.prompts, box)
         assert (len(done), len(undone)) == (len(mine.done), len(mine.undone))
 
     @rule(
@@ -270,6 +331,10 @@ class SessionMachine(RuleBasedStateMachine):
                 (InvalidClickError, lambda s: s.click(1, 2, "no")),
                 (InvalidClickError, lambda s: s.predict([[1, 2], [0, HEIGHT]], [1, 1])),
                 (InvalidClickError, lambda s: s.predict([[1, 2]], [3])),
+                (InvalidPromptError, lambda s: s.box(5, 5, 5, 9)),
+                (InvalidPromptError, lambda s: s.scribble([(1, 2), (1, HEIGHT)])),
+                (InvalidPromptError, lambda s: s.lasso([(1, 2), (9, 2), (4, 2)], False)),
+                (InvalidPromptError, lambda s: s.predict([[1, 2]], [1], box=(0, 0, 0, 1))),
                 (InvalidMaskError, lambda s: s.predict([[1, 2]], [1], np.zeros((WIDTH, HEIGHT), bool))),
                 (InvalidMaskError, lambda s: s.load_mask(np.zeros((WIDTH, HEIGHT), bool))),
                 (InvalidImageError, lambda s: s.set_image(np.zeros((0, 4, 3), np.uint8))),
@@ -305,15 +370,16 @@ class SessionMachine(RuleBasedStateMachine):
     def agrees_with_the_model(self):
         s, o = self.session, self.object
         assert (s.object_number, s.object_count) == (self.current + 1, len(self.objects))
-        assert s.clicks == o.clicks
+        assert (s.clicks, s.prompts) == (o.clicks, o.prompts)
         if not o.done:
             assert not s.probs.any()
         else:
             assert np.array_equal(s.mask, o.done[-1][2])
             assert np.array_equal(s.probs, o.done[-1][3])
         assert np.array_equal(s.mask, s.probs > s.threshold)
-        for pixel, positive in {(int(c.x), int(c.y)): c.positive for c in s.clicks}.items():
-            assert s.mask[pixel[1], pixel[0]] == positive
+        if not any(isinstance(p, (Scribble, Lasso)) for p in s.prompts):  # these may overrule a click
+            for pixel, positive in {(int(c.x), int(c.y)): c.positive for c in s.clicks}.items():
+                assert s.mask[pixel[1], pixel[0]] == positive
         assert np.array_equal(s.mask_of(s.object_number), s.mask)
         labels = np.zeros((HEIGHT, WIDTH), np.int32)
         for number in range(1, s.object_count + 1):

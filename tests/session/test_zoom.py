@@ -7,7 +7,7 @@ import pytest
 from activefreq_engine import Click
 from activefreq_engine.session import boxes, zoom
 from activefreq_engine.session.boxes import mask_bbox
-from activefreq_engine.session.canvas import Canvas, Layer, PackedMask, changed_bbox, merge_click
+from activefreq_engine.session.canvas import Canvas, Layer, PackedMask, changed_bbox, merge
 from activefreq_engine.session.history import Picture, SessionSettings
 
 from .fakes import random_image
@@ -291,15 +291,15 @@ def test_merge_changes_one_component():
     after[10, 20] = True  # ... on over a corner: 8 neighbours
     after[18, 28] = True  # something else far away
     after[5, 5] = False
-    merged = merge_click(before, after, Click(17, 7, True), (0, 0, 30, 20))
+    merged = merge(before, after, Click(17, 7, True), (0, 0, 30, 20))
     wanted = before.copy()
     wanted[5:10, 15:20] = True
     wanted[10, 20] = True
     assert np.array_equal(merged, wanted)
-    assert np.array_equal(merge_click(before, after, Click(8, 8, True), (0, 0, 30, 20)), before)  # agrees
-    assert np.array_equal(merge_click(before, after, Click(28, 3, False), (0, 0, 30, 20)), before)
+    assert np.array_equal(merge(before, after, Click(8, 8, True), (0, 0, 30, 20)), before)  # agrees
+    assert np.array_equal(merge(before, after, Click(28, 3, False), (0, 0, 30, 20)), before)
     # nothing outside what the network saw
-    narrow = merge_click(before, after, Click(17, 7, True), (10, 0, 18, 20))
+    narrow = merge(before, after, Click(17, 7, True), (10, 0, 18, 20))
     wanted = before.copy()
     wanted[5:10, 15:18] = True
     assert np.array_equal(narrow, wanted)
