@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from activefreq_engine.errors import InvalidArgumentError, InvalidImageError, InvalidMaskError
-from activefreq_engine.types import Click, Suggestion
+from activefreq_engine.types import BoxPrompt, Click, Lasso, Prompt, Suggestion
 
 POSITIVE = (0, 114, 178)
 NEGATIVE = (213, 94, 0)
@@ -49,14 +49,34 @@ def draw_mask(image: Picture, mask: NDArray[np.bool_], *, tint: float = 0.2) -> 
     return picture
 
 
-def draw_clicks(image: Picture, clicks: Iterable[Click]) -> Picture:
-    """The image with every click as a numbered mark, the first click being 1.
+def draw_prompts(image: Picture, prompts: Iterable[Prompt]) -> Picture:
+    """The image with every prompt numbered, the first being 1: a click as its mark, a box, a scribble and a lasso as a
+    line with the mark at its first point.
 
     Args:
         image (array): uint8 ``[H, W, 3]``, RGB; not changed.
-        clicks (iterable of Click): in (x, y) pixels of this image.
+        prompts (iterable): each a Click, BoxPrompt, Scribble or Lasso, in (x, y) pixels of this image.
     """
-    return _marked(image, clicks, numbered=True)
+    _check_image(image)
+    picture = Image.fromarray(image)
+    pen, unit = ImageDraw.Draw(picture), _unit(image)
+    marks = []
+    for prompt in prompts:
+        if isinstance(prompt, Click):
+            marks.append(prompt)
+            continue
+        if isinstance(prompt, BoxPrompt):
+            x0, y0, x1, y1 = prompt.x0, prompt.y0, prompt.x1, prompt.y1
+            line, positive = [(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)], True
+        else:
+            line, positive = list(prompt.points), prompt.positive
+            line += line[:1] if isinstance(prompt, Lasso) else []
+        for colour, width in ((_LIGHT, 4 * unit), (POSITIVE if positive else NEGATIVE, 2 * unit)):
+            pen.line([(x, y) for x, y in line], fill=colour, width=width, joint="curve")
+        marks.append(Click(*line[0], positive))
+    for number, mark in enumerate(marks, start=1):
+        _mark(pen, mark.x, mark.y, mark.positive, str(number), unit, filled=True)
+    return np.array(picture)
 
 
 def draw_suggestions(image: Picture, suggestions: Iterable[Suggestion]) -> Picture:
@@ -66,7 +86,12 @@ def draw_suggestions(image: Picture, suggestions: Iterable[Suggestion]) -> Pictu
         image (array): uint8 ``[H, W, 3]``, RGB; not changed.
         suggestions (iterable of Suggestion): in (x, y) pixels of this image.
     """
-    return _marked(image, suggestions, numbered=False)
+    _check_image(image)
+    picture = Image.fromarray(image)
+    pen = ImageDraw.Draw(picture)
+    for place in suggestions:
+        _mark(pen, place.x, place.y, place.positive, "", _unit(image), filled=False)
+    return np.array(picture)
 
 
 def draw_uncertainty(image: Picture, uncertainty: NDArray[np.floating]) -> Picture:
@@ -109,17 +134,6 @@ def _check_image(image: Picture) -> None:
 def _unit(image: Picture) -> int:
     """Line width that suits the image's size: 1 pixel for each 300 of the shorter side."""
     return max(1, round(min(image.shape[:2]) / 300))
-
-
-def _marked(image: Picture, places: Iterable[Click | Suggestion], *, numbered: bool) -> Picture:
-    """The image with a mark at each place: filled and numbered from 1, or white."""
-    _check_image(image)
-    picture = Image.fromarray(image)
-    pen = ImageDraw.Draw(picture)
-    for number, place in enumerate(places, start=1):
-        text = str(number) if numbered else ""
-        _mark(pen, place.x, place.y, place.positive, text, _unit(image), filled=numbered)
-    return np.array(picture)
 
 
 def _mark(pen: ImageDraw.ImageDraw, x: float, y: float, positive: bool, text: str, unit: int, *, filled: bool) -> None:

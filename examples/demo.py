@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from activefreq_engine import Click, Session, Suggestion
 from activefreq_engine.eval.clickers import RitmClicker
-from activefreq_engine.overlay import draw_clicks, draw_mask, draw_suggestions, draw_uncertainty, font, heat_colours
+from activefreq_engine.overlay import draw_mask, draw_prompts, draw_suggestions, draw_uncertainty, font, heat_colours
 
 HERE = Path(__file__).parent
 PANEL = 560  # pixels, square
@@ -72,7 +72,7 @@ def panels(r: Result) -> list[tuple[str, np.ndarray]]:
     heat = draw_uncertainty(image, np.clip(enlarge(r.uncertainty.astype(np.float32)), 0, 1))
     return [
         (f"{r.name}, dashed: the expert's outline", dashed_outline(image, truth)),
-        (f"Mask after {len(clicks)} clicks, IoU {r.iou:.3f}", draw_clicks(draw_mask(image, mask), clicks)),
+        (f"Mask after {len(clicks)} clicks, IoU {r.iou:.3f}", draw_prompts(draw_mask(image, mask), clicks)),
         (third, draw_suggestions(heat, next_click)),
     ]
 
@@ -103,7 +103,7 @@ def compose(results: list[Result]) -> Image.Image:
     middle = height - FOOT / 2
     blank = np.full((PANEL, PANEL, 3), 255, np.uint8)
     for left, positive, meaning in ((GAP, True, "click inside"), (GAP + 200, False, "click outside")):
-        mark = draw_clicks(blank, [Click(20, 20, positive)])[:40, :40]
+        mark = draw_prompts(blank, [Click(20, 20, positive)])[:40, :40]
         sheet.paste(Image.fromarray(mark), (left, int(middle) - 20))
         pen.text((left + 46, middle), meaning, fill=INK, font=font(20), anchor="lm")
     text = "The number is the order of the clicks, a white mark the suggested next one."

@@ -236,7 +236,15 @@ def test_boxes_and_start_masks(
     where = ("--model", checkpoint, "--device", "cpu")
     code, out, _ = run(capsys, "segment", photo, "--box", "10,20,60,50", "--json", *where)
     assert code == 0
-    assert [(c["x"], c["y"], c["positive"]) for c in json.loads(out)["clicks"]] == [(35, 35, True)]
+    report = json.loads(out)
+    assert report["clicks"] == []
+    assert [(p["box"], p["changed_bbox"]) for p in report["prompts"]] == [
+        ([10, 20, 60, 50], prompted(photo, checkpoint))
+    ]
+    (tmp_path / "report.json").write_text(out)
+    code, again, _ = run(capsys, "segment", photo, "--clicks", tmp_path / "report.json", "--json", *where)
+    assert code == 0
+    assert json.loads(again)["rle"] == report["rle"]
     start = np.zeros((HEIGHT, WIDTH), bool)
     start[10:20, 30:60] = True
     masks.save_png(tmp_path / "start.png", start)
@@ -248,6 +256,87 @@ def test_boxes_and_start_masks(
     code, _, _ = run(capsys, "segment", photo, "--start-mask", tmp_path / "start.png", "-o", tmp_path / "o.png", *where)
     assert code == 0
     assert np.array_equal(np.array(Image.open(tmp_path / "o.png")) == 255, start)
+
+
+def prompted(photo: Path, checkpoint: str) -> list[int] | None:
+    """What a box changes."""
+    from activefreq_engine import Session
+
+    with Session(checkpoint, device="cpu") as session:
+        session.set_image(photo)
+        found = session.box(10, 20, 60, 50).changed_bbox
+        return None if found is None else list(found)
+
+
+def test_scribbles_and_lassos_in_options_and_files(
+    capsys: pytest.CaptureFixture[str], photos: Path, checkpoint: str, tmp_path: Path
+) -> None:
+    from activefreq_engine import Session
+
+    scribble, lasso = [[10, 12], [30.5, 20]], [[5, 5], [50, 6], [40, 40]]
+    with Session(checkpoint, device="cpu") as session:
+        session.set_image(photos / "a.png")
+        session.box(4, 5, 60, 50)
+        session.lasso(lasso)
+        session.scribble(scribble, positive=False)
+        expected = session.click(20, 30).mask
+        said = session.prompts
+    (tmp_path / "c.json").write_text(
+        json.dumps(
+            {
+                "a.png": {
+                    "prompts": [
+                        {"box": [4, 5, 60, 50]},
+                        {"lasso": lasso},
+                        {"scribble": scribble, "positive": False},
+                        [20, 30],
+                    ]
+                }
+            }
+        )
+    )
+    (tmp_path / "c.csv").write_text(
+        "image,x,y,positive,x0,y0,x1,y1,scribble,lasso\n"
+        'a.png,,,,,,,,,"5,5 50,6 40,40"\n'
+        'a.png,,,0,,,,,"10,12 30.5,20",\n'
+        "a.png,20,30,,,,,,,\n"
+        "a.png,,,,4,5,60,50,,\n"
+    )
+    options = ("--click", "20,30", "--scribble", "10,12 30.5,20 -", "--box", "4,5,60,50", "--lasso", "5,5 50,6 40,40")
+    for given in (options, ("--clicks", tmp_path / "c.json"), ("--clicks", tmp_path / "c.csv")):
+        target = tmp_path / "o.png"
+        end = ("--overlay", target, "--model", checkpoint, "--device", "cpu", "--json")
+        code, out, _ = run(capsys, "segment", photos / "a.png", *given, *end)
+        assert code == 0
+        report = json.loads(out)
+        assert np.array_equal(masks.from_coco_rle(report["rle"]), expected)
+        assert [set(p) & {"box", "lasso", "scribble", "x"} for p in report["prompts"]] == [
+            {"box"},
+            {"lasso"},
+            {"scribble"},
+            {"x"},
+        ]
+        assert len(report["clicks"]) == 1
+    assert len(said) == 4
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--scribble", "1,2 3"),
+        ("--scribble", ""),
+        ("--scribble", "1,nan"),
+        ("--scribble", "1,2 999,3"),
+        ("--lasso", "1,2 3,4 -"),
+        ("--lasso", "1;2 3;4 5;6"),
+        ("--box", "900,1,999,2"),
+    ],
+)
+def test_bad_lines_are_refused(
+    capsys: pytest.CaptureFixture[str], photos: Path, checkpoint: str, arguments: tuple[str, str]
+) -> None:
+    message = fails(capsys, "segment", photos / "a.png", *arguments, "--json", "--model", checkpoint, "--device", "cpu")
+    assert arguments[0][2:] in message
 
 
 def test_a_broken_picture_costs_its_own_mask(
@@ -279,6 +368,7 @@ def test_a_broken_picture_costs_its_own_mask(
         (["{photos}", "--clicks", "{tmp}/none.csv", "--json"], "none.csv"),
         (["{photos}", "--json"], "--click"),
         (["{photos}/a.png", "--box", "9,9,3,3", "--json"], "box"),
+        (["{photos}/a.png", "--box", "1,1,3,3", "--start-mask", "m.png", "--json"], "both a start"),
         (["{photos}/" + "a" * 5000, "--click", "1,2", "--json"], "no such file"),
     ],
 )
@@ -301,12 +391,16 @@ def test_bad_targets_and_prompts_are_told_before_any_work(
         '{"a.png": [[1, 1e999]]}',
         '{"a.png": {"box": [1, 2, 3]}}',
         '{"a.png": {"box": [3, 2, 1, 9]}}',
+        '{"a.png": {"prompts": 7}}',
+        '{"a.png": {"prompts": [{"scribble": [[1, 2, 3]]}]}}',
+        '{"a.png": {"prompts": [{"lasso": "1,2"}]}}',
+        '{"a.png": {"prompts": [[1, 2]], "clicks": [[3, 4]]}}',
         '{"nobody.png": [[1, 2]]}',
         '[{"image": "a.png", "clicks": [[1, 2]]}, {"image": "a.png", "clicks": []}]',
         "[" * 100_000,
         "{",
     ],
-    ids=range(12),
+    ids=range(16),
 )
 def test_damaged_files_of_clicks_are_refused(
     capsys: pytest.CaptureFixture[str], photos: Path, tmp_path: Path, text: str

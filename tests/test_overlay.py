@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from activefreq_engine import Click, Suggestion
+from activefreq_engine import BoxPrompt, Click, Lasso, Scribble, Suggestion
 from activefreq_engine.errors import InvalidArgumentError, InvalidImageError, InvalidMaskError
-from activefreq_engine.overlay import draw_clicks, draw_mask, draw_suggestions, draw_uncertainty, heat_colours
+from activefreq_engine.overlay import draw_mask, draw_prompts, draw_suggestions, draw_uncertainty, heat_colours
 
 WIDTH, HEIGHT = 141, 97
 Picture = NDArray[np.uint8]
@@ -51,7 +51,7 @@ def test_an_empty_mask_changes_nothing(image: Picture) -> None:
 @pytest.mark.parametrize("positive", [True, False])
 def test_clicks_are_drawn_where_they_are(image: Picture, positive: bool) -> None:
     for x, y in ((110.5, 30.0), (0.0, 96.9), (140.9, 0.0)):
-        touched = changed(image, draw_clicks(image, [Click(x, y, positive)]))
+        touched = changed(image, draw_prompts(image, [Click(x, y, positive)]))
         rows, columns = np.nonzero(touched)
         assert abs(columns - x).max() <= 11
         assert abs(rows - y).max() <= 11
@@ -59,13 +59,28 @@ def test_clicks_are_drawn_where_they_are(image: Picture, positive: bool) -> None
 
 
 def test_signs_differ_in_shape_and_not_only_in_colour(image: Picture) -> None:
-    for draw, mark in ((draw_clicks, Click), (draw_suggestions, suggestion)):
+    for draw, mark in ((draw_prompts, Click), (draw_suggestions, suggestion)):
         plus, minus = (changed(image, draw(image, [mark(70, 50, sign)])) for sign in (True, False))
         assert (plus != minus).sum() > 20
 
 
+def test_boxes_and_lines_are_drawn_and_numbered(image: Picture) -> None:
+    prompts = [
+        BoxPrompt(10, 12, 60, 50),
+        Scribble(((70, 20), (120, 60)), False),
+        Lasso(((30, 60), (90, 60), (60, 90))),
+        Click(100, 80),
+    ]
+    drawn = changed(image, draw_prompts(image, prompts))
+    for x, y in ((35, 12), (60, 30), (95, 40), (60, 60), (45, 75), (100, 80)):
+        assert drawn[y, x]
+    assert not drawn[30, 35]
+    plus, minus = (draw_prompts(image, [Scribble(((70, 20), (120, 60)), sign)]) for sign in (True, False))
+    assert not np.array_equal(plus, minus)
+
+
 def test_suggestions_differ_from_clicks(image: Picture) -> None:
-    click = draw_clicks(image, [Click(70, 50, True)])
+    click = draw_prompts(image, [Click(70, 50, True)])
     hint = draw_suggestions(image, [suggestion(70, 50, True)])
     light = [(p[43:58, 63:78].min(axis=2) > 240).mean() for p in (click, hint)]
     assert light[1] > 2 * light[0]  # a suggestion is white, a click is filled
@@ -88,7 +103,7 @@ def test_wrong_arrays_are_refused(image: Picture) -> None:
         draw_mask(image, mask.T.astype(np.uint8))
     for bad in (image[..., 0], image.astype(np.float32), image[:0], np.zeros((5, 5, 4), np.uint8)):
         with pytest.raises(InvalidImageError, match="uint8"):
-            draw_clicks(bad, [])
+            draw_prompts(bad, [])
     for uncertainty in (np.zeros((WIDTH, HEIGHT)), np.full((HEIGHT, WIDTH), 1.1), np.full((HEIGHT, WIDTH), np.nan)):
         with pytest.raises(InvalidArgumentError, match=r"0\.\.1"):
             draw_uncertainty(image, uncertainty)

@@ -8,15 +8,16 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from activefreq_engine.conventions import THRESHOLD
-from activefreq_engine.errors import ActiveFreqError, InvalidArgumentError
-from activefreq_engine.segment.prompts import Prompts, parse_box, parse_click, read_prompts
+from activefreq_engine.errors import ActiveFreqError, InvalidArgumentError, InvalidPromptError
+from activefreq_engine.segment.prompts import Prompts, parse_box, parse_click, parse_lasso, parse_scribble, read_prompts
+from activefreq_engine.types import BoxPrompt, Click
 
 if TYPE_CHECKING:
     from activefreq_engine.session import Session
@@ -41,11 +42,19 @@ def segment_command(
     box: Annotated[
         str | None, typer.Option(metavar="X0,Y0,X1,Y1", help="Box around the object, in image pixels.")
     ] = None,
+    lasso: Annotated[
+        list[str] | None,
+        typer.Option(help="'x,y x,y x,y ...', a closed line; nothing in it is inside with ' -' at the end; repeat it."),
+    ] = None,
+    scribble: Annotated[
+        list[str] | None,
+        typer.Option(help="'x,y x,y ...', a line over the object, or beside it with ' -' at the end; repeat it."),
+    ] = None,
     clicks: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
-            help="JSON or CSV with clicks and boxes for each image; see docs/command-line.md. - reads JSON.",
+            help="JSON or CSV with clicks and other prompts for each image; see docs/command-line.md. - reads JSON.",
         ),
     ] = None,
     start_mask: Annotated[
@@ -73,7 +82,9 @@ def segment_command(
     zoom: Annotated[bool, typer.Option(help="Zoom in on the object.")] = True,
     refine: Annotated[bool, typer.Option(help="Refine around the last change.")] = True,
 ) -> int:
-    """Segment images by clicks, boxes or masks to start from.
+    """Segment images by clicks, boxes, lassos, scribbles or masks to start from.
+
+    Options are carried out in this order: start mask or box, lassos, scribbles, clicks.
 
     A picture that cannot be read costs its own mask and no other; the exit code is then 2.
     """
@@ -83,7 +94,14 @@ def segment_command(
         raise InvalidArgumentError("--output - and --json would both print; give --output a file")
     if STREAM in images and clicks == STREAM:
         raise InvalidArgumentError("standard input cannot be both the image and the clicks; give one of them as a file")
-    common = Prompts([parse_click(text) for text in click or ()], None if box is None else parse_box(box))
+    common = Prompts(
+        [
+            *([] if box is None else [parse_box(box)]),
+            *map(parse_lasso, lasso or ()),
+            *map(parse_scribble, scribble or ()),
+            *map(parse_click, click or ()),
+        ]
+    )
     paths, several = _find(images)
     jobs = _jobs(paths, several, common, clicks, start_mask)
     _place(jobs, several, output, overlay)
@@ -134,7 +152,9 @@ class _Outcome:
         """What people read about it."""
         r, best = self.report, self.report["next_click"]
         start = f"{self.job.image}: " if several else ""
-        lines = [f"{start}clicks: {len(r['clicks'])}, pixels inside: {r['area']} of {r['width'] * r['height']}"]
+        others = len(r["prompts"]) - len(r["clicks"])
+        said = f"clicks: {len(r['clicks'])}" + (f", other prompts: {others}" if others else "")
+        lines = [f"{start}{said}, pixels inside: {r['area']} of {r['width'] * r['height']}"]
         if best is not None and not several:
             lines.append(
                 f"the next click is worth most at {best['x']},{best['y']}: is that inside the object?  Add "
@@ -189,18 +209,20 @@ def _jobs(
         named = _by_image(read_prompts(Path(clicks), text), images, clicks)
     jobs, bare = [], []
     for image in images:
-        own = named.get(image, Prompts())
-        mask = own.start_mask or _start_mask(start_masks, image, several)
-        prompts = Prompts([*common.clicks, *own.clicks], own.box or common.box, mask)
-        if prompts.clicks or prompts.box or prompts.start_mask:
+        prompts = Prompts(common.prompts, _start_mask(start_masks, image, several)) + named.get(image, Prompts())
+        if prompts.start_mask is not None and any(isinstance(p, BoxPrompt) for p in prompts.prompts):
+            raise InvalidPromptError(f"{image}: a start mask and a box are both a start; give one of them")
+        if prompts.prompts or prompts.start_mask:
             jobs.append(_Job(image, prompts))
         else:
             bare.append(image)
     if not jobs:
-        raise InvalidArgumentError("there is nothing to go by: give --click, --box, --clicks or --start-mask")
+        raise InvalidArgumentError(
+            "there is nothing to go by: give --click, --box, --lasso, --scribble, --clicks or --start-mask"
+        )
     if bare:
         more = ", ..." if len(bare) > 3 else ""
-        _say(f"no clicks for {len(bare)} of {len(images)} images: {', '.join(bare[:3])}{more}; left out")
+        _say(f"no prompts for {len(bare)} of {len(images)} images: {', '.join(bare[:3])}{more}; left out")
     return jobs
 
 
@@ -285,28 +307,32 @@ def _check_target(target: Path, option: str) -> None:
 
 
 def _segment(session: Session, job: _Job) -> _Outcome:
-    """Make the clicks of one image and write its results."""
+    """Carry out the prompts of one image and write its results."""
     import numpy as np
     from PIL import Image
 
     from activefreq_engine import masks
     from activefreq_engine.images import load_image
-    from activefreq_engine.overlay import draw_clicks, draw_mask, draw_suggestions
+    from activefreq_engine.overlay import draw_mask, draw_prompts, draw_suggestions
+    from activefreq_engine.session import click_batch
+    from activefreq_engine.session.state import dump_prompt
 
     pixels = load_image(job.image if job.image != STREAM else _picture(_stream_in()))
     session.set_image(pixels, copy=False)
-    prompts, results = job.prompts, []
-    if prompts.start_mask is not None:
-        session.load_mask(masks.load_labels_png(prompts.start_mask) > 0)
-    if prompts.box is not None:
-        _look(session, prompts)
-    results = [session.click(c.x, c.y, positive=c.positive) for c in prompts.clicks]
+    prompts = job.prompts.prompts
+    if job.prompts.start_mask is not None:
+        session.load_mask(masks.load_labels_png(job.prompts.start_mask) > 0)
+    results = [
+        {**dump_prompt(p), "changed_bbox": r.changed_bbox, "elapsed_ms": r.elapsed_ms}
+        for p in prompts
+        for r in click_batch([session], [p])
+    ]
     mask, suggestions = session.mask, session.suggest(k=1)
     if job.mask is not None:
         session.save_mask(job.mask)
     if job.overlay is not None:
         rgb = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
-        picture = draw_suggestions(draw_clicks(draw_mask(rgb, mask), prompts.clicks), suggestions)
+        picture = draw_suggestions(draw_prompts(draw_mask(rgb, mask), prompts), suggestions)
         Image.fromarray(picture).save(job.overlay)
     best = suggestions[0] if suggestions else None
     report = {
@@ -316,10 +342,8 @@ def _segment(session: Session, job: _Job) -> _Outcome:
         "mask": job.mask and str(job.mask),
         "overlay": job.overlay and str(job.overlay),
         "area": int(mask.sum()),
-        "clicks": [
-            {**asdict(c), "changed_bbox": r.changed_bbox, "elapsed_ms": r.elapsed_ms}
-            for c, r in zip(prompts.clicks, results, strict=True)
-        ],
+        "clicks": [r for p, r in zip(prompts, results, strict=True) if isinstance(p, Click)],
+        "prompts": results,
         "next_click": best and {"x": best.x, "y": best.y, "positive": best.positive, "score": best.score},
         "rle": session.to_coco_rle(),
         "polygons": [
@@ -332,22 +356,6 @@ def _segment(session: Session, job: _Job) -> _Outcome:
         Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(buffer, format="PNG")
         png = buffer.getvalue()
     return _Outcome(job, report, png)
-
-
-def _look(session: Session, prompts: Prompts) -> None:
-    """Let the network see the box and its surroundings, and click its middle where no click is positive."""
-    from activefreq_engine.session.boxes import expand, to_pixels
-    from activefreq_engine.session.zoom import EXPANSION
-    from activefreq_engine.types import Click
-
-    assert prompts.box is not None
-    height, width = session.shape
-    x0, y0, x1, y1 = to_pixels(prompts.box, (0, 0, width, height))
-    if not (x0 < x1 and y0 < y1):
-        raise InvalidArgumentError(f"box {prompts.box} lies outside the image of width {width}, height {height}")
-    session.look(*to_pixels(expand((x0, y0, x1, y1), EXPANSION, 32), (0, 0, width, height)))
-    if not any(c.positive for c in prompts.clicks):
-        prompts.clicks.insert(0, Click((x0 + x1) // 2, (y0 + y1) // 2))
 
 
 def _progress(jobs: list[_Job]) -> Any:

@@ -1,4 +1,4 @@
-"""What the user says about each image: clicks, a box, a mask to start from; and the files that hold it."""
+"""What the user says about each image: clicks and other prompts, a mask to start from; and the files that hold it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from activefreq_engine.errors import InvalidArgumentError, InvalidClickError
-from activefreq_engine.types import Box, Click
+from activefreq_engine.errors import InvalidArgumentError, InvalidClickError, InvalidPromptError
+from activefreq_engine.types import BoxPrompt, Click, Lasso, Prompt, Scribble
 
 _SIGNS: dict[str, bool] = {"+": True, "-": False, "1": True, "0": False, "true": True, "false": False, "": True}
 _MOST_BYTES = 1 << 28  # of a file of clicks
@@ -22,12 +22,16 @@ _MOST_BYTES = 1 << 28  # of a file of clicks
 class Prompts:
     """About one object in one image."""
 
-    clicks: list[Click] = field(default_factory=list)
-    """In the order in which they are made."""
-    box: Box | None = None
-    """Around the object: the network looks there, and where no click is positive its middle is the first one."""
+    prompts: list[Prompt] = field(default_factory=list)
+    """In the order in which they are made.  A box, if there is one, comes first."""
     start_mask: Path | None = None
     """File with the mask to go on from."""
+
+    def __add__(self, more: Prompts) -> Prompts:
+        """These and more; the later box and mask count."""
+        box = [p for p in (*self.prompts, *more.prompts) if isinstance(p, BoxPrompt)][-1:]
+        rest = [p for p in (*self.prompts, *more.prompts) if not isinstance(p, BoxPrompt)]
+        return Prompts([*box, *rest], more.start_mask or self.start_mask)
 
 
 def parse_click(text: str) -> Click:
@@ -46,13 +50,31 @@ def parse_click(text: str) -> Click:
         ) from None
 
 
-def parse_box(text: str) -> Box:
+def parse_box(text: str) -> BoxPrompt:
     """The box that ``x0,y0,x1,y1`` means.
 
     Raises:
-        InvalidArgumentError: the text is no such thing.
+        InvalidPromptError: the text is no such thing.
     """
     return _box(text.split(","), f"--box {text!r}")
+
+
+def parse_scribble(text: str) -> Scribble:
+    """The scribble that ``x,y x,y ...`` means, with ``+`` or ``-`` behind it.
+
+    Raises:
+        InvalidPromptError: the text is no such thing.
+    """
+    return Scribble(*_line(text, None, f"--scribble {text!r}"))
+
+
+def parse_lasso(text: str) -> Lasso:
+    """The lasso that ``x,y x,y x,y ...`` means, with ``+`` or ``-`` behind it.
+
+    Raises:
+        InvalidPromptError: the text is no such thing.
+    """
+    return Lasso(*_line(text, None, f"--lasso {text!r}"))
 
 
 def read_prompts(path: Path, text: str | None = None) -> dict[str, Prompts]:
@@ -60,10 +82,13 @@ def read_prompts(path: Path, text: str | None = None) -> dict[str, Prompts]:
 
     JSON: an object with an entry for each image name, or a list (or one a line) of entries with the key ``image``.  An
     entry is a list of clicks or an object with ``clicks``, ``box`` ``[x0, y0, x1, y1]`` and ``start_mask`` (a path,
-    relative to the file).  A click is ``[x, y]``, ``[x, y, positive]`` or an object with these keys.
+    relative to the file).  A click is ``[x, y]``, ``[x, y, positive]`` or an object with these keys.  ``prompts`` in
+    place of ``clicks`` and ``box`` is a list of any kind, in order: clicks, ``{"box": [x0, y0, x1, y1]}``,
+    ``{"scribble": [[x, y], ...], "positive": true}``, ``{"lasso": [[x, y], ...], "positive": true}``.
 
     CSV: columns ``image``, ``x``, ``y`` and, if wanted, ``positive`` (1 or 0, + or -, true or false); a row with
-    ``x0, y0, x1, y1`` in place of x and y is a box.  Rows of an image are clicked in their order.
+    ``x0, y0, x1, y1`` in place of x and y is a box, one with ``scribble`` or ``lasso`` (``x,y x,y ...``) is that.  Rows
+    of an image are made in their order, a box first.
 
     Args:
         path: the file; its ending says which format it is, JSON where it is none of ``.csv`` and ``.json``.
@@ -71,7 +96,7 @@ def read_prompts(path: Path, text: str | None = None) -> dict[str, Prompts]:
 
     Raises:
         InvalidArgumentError: unreadable, or not of this form; the message says where.
-        InvalidClickError: a click is none.
+        InvalidClickError, InvalidPromptError: a click or another prompt is none.
     """
     if text is None:
         try:
@@ -118,19 +143,43 @@ def _json(text: str) -> Any:
 def _entry(entry: Any, where: str, folder: Path) -> Prompts:
     if isinstance(entry, list):
         entry = {"clicks": entry}
-    if not isinstance(entry, Mapping) or not {"clicks", "box", "start_mask"} & set(entry):
-        raise InvalidArgumentError(f"{where}: expected clicks, or an object with clicks, box or start_mask")
+    if not isinstance(entry, Mapping) or not {"clicks", "box", "prompts", "start_mask"} & set(entry):
+        raise InvalidArgumentError(f"{where}: expected clicks, or an object with clicks, box, prompts or start_mask")
     clicks = entry.get("clicks") or []
     if not isinstance(clicks, list):
         raise InvalidArgumentError(f"{where}: clicks is {clicks!r}; expected a list")
     box, mask = entry.get("box"), entry.get("start_mask")
     if mask is not None and not isinstance(mask, str):
         raise InvalidArgumentError(f"{where}: start_mask is {mask!r}; expected a path")
-    return Prompts(
-        [_click(c, where) for c in clicks],
-        None if box is None else _box(box, where),
-        None if mask is None else folder / mask,
-    )
+    found: list[Prompt] = [_click(c, where) for c in clicks]
+    if box is not None:
+        found.insert(0, _box(box, where))
+    if (prompts := entry.get("prompts")) is not None:
+        if not isinstance(prompts, list):
+            raise InvalidArgumentError(f"{where}: prompts is {prompts!r}; expected a list")
+        listed = [_prompt(p, where) for p in prompts]
+        # a report holds its clicks twice, beside the other prompts and alone
+        if found and found != [p for p in listed if isinstance(p, Click)]:
+            raise InvalidArgumentError(f"{where}: prompts and clicks or box say different things; keep prompts")
+        found = listed
+    return Prompts(found, None if mask is None else folder / mask)
+
+
+def _prompt(value: Any, where: str) -> Prompt:
+    if isinstance(value, Mapping):
+        if "box" in value:
+            return _box(value["box"], where)
+        for name, kind in (("scribble", Scribble), ("lasso", Lasso)):
+            if name in value:
+                points = value[name]
+                if not isinstance(points, list) or not all(isinstance(p, list) and len(p) == 2 for p in points):
+                    raise InvalidPromptError(f"{where}: a {name} is a list of points [x, y]")
+                made: Scribble | Lasso = kind(
+                    tuple((_number(x, where), _number(y, where)) for x, y in points),
+                    _sign(value.get("positive", True), value, where),
+                )
+                return made
+    return _click(value, where)
 
 
 def _click(value: Any, where: str) -> Click:
@@ -138,12 +187,28 @@ def _click(value: Any, where: str) -> Click:
         value = [value["x"], value["y"], value.get("positive", True)]
     if not isinstance(value, list) or len(value) not in (2, 3):
         raise InvalidClickError(f"{where}: click {value!r} is not [x, y] or [x, y, positive]")
-    sign = value[2] if len(value) == 3 else True
-    if isinstance(sign, str):
-        sign = _SIGNS.get(sign.strip().lower())
+    sign = _sign(value[2] if len(value) == 3 else True, value, where)
+    return Click(_number(value[0], where), _number(value[1], where), sign)
+
+
+def _sign(value: Any, prompt: Any, where: str) -> bool:
+    sign = _SIGNS.get(value.strip().lower()) if isinstance(value, str) else value
     if not isinstance(sign, (bool, int)) or sign not in (0, 1):
-        raise InvalidClickError(f"{where}: click {value!r} has no sign; allowed are 1 and 0, true and false, + and -")
-    return Click(_number(value[0], where), _number(value[1], where), bool(sign))
+        raise InvalidClickError(
+            f"{where}: {str(prompt)[:200]} has no sign; allowed are 1 and 0, true and false, + and -"
+        )
+    return bool(sign)
+
+
+def _line(text: str, sign: str | None, where: str) -> tuple[tuple[tuple[float, float], ...], bool]:
+    """Points and sign of ``x,y x,y ...``; `sign` where it stands elsewhere, else the last of the text, if any."""
+    parts = text.split()
+    if sign is None and parts and parts[-1] in ("+", "-"):
+        sign = parts.pop()
+    pairs = [p.split(",") for p in parts]
+    if not pairs or any(len(p) != 2 for p in pairs):
+        raise InvalidPromptError(f"{where} is not 'x,y x,y ...', in image pixels, with + or - at its end if wanted")
+    return tuple((_number(x, where), _number(y, where)) for x, y in pairs), _sign(sign or "+", text, where)
 
 
 def _number(value: Any, where: str) -> float:
@@ -158,13 +223,13 @@ def _number(value: Any, where: str) -> float:
     return number
 
 
-def _box(value: Any, where: str) -> Box:
+def _box(value: Any, where: str) -> BoxPrompt:
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 4:
-        raise InvalidArgumentError(f"{where}: a box is x0, y0, x1, y1 in image pixels")
+        raise InvalidPromptError(f"{where}: a box is x0, y0, x1, y1 in image pixels")
     x0, y0, x1, y1 = (_number(v, where) for v in value)
     if not (x0 < x1 and y0 < y1):
-        raise InvalidArgumentError(f"{where}: box {value!r} is empty; expected x0 < x1 and y0 < y1")
-    return math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)
+        raise InvalidPromptError(f"{where}: box {value!r} is empty; expected x0 < x1 and y0 < y1")
+    return BoxPrompt(x0, y0, x1, y1)
 
 
 def _from_csv(path: Path, text: str) -> dict[str, Prompts]:
@@ -176,10 +241,11 @@ def _from_csv(path: Path, text: str) -> dict[str, Prompts]:
         names = [(n or "").strip().lower() for n in rows.fieldnames or []]
     except csv.Error as error:
         raise InvalidArgumentError(f"{path}, line 1: {error}") from error
-    if "image" not in names or not ({"x", "y"} <= set(names) or {"x0", "y0", "x1", "y1"} <= set(names)):
+    known = {"x", "y"} <= set(names) or {"x0", "y0", "x1", "y1"} <= set(names) or {"scribble", "lasso"} & set(names)
+    if "image" not in names or not known:
         raise InvalidArgumentError(
             f"{path} has the columns {', '.join(names)[:200] or 'none'}; expected image, x, y and, if wanted, "
-            "positive; image, x0, y0, x1, y1 for boxes"
+            "positive; image, x0, y0, x1, y1 for boxes; image and scribble or lasso for lines"
         )
     rows.fieldnames = names
     found: dict[str, Prompts] = {}
@@ -192,9 +258,13 @@ def _from_csv(path: Path, text: str) -> dict[str, Prompts]:
             prompts = found.setdefault(cells["image"], Prompts())
             if cells.get("x") or cells.get("y"):
                 values = [cells.get("x", ""), cells.get("y", ""), cells.get("positive", "")]
-                prompts.clicks.append(_click(values, where))
-            elif prompts.box is None:
-                prompts.box = _box([cells.get(k, "") for k in ("x0", "y0", "x1", "y1")], where)
+                prompts.prompts.append(_click(values, where))
+            elif cells.get("scribble"):
+                prompts.prompts.append(Scribble(*_line(cells["scribble"], cells.get("positive") or None, where)))
+            elif cells.get("lasso"):
+                prompts.prompts.append(Lasso(*_line(cells["lasso"], cells.get("positive") or None, where)))
+            elif not any(isinstance(p, BoxPrompt) for p in prompts.prompts):
+                prompts.prompts.insert(0, _box([cells.get(k, "") for k in ("x0", "y0", "x1", "y1")], where))
             else:
                 raise InvalidArgumentError(f"{where}: image {cells['image']!r} has a box already")
     except csv.Error as error:

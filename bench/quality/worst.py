@@ -22,7 +22,7 @@ from activefreq_engine import Click, Session
 from activefreq_engine.eval import Dataset, Report, load_dataset, metrics, read_json
 from activefreq_engine.eval.report import dataset_digest
 from activefreq_engine.eval.runner import weights_digest
-from activefreq_engine.overlay import draw_clicks, draw_mask, font
+from activefreq_engine.overlay import draw_mask, draw_prompts, font
 from activefreq_engine.types import Box
 
 SHOWN = (1, 2, 5)
@@ -116,7 +116,7 @@ def _panel(case: Case, box: Box, mask: NDArray[np.bool_] | None, clicks: Sequenc
     cv2.drawContours(picture, contours, -1, TRUTH, 1, cv2.LINE_AA)
     # a click is a whole pixel: its middle is drawn
     moved = [Click((int(c.x) + 0.5 - x0) * scale, (int(c.y) + 0.5 - y0) * scale, c.positive) for c in clicks]
-    return draw_clicks(picture, moved)
+    return draw_prompts(picture, moved)
 
 
 def sheet(cases: Sequence[Case], ious: Sequence[Sequence[float]]) -> Image.Image:
