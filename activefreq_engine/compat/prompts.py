@@ -18,7 +18,7 @@ from activefreq_engine.session.canvas import Canvas, Layer
 from activefreq_engine.session.click import advance
 from activefreq_engine.session.history import Pass, Picture, Scene, SessionSettings, Step
 from activefreq_engine.session.painter import interpolate, neighbours
-from activefreq_engine.types import Click
+from activefreq_engine.types import BoxPrompt, Click
 
 LOW = 256
 """Side of the low-resolution logits."""
@@ -34,6 +34,7 @@ class Prompt:
     """What one mask is asked for by.  All in pixels of the picture."""
 
     clicks: tuple[Click, ...] = ()
+    box: BoxPrompt | None = None
     start: NDArray[np.float32] | None = None
     """float32 `[LOW, LOW]`: the probabilities of an earlier answer, on the picture's square."""
 
@@ -97,12 +98,14 @@ def read_logits(logits: Any, extent: Extent, picture: Picture) -> NDArray[np.flo
 def answer(engine: Engine, picture: Picture, prompts: Sequence[Prompt]) -> list[Canvas]:
     """The canvas for each prompt.  The same prompts have the same answer, whatever was asked before."""
     found = [_start(picture, p) for p in prompts]
-    asked = [i for i, p in enumerate(prompts) if p.clicks]
-    for first in range(0, len(asked), _BATCH):
-        part = asked[first : first + _BATCH]
-        outcomes = advance(engine, [(picture, found[i]) for i in part], [Pass(prompts[i].clicks) for i in part])
-        for i, outcome in zip(part, outcomes, strict=True):
-            found[i] = outcome.step
+    # a box takes a pass of its own, before the clicks, as in `Session.predict`
+    for marks in ([(p.box,) if p.box else () for p in prompts], [p.clicks for p in prompts]):
+        asked = [i for i, m in enumerate(marks) if m]
+        for first in range(0, len(asked), _BATCH):
+            part = asked[first : first + _BATCH]
+            outcomes = advance(engine, [(picture, found[i]) for i in part], [Pass(marks[i]) for i in part])
+            for i, outcome in zip(part, outcomes, strict=True):
+                found[i] = outcome.step
     return [step.canvas for step in found]
 
 

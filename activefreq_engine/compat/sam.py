@@ -21,6 +21,7 @@ from activefreq_engine.errors import InvalidArgumentError, InvalidClickError, In
 from activefreq_engine.images import load_image
 from activefreq_engine.models import list_models
 from activefreq_engine.runtime.engine import Engine
+from activefreq_engine.session.arguments import check_box
 from activefreq_engine.session.canvas import Canvas
 from activefreq_engine.session.history import Picture
 from activefreq_engine.session.zoom import resize
@@ -282,7 +283,7 @@ class SamPredictor(_Predictor):
         Args:
             point_coords: `[N, 2]`, (x, y) in pixels of the picture.
             point_labels: `[N]`: 1 inside, 0 outside, -1 no point.
-            box: `[4]`, (x0, y0, x1, y1) in pixels of the picture.
+            box: `[4]`, (x0, y0, x1, y1) in pixels of the picture; not together with `mask_input`.
             mask_input: `[1, 256, 256]`: the low-resolution logits of an earlier answer.  Without points or a box the
                 answer is that mask.
             multimask_output (bool): three masks instead of one: as in a session; what is surely inside (probability
@@ -295,7 +296,7 @@ class SamPredictor(_Predictor):
 
         Raises:
             NoImageError: there is no picture.
-            InvalidClickError, InvalidArgumentError, InvalidMaskError: a prompt that is none.
+            InvalidClickError, InvalidPromptError, InvalidArgumentError, InvalidMaskError: a prompt that is none.
         """
         picture = self._opened()
         scale = 1.0 if picture.shape == self.original_size else self.transform.factors(self.original_size)
@@ -326,8 +327,8 @@ class SamPredictor(_Predictor):
             `[B, C, H, W]`, `[B, C]`, `[B, C, 256, 256]`, as `predict`, on `device`.
 
         Raises:
-            NoImageError, InvalidClickError, InvalidArgumentError, InvalidMaskError: as `predict`; or prompts of
-                different numbers.
+            NoImageError, InvalidClickError, InvalidPromptError, InvalidMaskError: as `predict`.
+            InvalidArgumentError: as `predict`; or prompts of different numbers.
         """
         picture = self._opened()
         # the picture itself may be in the frame
@@ -400,7 +401,8 @@ class SAM2ImagePredictor(_Predictor):
             As `SamPredictor.predict`, but masks float32, 0 and 1; with a leading B where there are several prompts.
 
         Raises:
-            NoImageError, InvalidClickError, InvalidArgumentError, InvalidMaskError: as `SamPredictor.predict`.
+            NoImageError, InvalidClickError, InvalidPromptError, InvalidArgumentError, InvalidMaskError: as
+                `SamPredictor.predict`.
         """
         return self._predict(
             0, point_coords, point_labels, box, mask_input, multimask_output, return_logits, normalize_coords
@@ -483,10 +485,11 @@ def _prompt(picture: Picture, points: Any, labels: Any, corners: Any, mask: Any,
     """One prompt in pixels of the picture, checked."""
     if points is None and corners is None and mask is None:
         raise InvalidArgumentError("nothing says what to segment; give points, a box or mask_input")
-    if corners is not None:
-        raise InvalidArgumentError("boxes are not understood yet; give points or mask_input")
+    if corners is not None and mask is not None:
+        raise InvalidArgumentError("box and mask_input are both a start; give one of them")
     return Prompt(
         prompts.read_points(picture, points, labels),
+        None if corners is None else check_box(picture, corners.tolist()),
         None if mask is None else prompts.read_logits(mask, extent, picture),
     )
 

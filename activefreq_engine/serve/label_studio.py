@@ -102,7 +102,7 @@ class LabelStudio:
         with found.lock:
             height, width = found.session.shape
             prompts = _prompts(results, target, width, height)
-            mask = self._segment(found, prompts)
+            mask = found.session.predict(prompts.points, prompts.signs, box=prompts.box).mask
         region = {
             "id": secrets.token_urlsafe(7),
             "from_name": brush,
@@ -120,12 +120,6 @@ class LabelStudio:
         }
         name = self._sessions.engine.name
         return {"results": [{"result": [region] if mask.any() else [], "model_version": name, "score": 1.0}]}
-
-    @staticmethod
-    def _segment(task: _Task, prompts: _Prompts) -> Any:
-        if prompts.box is not None:
-            raise ServeError("rectangles are not understood yet; use key points")
-        return task.session.predict(prompts.points, prompts.signs).mask
 
     def close(self) -> None:
         """Let go of the sessions."""

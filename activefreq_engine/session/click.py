@@ -124,7 +124,8 @@ def _agrees(picture: Picture, step: Step, new: Pass) -> bool:
     """Whether prompts say nothing new: the mask has their labels already, and the network has seen this view."""
     if new.view is not None and new.view != step.roi:
         return False
-    if not any(says_inside(m) for m in (*step.canvas.marks, *new.marks)) and step.canvas.fixed is None:
+    blank = step.canvas.fixed is None and not step.canvas.layers
+    if blank and not any(says_inside(m) for m in (*step.canvas.marks, *new.marks)):
         return True  # there is no object yet
     mask = picture.mask(step.canvas)
     return all(agrees(m, mask) for m in new.marks)

@@ -18,6 +18,7 @@ from activefreq_engine import (
     InvalidClickError,
     InvalidImageError,
     InvalidMaskError,
+    InvalidPromptError,
     NoImageError,
     Session,
 )
@@ -87,6 +88,15 @@ def test_the_calls_of_sams_notebook(lesion: Any, caplog: pytest.LogCaptureFixtur
     assert many.dtype == torch.bool
     assert scores_t.shape == (2, 1)
     assert low.shape == (2, 1, 256, 256)
+    # boxes: one, one with a point, several
+    box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+    for how in ({}, {"point_coords": points, "point_labels": labels}):
+        masks, _, _ = predictor.predict(box=box, multimask_output=False, **how)
+        assert iou(masks[0], truth) > 0.5
+    boxes = predictor.transform.apply_boxes_torch(torch.tensor(np.stack([box, box - 20])), image.shape[:2])
+    boxed, _, _ = predictor.predict_torch(None, None, boxes=boxes, multimask_output=False)
+    assert boxed.shape == (2, 1, *image.shape[:2])
+    assert iou(boxed[0, 0].numpy(), truth) > 0.5
     # "end-to-end batched inference"
     resize = ResizeLongestSide(sam.image_encoder.img_size)
     scaled = torch.as_tensor(resize.apply_image(image)).permute(2, 0, 1).contiguous()
@@ -152,6 +162,37 @@ def test_an_answer_can_be_fed_back(kind: Any, size: tuple[int, int], engine: Eng
         np.array([[w - 2, 1]]), np.array([0]), mask_input=low[0][None], multimask_output=False
     )
     assert iou(more[0] > 0, masks[0]) > 0.9
+    # also one that disagrees, alone
+    less, _, _ = predictor.predict(np.array([[x, y]]), np.array([0]), mask_input=low[0][None], multimask_output=False)
+    assert ((less[0] > 0) != masks[0]).sum() > 10
+
+
+def test_a_box_is_a_sessions_box(engine: Engine, rng: np.random.Generator) -> None:
+    image, (x, y) = blob(rng, 190, 131)
+    predictor = SamPredictor(engine)
+    predictor.set_image(image)
+    corners = (x - 40, y - 30, x + 37.5, y + 30)
+    with Session(engine=engine) as session:
+        session.set_image(image)
+        alone = session.predict([], [], box=corners).mask
+        session.reset()
+        expected = session.predict([[x, y], [5, 5]], [1, 0], box=corners).mask
+    found, _, _ = predictor.predict(box=np.array(corners), multimask_output=False)
+    np.testing.assert_array_equal(found[0], alone)
+    found, _, _ = predictor.predict(np.array([[x, y], [5, 5]]), np.array([1, 0]), np.array(corners))
+    np.testing.assert_array_equal(found[0], expected)
+    sam2 = SAM2ImagePredictor(engine)
+    sam2.set_image(image)
+    many, _, _ = sam2.predict(box=np.array([corners, corners]), multimask_output=False)
+    assert many.shape == (2, 1, 131, 190)
+    assert ((many[1, 0] > 0) != alone).mean() < 0.01
+    parts = np.array(corners) / [190, 131, 190, 131]
+    one, _, _ = sam2.predict(box=parts, multimask_output=False, normalize_coords=False)
+    assert ((one[0] > 0) != alone).mean() < 0.01
+    with pytest.raises(InvalidPromptError, match="no part"):
+        predictor.predict(box=np.array([300, 5, 400, 40]))
+    with pytest.raises(InvalidArgumentError, match="both a start"):
+        predictor.predict(box=np.array(corners), mask_input=np.zeros((1, 256, 256)))
 
 
 def test_a_mask_on_the_grid_is_read_as_it_is(engine: Engine, rng: np.random.Generator) -> None:

@@ -128,6 +128,28 @@ def test_key_points_become_a_brush_region(ask: httpx.Client, engine: Engine) -> 
     assert ask.post("/webhook", json={"action": "ANNOTATION_CREATED"}).status_code == 200
 
 
+def test_a_rectangle_is_a_box(ask: httpx.Client, engine: Engine) -> None:
+    x0, y0, x1, y1 = 20.0, 25.0, 106.0, 92.5
+    value = {
+        "x": x0 * 100 / WIDTH,
+        "y": y0 * 100 / HEIGHT,
+        "width": (x1 - x0) * 100 / WIDTH,
+        "height": (y1 - y0) * 100 / HEIGHT,
+        "rectanglelabels": ["Blob"],
+    }
+    rectangle = keypoint(0, 0, type="rectanglelabels", value=value)
+    with Session(engine=engine) as session:
+        session.set_image(png(picture()))
+        expected = [
+            session.predict([], [], box=(x0, y0, x1, y1)).mask,
+            session.predict([[160.5, 20.5]], [0], box=(x0, y0, x1, y1)).mask,
+        ]
+    for results, mask in zip(([rectangle], [rectangle, keypoint(160.5, 20.5, False)]), expected, strict=True):
+        answer = ask.post("/predict", json=request(results, "/data/boxed.png")).json()
+        found = [region["value"]["rle"] for region in answer["results"][0]["result"]]
+        assert found == ([masks.to_label_studio_rle(mask)] if mask.any() else [])
+
+
 def test_without_prompts_there_is_no_region(ask: httpx.Client) -> None:
     assert ask.post("/predict", json=request([])).json()["results"][0]["result"] == []
     assert ask.post("/predict", json=request([], params={})).json() == {"results": []}

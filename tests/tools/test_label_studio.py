@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from activefreq_engine import Session
+from activefreq_engine import Session, masks
 
 LESION = Path(__file__).parents[2] / "examples" / "images" / "ISIC_0014809.jpg"
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
@@ -160,6 +160,16 @@ def test_a_mask_from_first_click_to_export(studio: str, backend: str) -> None:
             (name,) = [n for n in archive.namelist() if n.endswith(".json")]
             coco = json.loads(archive.read(name))
         assert abs(coco["annotations"][0]["area"] - expected.sum()) <= 0.02 * expected.sum()
+
+        # a rectangle begins anew
+        value = {"x": 10, "y": 20, "width": 75, "height": 79, "rectanglelabels": ["Lesion"]}
+        rectangle = {**clicks[0], "value": value, "from_name": "boxes", "type": "rectanglelabels"}
+        boxed = [region["value"]["rle"] for region in annotated(api, ml, task, [rectangle])["result"]]
+        with Session() as session:
+            session.set_image(data.getvalue())
+            corners = (0.1 * width, 0.2 * height, 0.85 * width, 0.99 * height)
+            mask = session.predict([], [], box=corners).mask
+        assert boxed == ([masks.to_label_studio_rle(mask)] if mask.any() else [])
 
         # what cannot be done is told, and nothing breaks
         answer = api.post(
