@@ -53,6 +53,7 @@ setup(
             "weights/*.safetensors",
             "weights/*.md",
             "serve/page/*",
+            "napari/napari.yaml",
             "train/mixes/*.json",
         ],
         "activefreq_engine.kernels": ["**/*.cu", "**/*.json", "**/*.md"],
@@ -79,6 +80,7 @@ setup(
         "export": export,
         "serve": serve,
         "medical": ["SimpleITK"],  # DICOM, NIfTI and MetaImage in `activefreq serve`
+        "napari": ["napari>=0.5", "qtpy"],
         "docs": docs,
         "dev": [
             *sorted({*train, *evaluate, *bench, *export, *serve, *docs}),
@@ -97,7 +99,10 @@ setup(
             "setuptools>=70.1",  # the packaging test builds a wheel without the network
         ],
     },
-    entry_points={"console_scripts": ["activefreq = activefreq_engine.cli:main"]},
+    entry_points={
+        "console_scripts": ["activefreq = activefreq_engine.cli:main"],
+        "napari.manifest": ["activefreq-engine = activefreq_engine.napari:napari.yaml"],
+    },
     classifiers=[
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Image Processing",

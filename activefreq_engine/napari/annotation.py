@@ -1,0 +1,188 @@
+"""Objects in an image of two or more axes, slice by slice; the labels that a viewer shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from activefreq_engine import ClickResult, Engine, Session, Suggestion
+from activefreq_engine.errors import InvalidImageError
+from activefreq_engine.images import Window
+
+MOST_OBJECTS = 65535
+"""Labels are uint16."""
+
+
+class Plane(NamedTuple):
+    """A slice of an image: rows run along the first of two axes, columns along the second."""
+
+    axes: tuple[int, int]
+    index: tuple[int, ...]
+    """Where it lies on the other axes, in their order."""
+
+    def of(self, array: Any) -> Any:
+        """The slice `[H, W]`, or `[H, W, C]` where the array has an axis of colours more; a view, if it can be."""
+        where: list[Any] = list(self.index)
+        for axis in self.axes:
+            where.insert(axis, slice(None))
+        return array[tuple(where)]
+
+    def point(self, row: float, column: float) -> list[float]:
+        """A point of the slice among all axes."""
+        where: list[float] = list(self.index)
+        for axis, value in zip(self.axes, (row, column), strict=True):
+            where.insert(axis, value)
+        return where
+
+
+class Change(NamedTuple):
+    """What a step did to the labels."""
+
+    plane: Plane
+    rows: slice
+    columns: slice
+    labels: NDArray[np.uint16]
+    """`[h, w]`: what is there now."""
+    elapsed_ms: float
+
+
+class _Slice:
+    """The engine's side of a slice: one session, its objects by our numbers."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.numbers: dict[int, int] = {}
+
+    def select(self, number: int) -> None:
+        """Make an object the session's current one, beginning it where it is new here."""
+        if number not in self.numbers:
+            self.numbers[number] = 1 if not self.numbers else self.session.object_count + 1
+            if self.session.object_count < self.numbers[number]:
+                self.session.next_object()
+        self.session.select_object(self.numbers[number])
+
+    def labels(self, rows: slice, columns: slice) -> NDArray[np.uint16]:
+        """A part of the labels; where objects overlap, the higher number wins."""
+        out = np.zeros(self.session.shape, np.uint16)[rows, columns]
+        for number in sorted(self.numbers):
+            out[self.session.mask_of(self.numbers[number])[rows, columns]] = number
+        return out
+
+
+class Annotation:
+    """An image with its objects.  Not for several threads at once.
+
+    Args:
+        data: the image, an array or anything that is sliced like one (dask, zarr); colours are its last axis.
+        rgb (bool): whether it has colours.
+        window ((float, float), optional): values shown as black and white, for other types than uint8.
+        engine (Engine): answers.
+
+    Raises:
+        InvalidImageError: less than two axes.
+    """
+
+    def __init__(self, data: Any, *, rgb: bool, window: Window | None, engine: Engine) -> None:
+        self.shape = tuple(int(n) for n in data.shape[: len(data.shape) - rgb])
+        if len(self.shape) < 2:
+            raise InvalidImageError(f"the image has the shape {self.shape}; expected at least two axes")
+        self.labels = np.zeros(self.shape, np.uint16)
+        """The objects, for the viewer to show; `paint` writes it."""
+        self.number = 1
+        """The current object."""
+        self._data, self._engine = data, engine
+        self._window = None if data.dtype == np.uint8 else window
+        self._slices: dict[Plane, _Slice] = {}
+        self._done: list[tuple[Plane, int]] = []
+        self._undone: list[tuple[Plane, int]] = []
+
+    def click(self, plane: Plane, x: float, y: float, positive: bool) -> Change:
+        """Click on the current object, as `Session.click`."""
+        return self._step(plane, lambda session: session.click(x, y, positive))
+
+    def box(self, plane: Plane, x0: float, y0: float, x1: float, y1: float) -> Change:
+        """Draw a box around the current object, as `Session.box`."""
+        return self._step(plane, lambda session: session.box(x0, y0, x1, y1))
+
+    def scribble(self, plane: Plane, points: Sequence[tuple[float, float]], positive: bool) -> Change:
+        """Scribble on the current object, as `Session.scribble`."""
+        return self._step(plane, lambda session: session.scribble(points, positive))
+
+    def undo(self) -> Change | None:
+        """Take back the last step, on whatever slice and object it was; None when there is none."""
+        return self._back(self._done, self._undone, Session.undo)
+
+    def redo(self) -> Change | None:
+        """Do the last step that was taken back again."""
+        return self._back(self._undone, self._done, Session.redo)
+
+    def next_object(self) -> int:
+        """Go to a new object; its number."""
+        used = max((number for _, number in (*self._done, *self._undone)), default=0)
+        self.number = min(used + 1, MOST_OBJECTS)
+        return self.number
+
+    def suggest(self, plane: Plane, k: int = 1) -> list[Suggestion]:
+        """Where a click on the current object is worth most; none where it was not begun."""
+        found = self._begun(plane)
+        return [] if found is None else found.session.suggest(k)
+
+    def uncertainty(self, plane: Plane) -> NDArray[np.float32] | None:
+        """Entropy in bits `[H, W]` of the current object; None where it was not begun."""
+        found = self._begun(plane)
+        return None if found is None else found.session.uncertainty
+
+    def paint(self, change: Change) -> None:
+        """Write a change into `labels`."""
+        change.plane.of(self.labels)[change.rows, change.columns] = change.labels
+
+    def close(self) -> None:
+        """Let go of the sessions."""
+        for found in self._slices.values():
+            found.session.close()
+        self._slices.clear()
+
+    # --- inside ---
+
+    def _step(self, plane: Plane, act: Callable[[Session], ClickResult]) -> Change:
+        found = self._slices.get(plane) or self._open(plane)
+        found.select(self.number)
+        result = act(found.session)
+        self._done.append((plane, self.number))
+        self._undone.clear()
+        return self._change(plane, found, result)
+
+    def _back(
+        self, source: list[tuple[Plane, int]], target: list[tuple[Plane, int]], act: Callable[[Session], Any]
+    ) -> Change | None:
+        if not source:
+            return None
+        plane, number = source[-1]
+        found = self._slices[plane]
+        found.select(number)
+        result = act(found.session)
+        target.append(source.pop())
+        self.number = number
+        return self._change(plane, found, result)
+
+    @staticmethod
+    def _change(plane: Plane, found: _Slice, result: ClickResult) -> Change:
+        x0, y0, x1, y1 = result.changed_bbox or (0, 0, 0, 0)
+        rows, columns = slice(y0, y1), slice(x0, x1)
+        return Change(plane, rows, columns, found.labels(rows, columns), result.elapsed_ms)
+
+    def _open(self, plane: Plane) -> _Slice:
+        session = Session(engine=self._engine)
+        session.set_image(np.ascontiguousarray(plane.of(self._data)), window=self._window)
+        found = self._slices[plane] = _Slice(session)
+        return found
+
+    def _begun(self, plane: Plane) -> _Slice | None:
+        found = self._slices.get(plane)
+        if found is None or self.number not in found.numbers:
+            return None
+        found.select(self.number)
+        return found
