@@ -67,10 +67,12 @@ test-browser: $(INSTALLED)
 	$(PIP) install --quiet playwright
 	ACTIVEFREQ_BROWSER=1 $(BIN)/python -m pytest tests/browser
 
-# Each tool in an environment of its own.  napari's takes torch and the rest from .venv, and needs Xvfb, see docs/napari.md.
-build/tools/%/installed:
-	$(PYTHON) -m venv build/tools/$*
+# Each tool in an environment of its own; napari's and CVAT's borrow torch and the rest from .venv.  napari needs Xvfb, see docs/napari.md.
+build/tools/%/installed: $(INSTALLED)
+	$(BIN)/python -m venv build/tools/$*
 	build/tools/$*/bin/python -m pip install --quiet $(TOOL_$*)
+	test $* = label-studio || { $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > build/tools/$*/lib/python3.*/site-packages/lent.pth && build/tools/$*/bin/python -m pip install --quiet --no-deps -e .; }
 	@touch $@
 
 TOOL_label-studio = label-studio==1.23.2

@@ -46,9 +46,8 @@ def export_onnx(
 ) -> list[Path]:
     """Write a model as ONNX files for batches of one image of one size, float32.
 
-    ``prepare.onnx``: image `[1, 3, H, W]` -> c1 `[1, C1, H/4, W/4]`, p1 `[1, E, H/4, W/4]`; of a model with a guide
-    also g2, g3, g4.
-    ``click.onnx``: these, clicks `[1, 3, H, W]` -> logits `[1, 1, H, W]`, embedding `[1, E, H/4, W/4]`.
+    ``prepare.onnx``: image `[1, 3, H, W]` -> c1 `[1, C1, H/4, W/4]`, p1 `[1, E, H/4, W/4]`.
+    ``click.onnx``: c1, p1, clicks `[1, 3, H, W]` -> logits `[1, 1, H, W]`, embedding `[1, E, H/4, W/4]`.
     ``refine.onnx``, where the model has a refiner: embedding, logits, boxes `[1, 4]`, image `[1, 3, S, S]`,
     disks `[1, 2, S, S]` -> refined `[1, 1, S, S]` logits.
     ``manifest.json``: these shapes, what the channels are, normalisation, click radius and threshold.

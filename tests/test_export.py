@@ -18,7 +18,6 @@ from activefreq_engine.errors import BackendUnavailableError, InvalidArgumentErr
 from activefreq_engine.export import export_onnx
 from activefreq_engine.images import load_image
 from activefreq_engine.models import FreqFormer, normalise
-from activefreq_engine.models.tinyvit import TINYVIT_SPECS, TinyViTSpec
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "images" / "ISIC_0014809.jpg"
 H, W = 128, 96
@@ -92,27 +91,6 @@ def test_parity_on_random_inputs(model: FreqFormer, exported: Exported, rng: np.
         refined = model.refine(want, boxes, crop, disks)
         (got,) = exported("refine", embedding, logits, boxes.numpy(), crop.numpy(), disks.numpy())
         assert largest(got, refined) <= TOLERANCE
-
-
-@pytest.mark.slow
-@torch.inference_mode()
-def test_a_network_with_a_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
-    """Its files have the guide's share of the stages' tokens as further features."""
-    spec = TinyViTSpec((8, 12, 8, 16), (1, 1, 2, 1), (2, 2, 2, 4), (7, 7, 14, 7))
-    monkeypatch.setitem(TINYVIT_SPECS, "tinyvit_tiny", spec)
-    guided = create_model("freqformer_b0", refiner_width=0, guide="tinyvit_tiny")
-    assert guided.guide is not None
-    for projection in guided.guide.projections:
-        projection.weight.normal_(std=0.1)
-    export_onnx(guided, tmp_path, H, W)
-    run = Exported(tmp_path, json.loads((tmp_path / "manifest.json").read_text("utf-8")))
-    image, clicks = random(rng, 1, 3, H, W), (random(rng, 1, 3, H, W) > 1).float()
-    features = run("prepare", image.numpy())
-    logits, embedding = run("click", *features, clicks.numpy())
-    want = guided.decode_clicks(guided.encode_image(image), clicks)
-    assert len(features) == 5
-    assert largest(logits, want.logits) <= TOLERANCE
-    assert largest(embedding, want.embedding) <= TOLERANCE
 
 
 @torch.inference_mode()

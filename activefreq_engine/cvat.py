@@ -1,0 +1,108 @@
+"""CVAT: the function that `cvat-cli` registers and runs as an agent, and what its Nuclio function needs.
+
+    cvat-cli function create-native activefreq --function-module activefreq_engine.cvat
+    cvat-cli function run-agent ID --function-module activefreq_engine.cvat -p model=str:freqformer_b0_general
+
+docs/cvat.md has the rest.  Coordinates are (x, y) in pixels of the picture, floats, as CVAT has them.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from activefreq_engine import Engine, InvalidArgumentError, Session
+from activefreq_engine.compat.prompts import expected_iou
+
+MODEL = "freqformer_b0_general"
+
+Point = Sequence[float]
+
+
+class Prompted:
+    """A picture for which all prompts come each time, the positive and the negative ones apart.
+
+    Those that came with the last request as well are taken to be older than the others, so that the network answers
+    them in the order in which they were made.  Safe in several threads.
+
+    Args:
+        engine (Engine): answers.
+        image: anything that `Session.set_image` takes.
+    """
+
+    def __init__(self, engine: Engine, image: Any) -> None:
+        self._session = Session(engine=engine, wait=math.inf)
+        self._session.set_image(image)
+        self._order: list[tuple[float, float, bool]] = []
+        self._lock = threading.Lock()
+
+    def mask(
+        self, positive: Iterable[Point], negative: Iterable[Point], box: Sequence[Point] | None = None
+    ) -> tuple[NDArray[np.bool_], float]:
+        """The mask for prompts, and the IoU to expect of it.
+
+        Args:
+            positive, negative: (x, y), inside the object and outside of it.
+            box (optional): two opposite corners.
+
+        Raises:
+            InvalidClickError, InvalidPromptError: they are none.
+        """
+        height, width = self._session.shape
+        wanted = [
+            (min(float(x), width - 0.5), min(float(y), height - 0.5), sign)  # the far edge is the last pixel's
+            for points, sign in ((positive, True), (negative, False))
+            for x, y in points
+        ]
+        corners = None
+        if box is not None:
+            (x0, y0), (x1, y1) = box
+            corners = min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
+        with self._lock:
+            kept = [c for c in self._order if c in wanted]
+            self._order = [*kept, *(c for c in wanted if c not in kept)]
+            points, signs = [(x, y) for x, y, _ in self._order], [s for _, _, s in self._order]
+            mask = self._session.predict(points, signs, box=corners).mask
+            return mask, expected_iou(self._session.probs, mask)
+
+
+def create(model: str = MODEL, device: str = "auto") -> Any:
+    """The function object for `cvat-cli`.
+
+    Args:
+        model (str): a shipped model's name, or a checkpoint's path.
+        device (str): see `Engine`.
+
+    Raises:
+        InvalidArgumentError: cvat-sdk is not installed.
+        ModelLoadError, BackendUnavailableError: see `Engine`.
+    """
+    try:
+        from cvat_sdk import auto_annotation, models
+        from cvat_sdk.masks import encode_mask
+    except ImportError as error:
+        raise InvalidArgumentError(f'CVAT needs cvat-sdk: pip install "cvat-sdk>=2.80" cvat-cli ({error})') from error
+    engine = Engine.shared(model, device)
+    engine.warmup()
+
+    class Function:
+        spec = auto_annotation.InteractionFunctionSpec(min_pos_points=1, min_neg_points=0, min_bounding_boxes=0)
+
+        def preprocess_image(self, context: Any, image: Any) -> Prompted:
+            return Prompted(engine, image)
+
+        def detect(self, context: Any, pp_image: Prompted, prompts: Any) -> list[Any]:
+            mask, iou = pp_image.mask(prompts.pos_points, prompts.neg_points, prompts.bounding_box)
+            if not mask.any():
+                return []
+            spec_id = int(auto_annotation.InteractionResultAttributes.CONFIDENCE)
+            confidence = models.AttributeValRequest(spec_id=spec_id, value=f"{iou:.3f}")
+            shape = auto_annotation.InteractionResultShape
+            return [shape(type="mask", points=encode_mask(mask), attributes=[confidence])]
+
+    return Function()

@@ -1,0 +1,79 @@
+"""What CVAT's agent and its Nuclio function share; the agent's own driver is in tests/tools/cvat_driver.py."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from activefreq_engine import Engine, InvalidArgumentError, InvalidPromptError, Session
+from activefreq_engine.cvat import Prompted, create
+
+NUCLIO = Path(__file__).parents[1] / "examples" / "cvat_nuclio" / "main.py"
+PICTURE = Path(__file__).parents[1] / "examples" / "images" / "ISIC_0014809.jpg"
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine.shared("freqformer_b0", "cpu")
+
+
+def test_prompts_are_answered_in_the_order_in_which_they_came(engine: Engine) -> None:
+    prompted = Prompted(engine, PICTURE)
+    with Session(engine=engine) as session:
+        session.set_image(PICTURE)
+        prompted.mask([(160, 230)], [])
+        session.predict([[160, 230]], [1])
+        prompted.mask([(160, 230)], [(40, 60)])
+        session.predict([[160, 230], [40, 60]], [1, 0])
+        mask, iou = prompted.mask([(160, 230), (100, 250)], [(40, 60)])  # the list has the positive ones first
+        expected = session.predict([[160, 230], [40, 60], [100, 250]], [1, 0, 1]).mask
+        np.testing.assert_array_equal(mask, expected)
+        assert 0 < iou <= 1
+        edge, _ = prompted.mask([(384, 384)], [])  # the far edge; and nothing of before counts
+        assert edge[383, 383]
+        np.testing.assert_array_equal(edge, session.predict([[383.5, 383.5]], [1]).mask)
+        boxed, _ = prompted.mask([(160, 230)], [], ((300, 330), (20, 100)))  # corners in any order
+        np.testing.assert_array_equal(boxed, session.predict([[160, 230]], [1], box=(20, 100, 300, 330)).mask)
+    with pytest.raises(InvalidPromptError):
+        prompted.mask([], [], ((5, 5), (5, 5)))
+
+
+def test_without_cvats_sdk_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cvat_sdk", None)
+    with pytest.raises(InvalidArgumentError, match="pip install"):
+        create()
+
+
+def test_the_nuclio_function(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACTIVEFREQ_MODEL", "freqformer_b0")
+    spec = importlib.util.spec_from_file_location("cvat_nuclio_main", NUCLIO)
+    assert spec is not None
+    assert spec.loader is not None
+    main = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(main)
+    context: Any = SimpleNamespace(user_data=SimpleNamespace(), Response=lambda **how: SimpleNamespace(**how))
+    main.init_context(context)
+    body = {
+        "image": base64.b64encode(PICTURE.read_bytes()).decode(),
+        "pos_points": [[160, 230]],
+        "neg_points": [[10, 10]],
+        "obj_bbox": [],
+    }
+    answer = main.handler(context, SimpleNamespace(body=body))
+    assert answer.status_code == 200
+    found = json.loads(answer.body)
+    mask = np.array(found["mask"])
+    expected, _ = Prompted(context.user_data.engine, PICTURE).mask([(160, 230)], [(10, 10)])
+    np.testing.assert_array_equal(mask, expected)
+    assert np.array(found["points"]).shape[1] == 2
+    assert len(context.user_data.pictures) == 1
+    for wrong in ({}, {**body, "image": "AAAA"}, {**body, "pos_points": [["a", 1]]}, {**body, "pos_points": [[-5, 1]]}):
+        assert main.handler(context, SimpleNamespace(body=wrong)).status_code == 400
