@@ -69,13 +69,15 @@ class Implementation:
     when the question is only whether this machine has what the implementation needs."""
     trial: Trial | None = None
     """How it is verified on a device before "auto" may choose it; None for what nobody compiled for this machine."""
+    folder: Path | None = None
+    """Of the op; None: where `run` is defined."""
 
     @property
     def source(self) -> str:
         """Fingerprint of the op's folder and of what all ops share."""
         from . import verification
 
-        own = Path(inspect.getfile(self.run)).parent
+        own = self.folder or Path(inspect.getfile(self.run)).parent
         return verification.source(own, Path(__file__).parent)
 
 
@@ -92,6 +94,7 @@ def register(
     priority: int,
     verify: Callable[..., Verdict] = _always,
     trial: Trial | None = None,
+    folder: Path | None = None,
 ) -> None:
     """Add an implementation of `op`; see `Implementation` for the arguments.
 
@@ -103,7 +106,7 @@ def register(
     implementations = _registry.setdefault(op, {})
     if name in implementations:
         raise ValueError(f"{op} has a {name} implementation already; register each name once")
-    implementations[name] = Implementation(op, name, run, devices, priority, verify, trial)
+    implementations[name] = Implementation(op, name, run, devices, priority, verify, trial, folder)
 
 
 def call(op: str, device: str, backend: str, *args: Any, **kwargs: Any) -> Any:
@@ -147,6 +150,11 @@ def is_named(op: str, device: str, backend: str, *args: Any, **kwargs: Any) -> b
     """Whether `call` would run an implementation because it is asked for by name, by argument or variable.  Raises
     what `call` raises."""
     return _requested(op, device, backend, args, kwargs)[0] != "auto"
+
+
+def requested(op: str, device: str) -> str:
+    """The implementation that ``ACTIVEFREQ_BACKEND`` asks for on this type of device, or "auto"."""
+    return _requested(op, device, "auto", (), {})[0]
 
 
 def question(op: str, name: str, device: torch.device, form: Form) -> Question:

@@ -68,11 +68,13 @@ class KernelCall:
     """Whether a multiplication and an addition may become one rounding.  Always given: Triton's default changes."""
     registers: int | None = None
     """Most that a thread may have; None leaves it to the assembler, which may spill for the sake of occupancy."""
+    num_stages: int = 1
+    """Steps of a loop whose loads are under way at a time; 1 where loops are short and unrolled."""
 
     @property
     def options(self) -> dict[str, Any]:
-        """Launch options; no software pipelining, because the loops are short and unrolled."""
-        options = {"num_warps": self.num_warps, "num_stages": 1, "enable_fp_fusion": self.fp_fusion}
+        """Launch options."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": self.fp_fusion}
         return options if self.registers is None else options | {"maxnreg": self.registers}
 
     def run(self) -> None:

@@ -3,7 +3,7 @@
     python -m bench.gates.triton_kernels              # all configurations, sm_80, sm_90 and sm_100; many minutes
     python -m bench.gates.triton_kernels --quick      # the few that the test suite compiles
     python -m bench.gates.triton_kernels --check      # and compare with the table in bench/results/kernel_resources.csv
-    python -m bench.gates.triton_kernels --write      # or record it
+    python -m bench.gates.triton_kernels --write      # or record it; with --only NAME, the rows of one kernel
 
 No GPU and no driver are needed: Triton ships NVIDIA's assembler and disassembler.  The table has the rows of every
 Triton version that it was recorded with; it is written an architecture at a time, and a run that was stopped goes on
@@ -47,9 +47,12 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from activefreq_engine import create_model
 from activefreq_engine.models.mit import MIT_SPECS
 from activefreq_engine.models.registry import CONFIGS
 from activefreq_engine.runtime.engine import SIZES
+from activefreq_engine.runtime.plan import Folded
+from activefreq_engine.runtime.plan.fused import OPS
 from bench.tools.shapes import Map, every_map, level_maps
 
 TABLE = Path(__file__).parents[1] / "results" / "kernel_resources.csv"
@@ -167,6 +170,36 @@ def planned() -> Iterator[tuple[Map, str]]:
             yield map_, "tf32x3"
 
 
+FUSED = {
+    "freqformer_b0": ((384, 384),),
+}
+"""Network shapes for the fused ops: what is compiled depends on them by the number of keys, padded, alone."""
+
+
+def fused() -> Iterator[Configuration]:
+    """The fused ops of a click, every binary once."""
+    seen = set()
+    for model, shapes in FUSED.items():
+        click = Folded(create_model(model), "cpu", "fp16").fuse()
+        assert click is not None
+        for height, width in shapes:
+            for name, args in click.calls(height, width):
+                op, kind = OPS[name], "fused " + model.rpartition("_")[2]
+                form = op.form(*args)
+                if (name, form.key) in seen:
+                    continue
+                if op.limits(*args):
+                    raise SystemExit(f"error: {name} is not offered for {model}: {op.limits(*args)}")
+                seen.add((name, form.key))
+                label = f"{name} {kind} {form.size}"
+                call = op.kernel_call(*(a.to("meta") if isinstance(a, torch.Tensor) else a for a in args))
+                same = sum(label in other for other, _ in seen)
+                seen.add((label + f" #{same + 1}", ""))
+                # the head multiplies in float32
+                quick = label.startswith(("attention fused b0 24x24x160", "click_head fused b0"))
+                yield Configuration(label + (f" #{same + 1}" if same else ""), call, name != "click_head", quick=quick)
+
+
 def configurations() -> Iterator[Configuration]:
     """Everything that ships."""
 
@@ -199,18 +232,19 @@ def compile_offline(call: KernelCall, arch: int) -> Any:
     """Compile as a launch would: integers of 1 become constants, those divisible by 16 and all pointers are marked."""
     signature, constants, attributes = {}, {}, {}
     names = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
-    names |= {torch.uint8: "*u8", torch.int32: "*i32"}
+    names |= {torch.uint8: "*u8", torch.int32: "*i32", torch.uint16: "*u16"}
     constexprs = {p.name for p in call.kernel.params if p.is_constexpr}
+    plain = {p.name for p in call.kernel.params if p.do_not_specialize}
     for i, name in enumerate(call.kernel.arg_names):
         value = call.arguments[name]
         if isinstance(value, torch.Tensor):
             signature[name] = names[value.dtype]
-        elif name in constexprs or value is None or (isinstance(value, int) and value == 1):
+        elif name in constexprs or value is None or (isinstance(value, int) and value == 1 and name not in plain):
             signature[name] = "constexpr"
             constants[(i,)] = value
         else:
             signature[name] = "fp32" if isinstance(value, float) else "i32"
-        if isinstance(value, torch.Tensor) or (signature[name] == "i32" and value % 16 == 0):
+        if isinstance(value, torch.Tensor) or (signature[name] == "i32" and value % 16 == 0 and name not in plain):
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(call.kernel, signature, constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=call.options)
@@ -264,6 +298,8 @@ def faults(configuration: Configuration, r: Resources, proven: Collection[tuple[
         out.append(f"{r.shared} bytes of shared memory; the chip has {SHARED_LIMIT[r.arch]}")
     if configuration.multiplies and r.hmma + r.hgmma + r.utchmma == 0:
         out.append("no matrix instruction")
+    if not configuration.multiplies and r.hmma + r.hgmma + r.utchmma:
+        out.append("a matrix instruction, which rounds its operands, where everything is meant in float32")
     if r.hgmma + r.utchmma and (r.configuration, r.arch, r.triton) not in proven:
         out.append(
             f"{r.hgmma} HGMMA and {r.utchmma} UTC*MMA instructions, which no device has shown right: launch it so that "
@@ -304,15 +340,15 @@ def read_table() -> list[Resources]:
         return [Resources(**{k: types[k](v) for k, v in row.items()}) for row in csv.DictReader(file)]
 
 
-def write_table(rows: list[Resources]) -> None:
-    """Replace the rows of the Triton versions and architectures in `rows`; keep the others.
+def write_table(rows: list[Resources], only: str = "") -> None:
+    """Replace the rows of the Triton versions and architectures in `rows` whose names hold `only`; keep the others.
 
     Runs of two Triton versions may write at the same time.
     """
     fresh = {(r.triton, r.arch) for r in rows}
     with TABLE.open("a+", newline="") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        kept = [r for r in read_table() if (r.triton, r.arch) not in fresh]
+        kept = [r for r in read_table() if (r.triton, r.arch) not in fresh or only not in r.configuration]
         file.truncate(0)
         writer = csv.DictWriter(file, [f.name for f in fields(Resources)], lineterminator="\n")
         writer.writeheader()
@@ -327,8 +363,8 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"record the table in {TABLE}")
     parser.add_argument("--only", default="", help="only configurations whose name holds this text")
     arguments = parser.parse_args()
-    if arguments.write and (arguments.quick or arguments.only):
-        parser.error("--write records whole tables; leave out --quick and --only")
+    if arguments.write and arguments.quick:
+        parser.error("--write records whole tables; leave out --quick")
     if os.environ.get("TRITON_INTERPRET"):
         parser.error("the interpreter compiles nothing; unset TRITON_INTERPRET")
     todo = [c for c in configurations() if (c.quick or not arguments.quick) and arguments.only in c.name]
@@ -355,7 +391,7 @@ def main() -> int:
             sys.stdout.flush()
         compiled += len(rows)
         if arguments.write:
-            write_table(rows)
+            write_table(rows, arguments.only)
     print(f"{compiled} compiled, {broken} break a limit, {changed} differ from the recorded table")
     if changed:
         again = "python -m bench.gates.triton_kernels --write"

@@ -8,7 +8,7 @@ import torch
 
 from activefreq_engine import Engine, Session
 from activefreq_engine.runtime.engine import StepRequest
-from activefreq_engine.runtime.graphs.contexts import Contexts, Parcel
+from activefreq_engine.runtime.graphs.contexts import ClickContext, Contexts, Parcel
 
 
 def slots(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
@@ -43,11 +43,16 @@ def buffers(engine: Engine) -> Iterator[Any]:
 
 @torch.inference_mode()
 def poison(engine: Engine) -> None:
+    assert isinstance(engine._executor, Contexts)
     count = 0
     for buffer in buffers(engine):
         buffer[...] = float("nan") if buffer.dtype in (np.float32, torch.float32, torch.float16) else 77
         count += 1
     assert count
+    for bucket in engine._executor._buckets.values():
+        for context in bucket._made.values():
+            if isinstance(context, ClickContext):
+                context.held[:] = [None] * len(context.held)  # the features too
     if torch.cuda.is_available():
         torch.cuda.synchronize()  # this was another stream than the engine's
 

@@ -8,6 +8,7 @@ keeps them for an engine.
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -155,9 +156,15 @@ class _Outbox:
         shape = (batch, height, width)
         self._parcel = Parcel(device, levels=(shape, torch.uint16), total=((batch,), torch.float32))
 
-    def fetch(self, logits: Tensor) -> None:
-        """Start the copy of what logits `[B, 1, h, w]` mean."""
-        levels.write(logits, levels.Levels(**self._parcel.tensors))
+    @property
+    def levels(self) -> levels.Levels:
+        """Where the answer belongs, on the device."""
+        return levels.Levels(**self._parcel.tensors)
+
+    def fetch(self, logits: Tensor | None = None) -> None:
+        """Start the copy of what logits `[B, 1, h, w]` mean; None: of what `levels` holds."""
+        if logits is not None:
+            levels.write(logits, self.levels)
         self._parcel.fetch()
 
     def read(self, items: int) -> list[Found]:
@@ -178,11 +185,18 @@ class ClickContext(Context):
             points=((batch, 2 * SLOTS, 2), torch.float32),
         )
         self._features = tuple(_rows(t, batch) for t in like)
+        self.held: list[weakref.ref[Tensor] | None] = [None] * batch
+        """Whose features each row holds: while a region stays, they need not be copied again."""
         self._outbox = _Outbox(batch, plan.height, plan.width, replayer.device)
 
     def run(self) -> Coarse:
         self._parcel.send()
         previous, points = self._parcel.tensors["previous"], self._parcel.tensors["points"]
+        if self._plan.fused is not None:
+            c1, p1 = self._features  # with a guide there would be more, and no fused kernels
+            kept: Coarse = self._plan.fused(c1, p1, previous, points, self._radius, self._outbox.levels)
+            self._outbox.fetch()
+            return kept
         disks = click_maps(points, self._plan.height, self._plan.width, radius=self._radius)
         answer: Coarse = self._plan.click(*self._features, torch.cat([previous[:, None], disks], dim=1))
         self._outbox.fetch(answer.logits)
@@ -197,7 +211,13 @@ class ClickContext(Context):
         """Probabilities `[h, w]` of each click, and what the refiner, if there is one, needs.  Waits for the device."""
         self._parcel.write("previous", previous)
         self._parcel.write("points", points)
-        self._put(self._features, features)
+        for k, item in enumerate(features):
+            held = self.held[k]
+            if held is None or held() is not item.c1:
+                self.held[k] = None  # until all of it is there
+                for buffer, tensor in zip(self._features, item, strict=True):
+                    buffer[k : k + 1].copy_(tensor)
+                self.held[k] = weakref.ref(item.c1)
         out = self.replay()
         coarse: list[KeptCoarse | None] = [None] * len(features)
         if self._plan.refine is not None:
@@ -363,6 +383,11 @@ class Contexts:
 
     def wait(self) -> None:
         self._replayer.wait()
+
+    @property
+    def replayer(self) -> Replayer:
+        """How work is run, and where."""
+        return self._replayer
 
     def _bucket(self, shape: tuple[int, ...]) -> _Bucket:
         height, width = shape

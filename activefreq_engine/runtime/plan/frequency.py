@@ -31,8 +31,11 @@ class OneLaunch(nn.Module):
         self.norm, self.plan, self.ffn = norm, plan, ffn
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.plan(self.norm(x).permute(0, 3, 1, 2), residual=x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.ffn(x)
+        return self.ffn(self.mix(self.norm(x), x))
+
+    def mix(self, xn: Tensor, x: Tensor) -> Tensor:
+        """As `layers.Frequency.mix`."""
+        return self.plan(xn.permute(0, 3, 1, 2), residual=x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 def frequency_block(
@@ -101,6 +104,8 @@ def _kernel(
 def question(freq: FreqModule, height: int, width: int, dtype: torch.dtype, device: torch.device) -> Question | None:
     """What `frequency_block` asks `kernels.verification` before it takes the kernel; None where it does not ask."""
     if device.type not in triton_support.DEVICES or not triton_support.available()[0]:
+        return None
+    if dispatch.is_named("freq_module", device.type, "auto"):  # what is asked for by name is not tried
         return None
     like = _like(4 * freq.dwconv.out_channels, height, width, dtype)
     form = trial.form(like, None, like, freq.dwconv.kernel_size[0], _precision(dtype))

@@ -252,4 +252,8 @@ class Frequency(Layer):
         self.norm, self.spectral, self.ffn = norm, OnMaps(spectral), ffn
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.ffn(x + self.spectral(self.norm(x)))
+        return self.ffn(self.mix(self.norm(x), x))
+
+    def mix(self, xn: Tensor, x: Tensor) -> Tensor:
+        """The block up to its FFN, from a map's norm and the map."""
+        return x + self.spectral(xn)

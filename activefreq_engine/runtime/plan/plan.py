@@ -24,8 +24,9 @@ from activefreq_engine.models.mit import MiTStage
 from activefreq_engine.models.narrow import HALF
 from activefreq_engine.models.refiner import Refiner, SeparableBlock, roi_align
 from activefreq_engine.runtime import cpu
-from activefreq_engine.runtime.plan import frequency, layers, packed, rewrites, trial
+from activefreq_engine.runtime.plan import frequency, fused, layers, packed, rewrites, trial
 from activefreq_engine.runtime.plan.frequency import frequency_block
+from activefreq_engine.runtime.plan.fused import Fused, FusedClick
 from activefreq_engine.runtime.plan.guide import FrozenTrunk, Projections
 from activefreq_engine.runtime.plan.resample import SumEnlarged, crop
 from activefreq_engine.runtime.plan.spectral import Form
@@ -36,7 +37,7 @@ MOST_SIDE = 4096
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 """bf16 and fp16 have float32 islands: statistics of norms, softmax, spectra, boxes and logits.  "auto" is fp16 on CUDA,
 bf16 on CPUs that multiply it natively, fp32 on others."""
-_Shared = list[tuple[layers.Norm, FreqModule, nn.Module]]
+_Shared = list[tuple[layers.Norm, FreqModule, layers.PointwiseFFN]]
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -170,6 +171,8 @@ class Plan:
     click: ClickModule
     refine: RefineModule | None
     """None when the model has no refiner."""
+    fused: FusedClick | None = None
+    """`click` by fused kernels, from points to levels; None where these cannot run."""
 
 
 class Folded:
@@ -201,10 +204,11 @@ class Folded:
         self._stages = [self._place(_stage(s)) for s in stages]
         self._embed = self._place(layers.Embed(model.click_embed))
         mlps: Any = decoder.mlp_layers
-        fused = rewrites.fuse_slices(decoder.fuse, decoder.norm, list(mlps))
-        self._projects = [self._place(layers.Linear(f)) for f in fused]
+        slices = rewrites.fuse_slices(decoder.fuse, decoder.norm, list(mlps))
+        self._projects = [self._place(layers.Linear(f)) for f in slices]
         self._head = self._place(layers.Linear(rewrites.affine(decoder.head)))
         self._guide = None if model.guide is None else self._placed_guide(model.guide)
+        self._fused = self.fuse() if fused.offered(self.device, self._dtype) else None
         self.refine = None if model.refiner is None else self._refine(model.refiner)
 
     def plan(self, height: int, width: int, form: Form = "auto") -> Plan:
@@ -234,13 +238,29 @@ class Folded:
         layers = self._layer_questions(self._plan(height, width, "fft")) if self.device.type == "cpu" else []
         return self._kernel_questions(height, width) + layers
 
+    def fuse(self) -> Fused | None:
+        """The click by fused kernels; None where the network is not one that they are written for."""
+        stages = self._stages[1:]
+        why_not = fused.unsuited(self._embed, stages, self._strides[1:])
+        if self._guide is not None:
+            why_not = "it has a guide, which adds to the tokens of every stage"
+        if why_not:
+            fused.say(why_not)
+            return None
+        blocks = self._freq_layers[1:]
+        norms, ffns = [b[0][0] for b in blocks], [b[-1][2] for b in blocks]
+        return Fused(self._embed, stages, norms, ffns, self._projects[1:], self._head, self._strides[1:])
+
     def _plan(self, height: int, width: int, form: Form) -> Plan:
         sizes = [(height // stride, width // stride) for stride in self._strides]
         freqs = [self._freq(layer, *size, form) for layer, size in zip(self._freq_layers, sizes, strict=True)]
         prepare = PrepareModule(self._stages[0], freqs[0], self._projects[0], self._guide)
         total = SumEnlarged(sizes[0], sizes[1:], self._dtype, self.device)
         click = ClickModule(self._embed, self._stages[1:], freqs[1:], self._projects[1:], total, self._head)
-        return Plan(height, width, self.precision, prepare.eval(), click.eval(), self.refine)
+        fast = None
+        if self._fused is not None and form == "auto":
+            fast = FusedClick(self._fused, freqs[1:], self.refine is not None)
+        return Plan(height, width, self.precision, prepare.eval(), click.eval(), self.refine, fast)
 
     def _kernel_questions(self, height: int, width: int) -> list[Question]:
         sizes = [(height // stride, width // stride) for stride in self._strides]
@@ -249,7 +269,10 @@ class Folded:
             for layer, size in zip(self._freq_layers, sizes, strict=True)
             for _, freq, _ in layer
         )
-        return [q for q in asked if q is not None]
+        questions = [q for q in asked if q is not None]
+        if self._fused is not None:
+            questions += self._fused.questions(height, width)
+        return questions
 
     def _layer_questions(self, plan: Plan) -> list[Question]:
         """Of layers in half precision on a CPU: in float32 none was ever seen to be wrong."""

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from activefreq_engine.kernels import click_maps, dispatch, mask_output, triton_support, verification
+from activefreq_engine.kernels import click_maps, dispatch, mask_output, norm_linear, triton_support, verification
 from activefreq_engine.kernels.freq_module import FreqModulePlan, freq_module, trial, triton_impl
+from activefreq_engine.kernels.norm_linear import triton_impl as norm_linear_kernels
 
 from activefreq_engine.models.freqnet import FreqBlock
 from activefreq_engine.runtime.plan import frequency, layers
@@ -123,3 +124,29 @@ def test_a_block_of_a_plan_takes_torchs_operations_instead(device, tmp_path, mon
     with torch.inference_mode():
         expected = block(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         assert (made[0](x) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.skipif(not triton_support.INTERPRETING, reason="on a GPU trials run in a process without the plant")
+def test_a_planted_fused_kernel_is_not_used(device, monkeypatch, caplog):
+    """Its bias is left out."""
+    x, weight, bias = torch.randn(1, 3, 5, 64).half(), torch.randn(24, 64).half() / 8, torch.randn(24).half()
+    right = norm_linear.norm_linear(x, weight, bias, eps=1e-6)
+    assert torch.equal(right, norm_linear.norm_linear(x, weight, bias, eps=1e-6, backend="triton"))
+    forget(monkeypatch)
+    for file in verification.folder().rglob("*.json"):
+        file.unlink()
+    plain = norm_linear_kernels.kernel_call
+
+    def wrong(*arguments):
+        call = plain(*arguments)
+        call.arguments["BIAS"] = False
+        return call
+
+    monkeypatch.setattr(norm_linear_kernels, "kernel_call", wrong)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            got = norm_linear.norm_linear(x, weight, bias, eps=1e-6)
+            assert torch.equal(got, norm_linear.norm_linear(x, weight, bias, eps=1e-6, backend="reference"))
+    (record,) = caplog.records
+    assert "norm_linear" in record.getMessage()
+    assert "3x5x64 -> 3x5x24 without residual" in record.getMessage()

@@ -1,0 +1,14 @@
+"""The definition: a 3x3 convolution of stride 2, its norm, and the norm of whoever comes next."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def patch_embed(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, eps: float, next_eps: float, splits: int
+) -> tuple[Tensor, Tensor]:
+    """See `kernels.patch_embed`."""
+    maps = F.conv2d(x.permute(0, 3, 1, 2), weight.permute(0, 3, 1, 2), bias, stride=2, padding=1)
+    y = torch.layer_norm(maps.permute(0, 2, 3, 1), [len(weight)], scale, shift, eps)
+    return y, torch.layer_norm(y, [len(weight)], None, None, next_eps)

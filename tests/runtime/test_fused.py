@@ -1,0 +1,61 @@
+"""Which networks have a click by fused kernels, and the click itself in Triton's interpreter."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from activefreq_engine.kernels import triton_support
+from activefreq_engine.kernels.norm_linear import norm_linear
+
+from activefreq_engine import create_model
+from activefreq_engine.runtime.plan import Folded
+from activefreq_engine.runtime.plan.fused import OPS, shares
+
+FILE = Path(__file__).parent / "on_device" / "test_fused_click.py"
+
+
+@pytest.mark.skipif(not triton_support.installed()[0], reason=triton_support.installed()[1])
+def test_the_click_in_the_interpreter(pytestconfig):
+    # Triton must learn of it before it is imported: a process of its own
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "--durations=5", str(FILE)]
+    command.append(f"--seed={pytestconfig.getoption('seed')}")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0
+    assert " passed" in done.stdout
+
+
+def test_a_plan_on_a_cpu_has_none():
+    assert Folded(create_model("freqformer_b0"), "cpu", "fp32").plan(32, 64).fused is None
+
+
+@pytest.mark.parametrize("name", ["freqformer_b0", "freqformer_b1"])
+def test_kernels_are_offered_for_every_op_of_our_encoders(name):
+    click = Folded(create_model(name), "cpu", "fp16").fuse()
+    assert click is not None
+    calls = click.calls(96, 64)
+    assert {op for op, _ in calls} == OPS.keys()
+    assert [OPS[op].limits(*args) for op, args in calls] == [""] * len(calls)
+
+
+def test_another_encoder_has_none(caplog):
+    with caplog.at_level("INFO"):
+        assert Folded(create_model("freqformer_tinyvit"), "cpu", "fp16").fuse() is None
+
+
+def test_an_op_whose_kernel_cannot_run_runs_by_its_reference():
+    x, weight = torch.randn(1, 2, 3, 64, dtype=torch.float64), torch.randn(8, 64, dtype=torch.float64)
+    expected = torch.layer_norm(x, [64], None, None, 1e-6) @ weight.T
+    assert torch.allclose(norm_linear(x, weight, eps=1e-6), expected)
+
+
+def test_shares_depend_on_channels_alone():
+    assert [shares(c, (384 / stride) ** 2 / 16, 32) for c, stride in ((64, 8), (160, 16), (256, 32))] == [1, 5, 8]
+    for channels in (64, 128, 160, 256, 320, 512):
+        for tiles in (9, 36, 144):
+            share = channels / shares(channels, tiles, 16)
+            assert share == channels or (share >= 16 and share in (16, 32, 64, 128, 256))
