@@ -12,7 +12,7 @@ MPE = max H, APE = mean H, RGU is one of `RGU_VARIANTS`, RS = their weighted sum
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
@@ -26,6 +26,7 @@ from activefreq_engine.errors import BackendUnavailableError, InvalidArgumentErr
 from activefreq_engine.kernels import cupy_impl
 from activefreq_engine.kernels.distance import inscribed_points
 from activefreq_engine.kernels.region_stats import RegionStats, binary_entropy, region_stats
+from activefreq_engine.kernels.uncertain import COLUMNS
 from activefreq_engine.types import Suggestion
 
 Array = NDArray[Any] | torch.Tensor
@@ -42,6 +43,16 @@ uncertainty (Xie et al., CVPR 2022), whose windows are squares; here the window 
 
 BACKENDS = ("auto", "reference", "cupy")
 """Ways to compute the statistics of regions."""
+
+TAU, TAU_FLIPPED = 0.9, 0.4
+"""Bits: what `AcSelect.suggest` takes for uncertain by default, see there."""
+
+Finder = Callable[
+    [NDArray[np.float32], "NDArray[np.float32] | None", NDArray[np.bool_], "tuple[float, float, float]"],
+    "NDArray[np.float64] | None",
+]
+"""From probabilities, those of the step before, valid pixels, and threshold, tau and tau_flipped to the table of
+`kernels.uncertain`; None where there is nobody who finds them."""
 
 _COLUMNS = ("x", "y", "sign", "area", "radius", "mpe", "ape", "rgu", "score", "rank")
 
@@ -220,10 +231,10 @@ class AcSelect:
         self,
         probs: Array,
         previous_probs: Array | None = None,
-        tau: float = 0.9,
+        tau: float = TAU,
         k: int = 3,
         *,
-        tau_flipped: float = 0.4,
+        tau_flipped: float = TAU_FLIPPED,
         valid: Array | None = None,
     ) -> list[Suggestion]:
         """Propose clicks to a person; there is no ground truth.  A proposal, never to be carried out unseen.
@@ -262,9 +273,9 @@ class AcSelect:
         self,
         probs: Array,
         previous_probs: Array | None = None,
-        tau: float = 0.9,
+        tau: float = TAU,
         *,
-        tau_flipped: float = 0.4,
+        tau_flipped: float = TAU_FLIPPED,
         valid: Array | None = None,
     ) -> RegionScores:
         """The table behind `suggest`, with the regions that it drops.  Arguments and errors are those of `suggest`."""
@@ -289,25 +300,83 @@ class AcSelect:
         candidates, probs, mask = candidates[:, rows, columns], probs[rows, columns], mask[rows, columns]
         corner = np.array([columns.start, rows.start])
         stats, point, radius = self._measured(candidates, probs)
-        area = stats.area.numpy()
-        mpe, ape = stats.max_entropy.numpy(), stats.mean_entropy.numpy()
-        rgu = self._group_uncertainty(stats, probs, mask)
+        return self._ranked(
+            point=point + corner,
+            positive=~mask.numpy()[point[:, 1], point[:, 0]],
+            bbox=stats.bbox.numpy() + np.tile(corner, 2),
+            area=stats.area.numpy(),
+            radius=radius,
+            mpe=stats.max_entropy.numpy(),
+            ape=stats.mean_entropy.numpy(),
+            rgu=self._group_uncertainty(stats, probs, mask),
+        )
+
+    def _ranked(self, **found: NDArray[Any]) -> RegionScores:
+        """The regions, best first; `found` has the columns of `RegionScores` without score and rank."""
+        area, radius, mpe, ape, rgu = (found[name] for name in ("area", "radius", "mpe", "ape", "rgu"))
         score = self.weights[0] * mpe + self.weights[1] * ape + self.weights[2] * rgu
         rank = np.where(radius >= self.prominence * radius.max(initial=0), 0, 1)
         rank[(area < self.min_area) | (radius < self.min_radius)] = 2
         order = np.lexsort((-area, -score, rank))  # stable: equal ones stay in layer and row-major order
         return RegionScores(
-            point=point[order] + corner,
-            positive=~mask.numpy()[point[order, 1], point[order, 0]],
-            bbox=stats.bbox.numpy()[order] + np.tile(corner, 2),
-            area=area[order],
-            radius=radius[order],
-            mpe=mpe[order],
-            ape=ape[order],
-            rgu=rgu[order],
-            score=score[order],
-            rank=rank[order],
+            **{name: column[order] for name, column in found.items()}, score=score[order], rank=rank[order]
         )
+
+    def suggest_by(
+        self,
+        find: Finder,
+        probs: NDArray[np.float32],
+        previous_probs: NDArray[np.float32] | None,
+        valid: NDArray[np.bool_],
+        k: int = 3,
+        tau: float = TAU,
+    ) -> list[Suggestion]:
+        """`suggest` where regions are looked for elsewhere, on a device for example, if these can be found there.
+
+        The same regions in the same order, by scores that differ by rounding: a device adds entropies up in units of
+        2^-20.  With more regions than its table holds, and where RGU needs more than the table, the host looks itself.
+
+        Args:
+            find: returns the table of `kernels.uncertain`, or None.
+            probs, previous_probs, valid: arrays as `suggest` takes them.
+            k (int): at most so many suggestions, at least 1.
+            tau (float): bits, as `suggest` takes it.
+
+        Raises:
+            InvalidArgumentError: as `suggest`.
+        """
+        rules = (self.threshold, tau, min(TAU_FLIPPED, tau))
+        table = find(probs, previous_probs, valid, rules) if self._by_table else None
+        if table is None:
+            return self.suggest(probs, previous_probs, tau, k, tau_flipped=rules[2], valid=valid)
+        counts, bad = table[:, 0, 0].astype(int), table[0, 0, 1]
+        if bad or counts.max() >= table.shape[1]:
+            # where probabilities are wrong, this says how
+            return self.suggest(probs, previous_probs, tau, k, tau_flipped=rules[2], valid=valid)
+        check_count(k)
+        rows = np.concatenate([layer[1 : n + 1] for layer, n in zip(table, counts, strict=True)])
+        named = {name: rows[:, i] for i, name in enumerate(COLUMNS)}
+        area, ape = named["area"].astype(np.int64), named["mean_entropy"]
+        if self.rgu == "mean_prob":
+            rgu = binary_entropy(torch.from_numpy(named["mean_prob"].copy())).numpy()
+        else:
+            mass = ape * area
+            rgu = mass / mass.sum() if mass.sum() > 0 else mass
+        return self._ranked(
+            point=np.stack([named["x"], named["y"]], axis=1).astype(np.int64),
+            positive=np.repeat([True, False], counts),
+            bbox=np.stack([named[name] for name in ("x0", "y0", "x1", "y1")], axis=1).astype(np.int64),
+            area=area,
+            radius=named["radius"],
+            mpe=named["max_entropy"],
+            ape=ape,
+            rgu=rgu,
+        ).suggestions(k)
+
+    @property
+    def _by_table(self) -> bool:
+        """Whether scores follow from a table of regions alone, and nobody asked for the host's by name."""
+        return self.rgu in ("mean_prob", "entropy_share") and self.backend in ("auto", "cupy")
 
     def _measured(
         self, candidates: torch.Tensor, probs: torch.Tensor

@@ -27,11 +27,14 @@ from activefreq_engine.errors import (
     InvalidArgumentError,
     ModelLoadError,
 )
+from activefreq_engine.kernels import cupy_impl
 from activefreq_engine.models import FreqFormer, create_model, list_models, load_checkpoint, read_metadata
 from activefreq_engine.models.checkpoint import weights_digest
 from activefreq_engine.models.registry import WEIGHTS
 from activefreq_engine.runtime import levels, shortage
 from activefreq_engine.runtime.executor import executor_for
+from activefreq_engine.runtime.graphs import regions
+from activefreq_engine.runtime.graphs.contexts import Contexts
 from activefreq_engine.runtime.levels import Found
 from activefreq_engine.runtime.modules import ClickModel, Modules
 from activefreq_engine.runtime.plan import PRECISIONS
@@ -140,6 +143,7 @@ class Engine:
             lambda: executor_for(module, self.name, self.device, precision, plan=plan, graph=graph)
         )
         self.precision = self._executor.precision
+        self._regions: regions.RegionContext | None = None
         self._lock = threading.RLock()  # which knows whether this thread holds it
         with _forking:
             _engines.add(self)
@@ -266,6 +270,39 @@ class Engine:
         finally:
             if self._lock._is_owned():  # type: ignore[attr-defined]  # an interrupt may have come before it was
                 self._lock.release()
+
+    def uncertain_regions(
+        self,
+        probs: NDArray[np.float32],
+        before: NDArray[np.float32] | None,
+        valid: NDArray[np.bool_],
+        rules: tuple[float, float, float],
+    ) -> NDArray[np.float64] | None:
+        """Regions of a mask that `AcSelect` may propose, found on the device in one graph.
+
+        Args:
+            probs, before: float32 `[h, w]`, probabilities now and one step earlier, if there was one.
+            valid: bool `[h, w]`; where false nothing is proposed.
+            rules: threshold, tau and tau_flipped of `AcSelect.suggest`.
+
+        Returns:
+            The table of `kernels.uncertain.uncertain_regions`; None where the host finds them itself: on a CPU, without
+            CuPy, or for more than 512 pixels a side.
+        """
+        if not isinstance(self._executor, Contexts) or max(probs.shape) > regions.SIDE:
+            return None
+        if self.device.type == "cuda" and not cupy_impl.verify_machine()[0]:
+            return None
+        executor = self._executor
+        found: list[NDArray[np.float64]] = []
+
+        def work() -> None:
+            if self._regions is None:
+                self._regions = regions.RegionContext(executor.replayer)
+            found.append(self._regions(probs, before, valid, rules))
+
+        self._alone(work, None)
+        return found[0]
 
     def warmup(self, height: int | None = None, width: int | None = None) -> None:
         """Run one empty click, so that one-time costs are paid before the first real one.

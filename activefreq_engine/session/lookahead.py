@@ -43,7 +43,7 @@ def propose_ahead(
     check_count(k)
     found: dict[tuple[int, int], Suggestion] = {}
     for tau in UNSURE:
-        for s in propose(scene, selector, CANDIDATES // 2, tau):
+        for s in propose(scene, selector, CANDIDATES // 2, engine.uncertain_regions, tau):
             found.setdefault((s.x, s.y), s)
     candidates = list(found.values())
     scores: list[float] = []

@@ -551,10 +551,10 @@ class Session:
             InvalidArgumentError: `k` is not an integer of at least 1.
             NoImageError: there is no image yet.
         """
-        scene = self._opened()
+        scene, engine = self._opened(), self._engine_in_use()
         if not look_ahead:
-            return propose(scene, self._selector(), k)
-        return propose_ahead(self._engine_in_use(), scene, self._selector(), k, lambda: self._scene is scene)
+            return propose(scene, self._selector(), k, engine.uncertain_regions)
+        return propose_ahead(engine, scene, self._selector(), k, lambda: self._scene is scene)
 
     # --- export ---
 

@@ -14,17 +14,18 @@ from activefreq_engine.session.prompts import Drawn, Mark, area_on, disks
 from activefreq_engine.types import Box, Suggestion
 
 if TYPE_CHECKING:
-    from activefreq_engine.acselect import AcSelect
+    from activefreq_engine.acselect import AcSelect, Finder
 
 TAU = 0.9  # the default of `AcSelect.suggest`
 SIDE = 512  # regions are looked for on a grid of at most this many pixels a side: the network knows no more
 AWAY = 3  # and more than so many of its pixels from an earlier click
 
 
-def propose(scene: Scene, selector: AcSelect, k: int, tau: float = TAU) -> list[Suggestion]:
+def propose(scene: Scene, selector: AcSelect, k: int, find: Finder, tau: float = TAU) -> list[Suggestion]:
     """At most `k` suggestions for the scene's current object, best first; see `Session.suggest`.
 
-    `tau` is the entropy in bits above which a pixel counts as uncertain, see `AcSelect.suggest`.
+    `find` is `Engine.uncertain_regions`; `tau` is the entropy in bits above which a pixel counts as uncertain, see
+    `AcSelect.suggest`.
     """
     history = scene.history
     step, box = history.step, history.step.roi or scene.picture.bounds
@@ -33,7 +34,7 @@ def propose(scene: Scene, selector: AcSelect, k: int, tau: float = TAU) -> list[
     h, w = max(1, round(height * shrink)), max(1, round(width * shrink))
     before = history.previous.canvas.sample(box, h, w) if len(history.done) > 1 else None
     valid = _away_from(step.canvas.marks, box, h, w, scene.picture.bounds)
-    found = selector.suggest(step.canvas.sample(box, h, w), before, tau, k=k, valid=valid)
+    found = selector.suggest_by(find, step.canvas.sample(box, h, w), before, valid, k, tau)
     mask = scene.picture.mask(step.canvas)
     return [_to_image(s, box, h, w, mask) for s in found]
 

@@ -3,10 +3,12 @@
     python -m bench.gpu.clicks              # writes clicks.csv, models.csv and launches.csv to bench/results/cuda
     python -m bench.gpu.clicks --dry-run    # on the CPU, tiny; times mean nothing
 
-clicks.csv: `Session.click` at 384 px by the plain modules, by torch.compile (reduce-overhead) of the plain modules, and
-by ours; masks must agree.  The compiler takes its time, so "clicks" leaves it out, and "compiled" measures all three
-anew.  models.csv: the engine alone, from arrays of the host to arrays of the host, with random weights, since what it
-costs does not depend on them.  launches.csv: what runs on the device in one of our clicks.
+clicks.csv: `Session.click` at 384 px by the plain modules, by torch.compile (reduce-overhead) of the plain modules, by
+ours, and by ours with the plan's layers in place of the fused kernels; masks must agree.  The compiler takes its time,
+so "clicks" leaves it out, and "compiled" measures all but the layers anew.  models.csv: the engine alone, from arrays
+of the host to arrays of the host, with random weights, since what it costs does not depend on them.  launches.csv: what
+runs on the device in one of our clicks.  suggestions.csv: `Session.suggest` with regions found on the device and on the
+host, which must be the same.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from tqdm import tqdm
 
 from activefreq_engine import Engine, create_model
 from activefreq_engine.runtime.engine import SIZES, RefineRequest, StepRequest
+from activefreq_engine.runtime.plan.fused import OPS
 from bench.speed import ladder
 from bench.speed.ladder import Rung
 from bench.tools import rows
@@ -34,6 +37,7 @@ from bench.tools.scene import scene
 SIZE = 384
 PLAIN = "plain modules"
 OURS = "ours"
+LAYERS = "ours without fused kernels"
 COMPILED = "torch.compile"
 
 
@@ -74,6 +78,7 @@ def beside_others(device: str, dry: bool, sequences: int, names: Sequence[str]) 
         Kept(PLAIN, plan=False, cached=False),
         Compiled(COMPILED, compiler="eager" if dry else "inductor"),
         Kept(OURS, precision="auto", backend="auto", graph=True),
+        Kept(LAYERS, precision="auto", backend=",".join(f"{name}=reference" for name in OPS), graph=True),
     )
     ways = [way for way in every if way.name in names]
     size = 256 if dry else SIZE
@@ -161,7 +166,23 @@ def launches(device: str, dry: bool) -> list[dict[str, Any]]:
     ]
 
 
-PARTS = ("clicks", "launches", "compiled", "models")
+def suggestions(device: str, dry: bool) -> list[dict[str, Any]]:
+    """`Session.suggest` after a click, regions found on the device and on the host."""
+    on = ladder.picture()
+    session = opened(Engine(device=device, size=256 if dry else SIZE), on)
+    clicks(session, on, SETTLED)
+    engine = session._engine_in_use()
+    by_device, by_host = engine.uncertain_regions, lambda *_: None
+    found, out = [], []
+    for where, find in (("device", by_device), ("host", by_host)):
+        engine.uncertain_regions = find  # type: ignore[method-assign]
+        found.append([(s.x, s.y, s.positive, s.region_bbox, s.area) for s in session.suggest(5)])
+        out.append({"where": where, **timed(lambda: session.suggest(5), 2 if dry else 50)})
+    note = "" if found[0] == found[1] else f"no time: {found[0]} on the device, {found[1]} on the host"
+    return [{**row, "note": note} for row in out]
+
+
+PARTS = ("clicks", "launches", "suggestions", "compiled", "models")
 
 
 def main() -> None:
@@ -177,7 +198,7 @@ def main() -> None:
     about = Machine(device).describe()
     if dry:
         ladder.CLICKS, ladder.picture = SETTLED + 1, lambda: scene(210, 230, radius=40)
-    for part, ways in (("clicks", (PLAIN, OURS)), ("compiled", (PLAIN, COMPILED, OURS))):
+    for part, ways in (("clicks", (PLAIN, OURS, LAYERS)), ("compiled", (PLAIN, COMPILED, OURS))):
         if part in only:
             measured = beside_others(device, dry, 1 if dry else arguments.sequences, ways)
             rows.write(out / "clicks.csv", measured, about, replace="rung")
@@ -190,6 +211,12 @@ def main() -> None:
             count, busy = (sum(row[k] for row in on_device) for k in ("per_click", "us_per_click"))
             print("stages of a click, ms:", {k: round(v, 3) for k, v in stages(device, dry).items()})
             print(f"on the device, a click is {count:.0f} launches and copies of {busy:.0f} us together", flush=True)
+    if "suggestions" in only:
+        asked = suggestions(device, dry)
+        rows.write(out / "suggestions.csv", asked, about, replace="where")
+        print(
+            "suggestions, ms:", {row["where"]: round(row["p50_ms"], 3) for row in asked}, asked[0]["note"], flush=True
+        )
     found: list[dict[str, Any]] = []
     for row in every_model(device, dry, deadline) if "models" in only else ():
         found.append(row)

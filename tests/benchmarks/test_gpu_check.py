@@ -48,10 +48,13 @@ def test_the_dry_run_does_it_all(tmp_path):
     }
     assert all(r.median_us > 0 and not r.note for r in read_ops(tmp_path / "ops.csv"))
     clicks = rows.read(tmp_path / "clicks.csv")
-    assert [row["rung"] for row in clicks] == ["plain modules", "torch.compile", "ours"]
+    rungs = ["plain modules", "ours", "ours without fused kernels", "torch.compile"]
+    assert sorted(row["rung"] for row in clicks) == sorted(rungs)
     assert all(float(row["p50_ms"]) > 0 and row["device"] and row["commit"] for row in clicks)
     assert {row["call"] for row in rows.read(tmp_path / "models.csv")} == {"next click", "refine"}
     assert len(rows.read(tmp_path / "launches.csv")) > 10
+    suggested = rows.read(tmp_path / "suggestions.csv")
+    assert [(row["where"], row["note"]) for row in suggested] == [("device", ""), ("host", "")]
     assert {row["method"] for row in rows.read(tmp_path / "latency.csv")} == {"activefreq"}
     assert json.loads((tmp_path / "latency_cuda.json").read_text())["benchmarks"]
     masks = rows.read(tmp_path / "masks.csv")
@@ -64,7 +67,7 @@ def test_the_dry_run_does_it_all(tmp_path):
     assert {s["name"]: s["status"] for s in summary["steps"]} == {
         s.name: "skipped" if s.name == "racecheck" else "passed" for s in gpu_check.steps(tmp_path, None, None)
     }
-    assert len(summary["targets"]) == 14
+    assert len(summary["targets"]) == 20
     text = (tmp_path / "gpu_check.txt").read_text()
     assert all(f"{s['status']:8s}{s['name']}" in text for s in summary["steps"])
 

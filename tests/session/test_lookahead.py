@@ -88,7 +88,7 @@ def test_a_click_meanwhile_ends_it(session, monkeypatch):
 
 def test_candidates_are_acselects(session):
     scene = session._opened()
-    known = {(s.x, s.y) for tau in UNSURE for s in propose(scene, AcSelect(), CANDIDATES // 2, tau)}
+    known = {(s.x, s.y) for tau in UNSURE for s in propose(scene, AcSelect(), CANDIDATES // 2, lambda *_: None, tau)}
     assert {(s.x, s.y) for s in session.suggest(100, look_ahead=True)} <= known
     assert TOGETHER < CANDIDATES
 

@@ -1,0 +1,148 @@
+"""Regions found on a device: the same suggestions as the host's, in one piece of work that waits once.
+
+The CUDA sources run on the host (`tests.cuda_on_host`); with --device cuda the same tests run on the GPU.
+"""
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from activefreq_engine.kernels import dispatch
+from activefreq_engine.kernels.uncertain import uncertain_regions
+
+from activefreq_engine import Engine, InvalidArgumentError, Session
+from activefreq_engine.acselect import AcSelect
+from activefreq_engine.runtime.graphs import regions
+from activefreq_engine.runtime.graphs.contexts import Contexts
+from activefreq_engine.runtime.graphs.regions import RegionContext
+from tests import cuda_on_host
+from tests.runtime.runners import FakeGraphs
+
+TOLERANCE = 4e-6  # of scores: the device adds entropies up in units of 2^-20
+
+
+@pytest.fixture
+def host(device, monkeypatch) -> Iterator[cuda_on_host.Host]:
+    """Lets operators run by the cupy implementations, on the host where there is no GPU."""
+    if device.type == "cuda":
+        pytest.importorskip("cupy")
+        yield cuda_on_host.Host()
+    elif cuda_on_host.GPP is None:
+        pytest.skip("g++ is not installed")
+    else:
+        for op in ("region_stats_fixed", "inscribed_points_fixed"):
+            registered = dispatch._registry[op]
+            anywhere = replace(registered["cupy"], devices=("cpu",), verify=lambda *_, **__: (True, ""), trial=None)
+            monkeypatch.setitem(registered, "cupy", anywhere)
+        importlib.import_module("torch._dynamo")  # what is imported while it is installed is forgotten, Triton too
+        with cuda_on_host.installed() as installed:
+            yield installed
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A grid that the host's imitation of a device fills soon."""
+    monkeypatch.setattr(regions, "SIDE", 64)
+    monkeypatch.setattr(regions, "CAPACITY", 64)
+
+
+def smooth(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
+    """Probabilities with regions of many sizes; the levels of a network."""
+    import cv2
+
+    coarse = rng.normal(0, 4, (-(-h // 7), -(-w // 7))).astype(np.float32)
+    logits = cv2.resize(coarse, (w, h), interpolation=cv2.INTER_LINEAR)
+    return (np.round(65535 / (1 + np.exp(-logits))) / 65535).astype(np.float32)
+
+
+def same(got, expected) -> None:
+    """In the same order, but for those whose scores are as good as equal."""
+    assert len(got) == len(expected)
+    for a, b in zip(got, expected, strict=True):
+        assert abs(a.score - b.score) <= TOLERANCE
+    for a, b in zip(*(sorted(found, key=lambda s: (s.x, s.y)) for found in (got, expected)), strict=True):
+        for name in ("x", "y", "positive", "region_bbox", "area"):
+            assert getattr(a, name) == getattr(b, name), name
+        for name in ("score", "mpe", "ape", "rgu"):
+            assert abs(getattr(a, name) - getattr(b, name)) <= TOLERANCE, name
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("rgu", ["entropy_share", "mean_prob"])
+def test_the_same_suggestions_as_the_host(host, rgu, rng):
+    runner = FakeGraphs()
+    context = RegionContext(runner, backend="cupy")
+    selector, seen = AcSelect(rgu=rgu, min_area=4), 0
+
+    def find(*arguments):
+        with runner.active(), torch.inference_mode():
+            return context(*arguments)
+
+    for h, w in ((61, 43), (17, 64), (1, 1)):
+        probs, before, valid = smooth(rng, h, w), smooth(rng, h, w), rng.random((h, w)) < 0.97
+        for previous in (None, before):
+            got = selector.suggest_by(find, probs, previous, valid, k=500)
+            same(got, selector.suggest(probs, previous, k=500, valid=valid))
+            seen += len(got)
+    assert seen
+    assert (runner.captures, runner.replays, runner.waits) == (1, 6, 6)
+
+
+@pytest.mark.usefixtures("small")
+def test_more_regions_than_there_is_room_for_are_looked_at_by_the_host(host, rng):
+    probs = np.where(np.add.outer(np.arange(40), np.arange(60)) % 4 == 0, 0.5, 0.0).astype(np.float32)
+    probs[::3] = 0
+    runner = FakeGraphs()
+    context, valid = RegionContext(runner, backend="cupy"), np.ones(probs.shape, bool)
+    selector = AcSelect(min_area=1, min_radius=0)
+
+    def find(*arguments):
+        with runner.active(), torch.inference_mode():
+            return context(*arguments)
+
+    assert find(probs, None, valid, (0.49, 0.9, 0.4))[:, 0, 0].max() > 64
+    same(selector.suggest_by(find, probs, None, valid, 500), selector.suggest(probs, k=500, valid=valid))
+
+
+def test_the_table_is_that_of_the_reference(host, device, rng):
+    """Without a host that waits: on a GPU this raises where it does."""
+    probs, before = (torch.from_numpy(smooth(rng, 37, 53)) for _ in range(2))
+    valid, rules = (
+        torch.from_numpy(rng.random((37, 53)) < 0.9),
+        torch.tensor([0.49, 0.9, 0.4, 1.0], dtype=torch.float64),
+    )
+    expected = uncertain_regions(probs, before, valid, rules, capacity=40, backend="reference")
+    got = uncertain_regions(*(t.to(device) for t in (probs, before, valid, rules)), capacity=40, backend="cupy").cpu()
+    assert expected[:, 0, 0].min() > 0
+    assert (got - expected).abs().max() <= 2e-6
+    probs[3, 4] = float("nan")
+    assert uncertain_regions(probs, before, valid, rules, capacity=4, backend="reference")[0, 0, 1] == 1
+
+
+def test_numbers_that_are_no_probabilities_are_an_error():
+    def find(*_):
+        table = np.zeros((2, 5, 13))
+        table[:, 0, 1] = 1
+        return table
+
+    with pytest.raises(InvalidArgumentError, match=r"in 0\.\.1"):
+        AcSelect().suggest_by(find, np.full((4, 4), 2, np.float32), None, np.ones((4, 4), bool))
+
+
+@pytest.mark.usefixtures("small")
+def test_a_session_asks_the_engine(host, rng, monkeypatch):
+    """On a device `Session.suggest` takes the engine's table; its answer is the host's."""
+    engine = Engine(device="cpu", precision="fp32")
+    whole = np.ones((5, 7), bool)
+    assert engine.uncertain_regions(np.zeros((5, 7), np.float32), None, whole, (0.49, 0.9, 0.4)) is None
+    engine._executor = Contexts(engine._executor.model, FakeGraphs())
+    with Session(engine=engine, acselect=AcSelect(min_area=1, min_radius=0)) as session:
+        session.set_image(rng.integers(0, 256, (47, 61, 3), np.uint8))
+        session.click(40, 30)
+        got = session.suggest(500)
+        assert engine._regions is not None
+        monkeypatch.setattr(engine, "uncertain_regions", lambda *_: None)
+        same(got, session.suggest(500))
