@@ -88,7 +88,7 @@ def test_the_wheel_holds_one_top_level_package_and_all_its_files(wheel: Path, so
     names = set(zipfile.ZipFile(wheel).namelist())
     inside = {n for n in names if ".dist-info/" not in n}
     assert {n.split("/")[0] for n in inside} == {"activefreq_engine"}
-    wanted = {"*.py", "*.cu", "*.json", "*.md", "*.safetensors", "py.typed", "page/*"}
+    wanted = {"*.py", "*.cu", "*.json", "*.md", "*.safetensors", "*.yaml", "py.typed", "page/*"}
     files = {p for pattern in wanted for p in (source / "activefreq_engine").rglob(pattern)}
     expected = {p.relative_to(source).as_posix() for p in files}
     files = {p for pattern in wanted for p in (source / "kernels").rglob(pattern)}
