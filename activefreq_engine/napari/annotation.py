@@ -20,19 +20,19 @@ class Plane(NamedTuple):
     """A slice of an image: rows run along the first of two axes, columns along the second."""
 
     axes: tuple[int, int]
-    index: tuple[int, ...]
+    at: tuple[int, ...]
     """Where it lies on the other axes, in their order."""
 
     def of(self, array: Any) -> Any:
         """The slice `[H, W]`, or `[H, W, C]` where the array has an axis of colours more; a view, if it can be."""
-        where: list[Any] = list(self.index)
+        where: list[Any] = list(self.at)
         for axis in self.axes:
             where.insert(axis, slice(None))
         return array[tuple(where)]
 
     def point(self, row: float, column: float) -> list[float]:
         """A point of the slice among all axes."""
-        where: list[float] = list(self.index)
+        where: list[float] = list(self.at)
         for axis, value in zip(self.axes, (row, column), strict=True):
             where.insert(axis, value)
         return where

@@ -132,14 +132,13 @@ class SegmentWidget(QWidget):  # type: ignore[misc]
         self.status.setText("Click on the object.")
 
     def _keys(self) -> dict[str, Callable[[Any], None]]:
-        acts: dict[str, Callable[[], None]] = {
-            "Control-Z": self.undo,
-            "Control-Shift-Z": self.redo,
-            "N": self.next_object,
-            "Enter": lambda: self.accept(True),
-            "Shift-Enter": lambda: self.accept(False),
+        return {
+            "Control-Z": lambda _: self.undo(),
+            "Control-Shift-Z": lambda _: self.redo(),
+            "N": lambda _: self.next_object(),
+            "Enter": lambda _: self.accept(True),
+            "Shift-Enter": lambda _: self.accept(False),
         }
-        return {key: lambda _layer, act=act: act() for key, act in acts.items()}
 
     def undo(self) -> None:
         """Take back the last step."""
