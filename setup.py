@@ -79,6 +79,7 @@ setup(
         "peers": [*bench, "transformers"],  # bench.peers.run: SAM's decoder and ViT-B, to compare with
         "export": export,
         "serve": serve,
+        "slides": ["tifffile", "zarr"],  # whole-slide images and large TIFF by region
         "medical": ["SimpleITK"],  # DICOM, NIfTI and MetaImage in `activefreq serve`
         "napari": ["napari>=0.5", "qtpy"],
         "docs": docs,
@@ -90,11 +91,13 @@ setup(
             "nninteractive-client>=2.6",  # the real client of the protocol that we serve
             "nvidia-cuda-nvrtc-cu12; sys_platform == 'linux'",  # compiles the CUDA sources offline
             "pycocotools",  # the format that mask export must agree with
+            "pydicom",  # writes the DICOM files that reading is tested with
             "pyvips[binary]",  # writes the pictures that reading is tested with
             "shapely",  # what polygons must be valid and of the right area by
             "tifffile",  # as pyvips
             "ruff",
             "scipy",  # the definitions that region statistics and distances must agree with
+            "zarr",  # reads large TIFF by region
             "triton>=3.6; sys_platform == 'linux'",  # kernels run in its interpreter and compile offline, without a GPU
             "setuptools>=70.1",  # the packaging test builds a wheel without the network
         ],

@@ -14,10 +14,14 @@ from activefreq_engine.images.load import (
     load_labels,
     load_values,
 )
+from activefreq_engine.images.slides import Slide
+from activefreq_engine.images.volumes import Volume, load_volume
 from activefreq_engine.images.window import Window
 
 __all__ = [
     "MAX_PIXELS",
+    "Slide",
+    "Volume",
     "Window",
     "as_array",
     "check_window",
@@ -26,4 +30,5 @@ __all__ = [
     "load_image",
     "load_labels",
     "load_values",
+    "load_volume",
 ]

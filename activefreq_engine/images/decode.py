@@ -41,11 +41,11 @@ _FORMATS = "JPEG, PNG, TIFF, WebP, BMP, GIF, PNM, PFM, JPEG 2000 and AVIF"
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 # (offset, bytes): what it is, and what to do
 _STRANGERS: tuple[tuple[int, bytes, str], ...] = (
-    (128, b"DICM", "a DICOM file; read it with pydicom and pass pixel_array, or convert it to TIFF"),
-    (344, b"n+1\0", "a NIfTI volume; read it with nibabel and pass one slice as an array"),
-    (4, b"n+2\0", "a NIfTI volume; read it with nibabel and pass one slice as an array"),
-    (344, b"ni1\0", "the header of a NIfTI volume; read it with nibabel and pass one slice as an array"),
-    (0, b"\x1f\x8b", "compressed by gzip; unpack it. A NIfTI volume (.nii.gz): read it with nibabel, pass one slice"),
+    (128, b"DICM", "a DICOM file; read it with images.load_volume and pass one slice, or convert it to TIFF"),
+    (344, b"n+1\0", "a NIfTI volume; read it with images.load_volume and pass one slice"),
+    (4, b"n+2\0", "a NIfTI volume; read it with images.load_volume and pass one slice"),
+    (344, b"ni1\0", "the header of a NIfTI volume; read it with images.load_volume and pass one slice"),
+    (0, b"\x1f\x8b", "compressed by gzip; unpack it. A NIfTI volume (.nii.gz): images.load_volume reads it"),
     (0, b"PK\x03\x04", "a ZIP archive; unpack it"),
     (0, b"%PDF", "a PDF; save the page as PNG"),
     (0, b"%!", "PostScript, which is a program and is never run; save it as PNG"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from activefreq_engine.errors import InvalidImageError
-from activefreq_engine.images import Window, image_size, load_image, load_values
+from activefreq_engine.images import Window, image_size, load_image, load_values, load_volume
+from activefreq_engine.images.volumes import VOLUME_SUFFIXES, TooManyPixelsError
 from activefreq_engine.images.window import choose_window
 from activefreq_engine.serve.errors import NotFoundError, TooLargeError
 
-VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".nrrd", ".dcm")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
 
@@ -28,6 +26,8 @@ class Picture:
     """`[Z, H, W]` or `[Z, H, W, 3]`; uint8 as it is shown, or other values that a window turns into grey."""
     geometry: dict[str, Any] = field(default_factory=dict)
     """Origin, spacing and direction of a volume, as SimpleITK names them; empty for a plain picture."""
+    window: Window | None = None
+    """Values shown as black and white, where the file says so."""
 
     @property
     def width(self) -> int:
@@ -52,8 +52,8 @@ class Picture:
         return (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
 
     def default_window(self) -> Window:
-        """What `load_image` would choose, over all slices."""
-        low, high = choose_window(self.planes.reshape(-1, *self.planes.shape[2:]))
+        """The file's own, else what `load_image` would choose, over all slices."""
+        low, high = self.window or choose_window(self.planes.reshape(-1, *self.planes.shape[2:]))
         return (low, high) if low < high else (low, low + 1)
 
     def pixels(self, index: int, window: Window | None) -> NDArray[np.uint8]:
@@ -83,41 +83,12 @@ def read_picture(data: bytes, name: str, max_pixels: int) -> Picture:
 
 def _read_volume(data: bytes, name: str, max_pixels: int) -> Picture:
     try:
-        import SimpleITK as sitk  # noqa: N813
-    except ImportError as error:
-        raise InvalidImageError(
-            f'{name} is a medical image and needs SimpleITK on the server: pip install ".[medical]" in the checkout'
-        ) from error
-    suffix = next((s for s in VOLUME_SUFFIXES if name.lower().endswith(s)), ".dcm")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"picture{suffix}"
-        path.write_bytes(data)
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(path))
-        try:
-            reader.ReadImageInformation()
-            size, components = reader.GetSize(), reader.GetNumberOfComponents()
-            _check(int(np.prod(size, dtype=np.float64)), max_pixels, name)
-            if len(size) not in (2, 3) or components not in (1, 3):
-                raise InvalidImageError(
-                    f"{name} has {len(size)} axes and {components} values a pixel; allowed are 2 or 3 axes and "
-                    "1 value, or 3 for colour"
-                )
-            image = reader.Execute()
-        except RuntimeError as error:
-            raise InvalidImageError(f"cannot decode {name}; the file may be truncated or corrupt") from error
-        planes = sitk.GetArrayFromImage(image)
-    if len(size) == 2:
-        planes = planes[None]
-    # nibabel's and SimpleITK's NIfTI readers apply slope and intercept; so does GDCM for DICOM
-    geometry = {"origin": image.GetOrigin(), "spacing": image.GetSpacing(), "direction": image.GetDirection()}
-    return Picture(name, np.ascontiguousarray(_finite(planes, name)), geometry)
-
-
-def _finite(values: NDArray[Any], name: str) -> NDArray[Any]:
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise InvalidImageError(f"{name} has NaN or infinite values")
-    return values
+        volume = load_volume(data, name=name, max_pixels=max_pixels)
+    except TooManyPixelsError as error:
+        raise TooLargeError(str(error)) from error
+    place = volume.geometry
+    geometry = {"origin": place.origin, "spacing": place.spacing, "direction": place.direction}
+    return Picture(name, volume.planes, geometry, volume.window)
 
 
 def _check(pixels: int, most: int, name: str) -> None:

@@ -1,0 +1,119 @@
+"""Large TIFF files and whole-slide images, read by region.  Needs tifffile and zarr."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from activefreq_engine.errors import InvalidArgumentError, InvalidImageError
+from activefreq_engine.images.load import MAX_PIXELS
+from activefreq_engine.types import Box
+
+
+class Slide:
+    """A TIFF file (SVS, OME-TIFF, BigTIFF, ... as tifffile reads them) of which only what is asked for is decoded.
+
+    Args:
+        path: the file.  Of several series the first is read, of a pyramid all levels.
+
+    Example:
+        >>> with Slide("slide.svs") as slide, Session() as session:  # doctest: +SKIP
+        ...     box = (40_000, 20_000, 42_000, 21_500)
+        ...     session.set_image(slide.read(box))
+        ...     part = session.click(812, 640).mask  # of the box
+
+    Raises:
+        InvalidImageError: tifffile or zarr is missing, or the file is not a TIFF of grey or colour pixels.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        try:
+            import tifffile
+            import zarr
+        except ImportError as error:
+            raise InvalidImageError(
+                f'{path} is read by region with tifffile and zarr: pip install ".[slides]" in the checkout ({error})'
+            ) from error
+        try:
+            self._file = tifffile.TiffFile(os.fspath(path))
+        except (OSError, ValueError) as error:  # tifffile's own error is a ValueError
+            raise InvalidImageError(f"cannot read {path} as TIFF: {error}") from error
+        try:
+            series = self._file.series[0]
+            self._first = _channels_first(series.axes, str(path))
+            self._levels: list[Any] = [zarr.open(series.aszarr(level=i), mode="r") for i in range(len(series.levels))]
+        except InvalidImageError:
+            self._file.close()
+            raise
+        except Exception as error:  # a damaged file fails in many ways
+            self._file.close()
+            raise InvalidImageError(f"cannot read {path}: {type(error).__name__}: {error}") from error
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) at full size."""
+        return self.levels[0]
+
+    @property
+    def levels(self) -> list[tuple[int, int]]:
+        """(height, width) of each level of the pyramid, the full size first."""
+        sizes = [a.shape[1:3] if self._first else a.shape[:2] for a in self._levels]
+        return [(int(h), int(w)) for h, w in sizes]
+
+    def read(self, box: Box, level: int = 0) -> NDArray[Any]:
+        """A part of the picture, in the file's own type.
+
+        Args:
+            box: (x0, y0, x1, y1) in pixels of the full size, half-open; what lies outside is cut off.
+            level (int): of the pyramid. Default: the full size.
+
+        Returns:
+            `[h, w]` or `[h, w, 3]`: the pixels of the level that the box covers, as `Session.set_image` takes them.
+
+        Raises:
+            InvalidArgumentError: no such level, or no part of the picture.
+            InvalidImageError: more than `MAX_PIXELS`, or the file is damaged there.
+        """
+        if not 0 <= level < len(self._levels):
+            raise InvalidArgumentError(f"level is {level!r}; there are 0 to {len(self._levels) - 1}")
+        (height, width), (h, w) = self.shape, self.levels[level]
+        x0, x1 = (min(max(x, 0), width) * w / width for x in (box[0], box[2]))
+        y0, y1 = (min(max(y, 0), height) * h / height for y in (box[1], box[3]))
+        rows, columns = slice(int(y0), int(np.ceil(y1))), slice(int(x0), int(np.ceil(x1)))
+        shape = rows.stop - rows.start, columns.stop - columns.start
+        if min(shape) <= 0:
+            raise InvalidArgumentError(f"box {box} is no part of the picture of width {width}, height {height}")
+        if shape[0] * shape[1] > MAX_PIXELS:
+            raise InvalidImageError(
+                f"box {box} has {shape[0] * shape[1]} pixels at level {level}; allowed are {MAX_PIXELS}: take a higher "
+                "level"
+            )
+        try:
+            where = (slice(None), rows, columns) if self._first else (rows, columns)
+            found = np.asarray(self._levels[level][where])
+        except Exception as error:  # codecs raise what they like
+            raise InvalidImageError(f"cannot decode box {box} at level {level}: {error}") from error
+        return np.ascontiguousarray(np.moveaxis(found, 0, -1) if self._first else found)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Slide:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def _channels_first(axes: str, name: str) -> bool:
+    """Whether colours come before rows; refuses what is no picture."""
+    if axes in ("YX", "YXS"):
+        return False
+    if axes in ("SYX", "CYX"):
+        return True
+    raise InvalidImageError(f"{name} has the axes {axes}; only grey and colour pictures are read (YX, YXS, SYX, CYX)")

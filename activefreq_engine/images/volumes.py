@@ -1,0 +1,191 @@
+"""Volumes: DICOM, NIfTI, MetaImage, NRRD, slice by slice, with where they lie in space.  Needs SimpleITK."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from activefreq_engine.errors import InvalidImageError, InvalidMaskError
+from activefreq_engine.images.load import MAX_PIXELS, load_image
+from activefreq_engine.images.window import Window, choose_window
+
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".nrrd", ".dcm")
+"""Endings of files that are read as volumes; DICOM is also told by its first bytes."""
+
+
+class TooManyPixelsError(InvalidImageError):
+    """A volume with more pixels than allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Where a volume or a picture lies in space, as SimpleITK has it: x first, millimetres, LPS."""
+
+    origin: tuple[float, ...]
+    spacing: tuple[float, ...]
+    direction: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Volume:
+    """Slices of one size, along the file's slowest axis as stored: nothing is resampled or turned."""
+
+    planes: NDArray[Any]
+    """`[Z, H, W]` or `[Z, H, W, 3]`, in the units of the file: rescaled, white the larger value."""
+    geometry: Geometry
+    window: Window | None = None
+    """Values shown as black and white, where the file says so (DICOM's first window)."""
+
+    def default_window(self) -> Window:
+        """`window`, else what `load_image` would choose, over all slices."""
+        low, high = self.window or choose_window(self.planes.reshape(-1, *self.planes.shape[2:]))
+        return (low, high) if low < high else (low, low + 1)
+
+    def pixels(self, index: int, window: Window | None = None) -> NDArray[np.uint8]:
+        """uint8 `[H, W]` or `[H, W, 3]`: a slice as `Session.set_image` takes it.
+
+        Args:
+            index (int): counted from 0.
+            window ((float, float), optional): values shown as black and white. Default: `default_window`.
+        """
+        shown = None if self.planes.dtype == np.uint8 else window or self.default_window()
+        return load_image(self.planes[index], window=shown, copy=False)
+
+    def save_labels(self, path: str | os.PathLike[str], labels: Any) -> None:
+        """Write labels as a volume with this one's origin, spacing and direction; the ending says the format.
+
+        Args:
+            path: ends in .nii, .nii.gz, .mha or .nrrd.
+            labels: integers or bool `[Z, H, W]`, of this volume's size.
+
+        Raises:
+            InvalidMaskError: another size, or no integers.
+            InvalidImageError: SimpleITK is missing, or cannot write it.
+        """
+        array = np.asarray(labels)
+        if array.shape != self.planes.shape[:3] or array.dtype.kind not in "bui":
+            raise InvalidMaskError(
+                f"the labels have shape {array.shape} and type {array.dtype}; expected integers of shape "
+                f"{self.planes.shape[:3]}"
+            )
+        sitk = _simpleitk(f"{path}")
+        array = array.astype(np.uint8) if array.dtype == np.bool_ else array
+        image = sitk.GetImageFromArray(array[0] if len(self.geometry.origin) == 2 else array)
+        image.SetOrigin(self.geometry.origin)
+        image.SetSpacing(self.geometry.spacing)
+        image.SetDirection(self.geometry.direction)
+        try:
+            sitk.WriteImage(image, os.fspath(path), True)
+        except RuntimeError as error:
+            raise InvalidImageError(f"cannot write {path}: {_reason(error)}") from error
+
+
+def load_volume(
+    source: str | os.PathLike[str] | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> Volume:
+    """Read a volume, or a single medical picture as a volume of one slice.
+
+    DICOM: slope and intercept are applied, the first window becomes `Volume.window`; where white is zero (MONOCHROME1)
+    stored values and window are turned round; frames are slices; a folder is one series, in the order in space.
+    NIfTI's slope and intercept are applied as well.
+
+    Args:
+        source: a file, the bytes of one, or a folder with one DICOM series.
+        name (str, optional): for bytes, the file's name, whose ending tells the format. Default: DICOM.
+        max_pixels (int): more, over all slices, are refused before anything is decoded. Default: 134 million.
+
+    Raises:
+        InvalidImageError: SimpleITK is missing, or the source cannot be used; the message says why.
+    """
+    if isinstance(source, bytes):
+        shown = Path(name or "volume.dcm").name
+        suffix = next((s for s in VOLUME_SUFFIXES if shown.lower().endswith(s)), ".dcm")
+        _simpleitk(shown)  # before anything is written
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"volume{suffix}"
+            path.write_bytes(source)
+            return _read(path, shown, max_pixels)
+    path = Path(source)
+    if not path.exists():
+        raise InvalidImageError(f"cannot read {path}: no such file or folder")
+    return _read(path, path.name, max_pixels)
+
+
+def _read(path: Path, name: str, max_pixels: int) -> Volume:
+    sitk = _simpleitk(name)
+    files = [str(path)]
+    if path.is_dir():
+        series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(path))
+        if len(series) != 1:
+            raise InvalidImageError(f"{name} holds {len(series)} DICOM series; expected a folder with one")
+        files = list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), series[0]))
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(files[0])
+    try:
+        reader.ReadImageInformation()
+        size, components = reader.GetSize(), reader.GetNumberOfComponents()
+        pixels = int(np.prod(size, dtype=np.float64)) * len(files)
+        if pixels > max_pixels:
+            raise TooManyPixelsError(f"{name} has {pixels} pixels; allowed are {max_pixels}")
+        if len(size) not in (2, 3) or components not in (1, 3):
+            raise InvalidImageError(
+                f"{name} has {len(size)} axes and {components} values a pixel; allowed are 2 or 3 axes and 1 value, or "
+                "3 for colour"
+            )
+        image = sitk.ReadImage(files) if path.is_dir() else reader.Execute()
+    except RuntimeError as error:
+        raise InvalidImageError(f"cannot decode {name}; the file may be truncated or corrupt") from error
+    planes = sitk.GetArrayFromImage(image)
+    planes = planes[None] if image.GetDimension() == 2 else planes
+    if planes.dtype.kind == "f" and not np.isfinite(planes).all():
+        raise InvalidImageError(f"{name} has NaN or infinite values")
+    window = _window({key: reader.GetMetaData(key).strip() for key in reader.GetMetaDataKeys()})
+    if planes.ndim == 4:
+        window = None
+    elif window is not None and planes.dtype == np.uint8:
+        planes = planes.astype(np.int16)  # which a window applies to
+    place = Geometry(image.GetOrigin(), image.GetSpacing(), image.GetDirection())
+    return Volume(np.ascontiguousarray(planes), place, window)
+
+
+def _window(tags: dict[str, str]) -> Window | None:
+    """DICOM's first window, by PS3.3 C.11.2.1.2, for values as SimpleITK gives them."""
+    try:
+        centre, width = (float(tags[key].split("\\")[0]) for key in ("0028|1050", "0028|1051"))
+        slope, intercept = float(tags.get("0028|1053", 1)), float(tags.get("0028|1052", 0))
+        largest = 2 ** int(tags.get("0028|0101", 16)) - 1
+    except (KeyError, ValueError):
+        return None
+    if tags.get("0028|1056") != "LINEAR_EXACT":
+        centre, width = centre - 0.5, width - 1
+    low, high = centre - width / 2, centre + width / 2
+    if not (np.isfinite([low, high]).all() and low < high):
+        return None
+    if tags.get("0028|0004") != "MONOCHROME1":
+        return low, high
+    if tags.get("0028|0103") != "0":
+        return None  # signed: how these are turned is nowhere written
+    # white is zero: the stored values were turned round, so the window is
+    total = slope * largest + 2 * intercept
+    return (total - high, total - low)
+
+
+def _simpleitk(name: str) -> Any:
+    try:
+        import SimpleITK  # noqa: N813, RUF100
+    except ImportError as error:
+        raise InvalidImageError(
+            f'{name} is a medical image and needs SimpleITK: pip install ".[medical]" in the checkout'
+        ) from error
+    return SimpleITK
+
+
+def _reason(error: RuntimeError) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
