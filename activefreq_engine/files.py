@@ -4,6 +4,8 @@ import contextlib
 import os
 import secrets
 import stat
+from collections.abc import Iterator
+from pathlib import Path
 
 
 def write_file(path: str | os.PathLike[str], content: bytes) -> None:
@@ -37,4 +39,24 @@ def write_file(path: str | os.PathLike[str], content: bytes) -> None:
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(partial)
+        raise
+
+
+@contextlib.contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """For writers that want a path: another one beside `path`, whose file is synced and renamed to it at the end.
+
+    One process at a time writes to a path.
+
+    Raises:
+        OSError: the file cannot be written; the target is then as it was.
+    """
+    partial = path.with_name(f"{path.name}.partial")  # always the same: what a kill leaves is written over
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
         raise

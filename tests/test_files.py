@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from activefreq_engine import masks
-from activefreq_engine.files import write_file
+from activefreq_engine.files import beside, write_file
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch, rng):
@@ -30,6 +30,23 @@ def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch, rng):
     monkeypatch.undo()
     masks.save_png(path, new)
     assert np.array_equal(masks.load_labels_png(path) > 0, new)
+
+
+def test_what_writes_to_a_path_replaces_it_as_a_whole(tmp_path):
+    path = tmp_path / "weights"
+    with beside(path) as partial:
+        partial.write_bytes(b"old")
+    assert path.read_bytes() == b"old"
+
+    def half(partial):
+        with beside(partial) as inner:
+            inner.write_bytes(b"ne")
+            raise OSError(errno.ENOSPC, "no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        half(path)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["weights"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")

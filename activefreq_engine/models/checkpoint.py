@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..files import beside
 from .freqformer import FreqFormer, FreqFormerConfig
 
 FORMAT = "activefreq-1"
@@ -64,9 +65,8 @@ def save_checkpoint(
         "sha256": weights_digest(state),
         "metadata": json.dumps(metadata or {}, sort_keys=True),
     }
-    partial = path.with_name(path.name + ".partial")
-    save_file(state, partial, metadata=header)
-    partial.replace(path)
+    with beside(path) as partial:
+        save_file(state, partial, metadata=header)
 
 
 def _described(config: FreqFormerConfig) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InvalidArgumentError
+from ..files import write_file
 from .data import SizeOf
 from .simulate import CLICKERS, PROMPTS, Clicker, Shares
 
@@ -168,10 +169,7 @@ def claim(config: TrainConfig, path: Path, *, write: bool = True) -> None:
                 "a new folder"
             )
     if write:
-        # a process of the same run may be reading it
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(wanted, indent=1))
-        partial.replace(path)
+        write_file(path, json.dumps(wanted, indent=1).encode())  # whole: a process of the same run may be reading it
 
 
 class Schedule(SizeOf):

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
 from ..errors import DatasetError, InvalidImageError
+from ..files import write_file
 from ..images import load_image, load_labels
 from ..images.folders import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, listing, match
 from .mix import Objects, Source
@@ -190,9 +191,7 @@ class PackWriter:
             box=np.array([box for *_, box, _ in self.objects], np.int32),
             edges=np.stack([edges for *_, edges in self.objects]).astype(np.int16),
         )
-        partial = self.target / "index.partial"
-        partial.write_text(json.dumps({**facts, "entries": self.entries}))
-        partial.replace(self.target / "index.json")
+        write_file(self.target / "index.json", json.dumps({**facts, "entries": self.entries}).encode())
 
 
 def members(labels: NDArray[Any], values: Sequence[int]) -> NDArray[np.uint8]:

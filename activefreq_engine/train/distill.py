@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import InvalidArgumentError, ModelLoadError
+from ..files import write_file
 from ..models import normalise
 from ..models.tinyvit import EMBEDDING, MobileSamEncoder, from_mobile_sam
 from .data import pack
@@ -115,7 +116,7 @@ def make_teacher(
     )
     mean, std = _moments(features_map, entries, grid)
     facts = {"images": [e["id"] for e in entries], "channels": EMBEDDING, "grid": grid, "mean": mean, "std": std}
-    (out / "teacher.json").write_text(json.dumps(facts))
+    write_file(out / "teacher.json", json.dumps(facts).encode())
     return out
 
 

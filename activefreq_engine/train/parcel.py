@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ..errors import DatasetError
+from ..files import beside
 from .data import PackWriter, pack
 from .mix import Source
 
@@ -61,9 +62,8 @@ def make_parcel(sources: Sequence[Source], path: Path, work: Path, max_side: int
     }
     tensors["ends"] = np.cumsum([[len(a), len(b)] for a, b in files], axis=0, dtype=np.int64)
     index["entries"] = [{k: e[k] for k in ("objects", "source", "id")} for e in entries]
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, {"index": json.dumps(index)})
-    partial.replace(path)
+    with beside(path) as partial:
+        save_file(tensors, partial, {"index": json.dumps(index)})
     return path
 
 

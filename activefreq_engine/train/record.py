@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ import torch
 
 from ..conventions import MIOU_CLICKS
 from ..errors import DatasetError
+from ..files import beside, write_file
 from ..models import FreqFormer
 
 if TYPE_CHECKING:
@@ -60,10 +62,11 @@ class Record:
         self._losses: list[torch.Tensor | float] = []
         # of a resumed run, only the rows up to the last save: the others will come again
         rows = [r for r in read_log(path) if int(r["step"]) <= step] if path.exists() else []
-        with path.open("w", newline="") as f:
-            writer = csv.DictWriter(f, self.FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
+        kept = io.StringIO(newline="")
+        writer = csv.DictWriter(kept, self.FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_file(path, kept.getvalue().encode())
         self.best = min((float(r["noc90"]) for r in rows if r["noc90"]), default=math.inf)
         """Lowest NoC@90 so far."""
         self.validated = max((int(r["step"]) for r in rows if r["noc90"]), default=-1)
@@ -143,6 +146,5 @@ def plot(log_path: Path, picture: Path) -> None:
     for axis in axes:
         axis.grid(alpha=0.3)
     axes[-1].set_xlabel("step")
-    partial = picture.with_suffix(".partial")
-    figure.savefig(partial, dpi=120, format="png")
-    partial.replace(picture)
+    with beside(picture) as partial:
+        figure.savefig(partial, dpi=120, format="png")

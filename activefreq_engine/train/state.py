@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import InvalidArgumentError
+from ..files import beside
 from ..models import FreqFormer, save_checkpoint
 from .config import TrainConfig
 
@@ -48,10 +49,9 @@ def save_state(
     for i, s in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in s.items()}
     facts = {"step": step, "elapsed": elapsed, "scaler": scaler.state_dict() if scaler else None}
-    partial = path.with_suffix(".partial")
     stored = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    save_file(stored, partial, {"facts": json.dumps(facts)})
-    partial.replace(path)
+    with beside(path) as partial:
+        save_file(stored, partial, {"facts": json.dumps(facts)})
 
 
 def load_state(

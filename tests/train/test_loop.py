@@ -193,7 +193,7 @@ def whole(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_while_saving_and_resumed(pairs: Path, whole: Path, tmp_path: Path) -> None:
     killed = subprocess.run([sys.executable, str(PROGRAM), "kill", str(pairs), str(tmp_path), "5"], check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert (tmp_path / "state.partial").stat().st_size == 1000
+    assert (tmp_path / "state.safetensors.partial").stat().st_size == 1000
     assert (tmp_path / "curve.png").exists()
     assert read_metadata(tmp_path / "model.safetensors")["metadata"]["steps"] == 4
     train(tiny(pairs), tmp_path, device="cpu")
