@@ -558,21 +558,29 @@ class Session:
 
     # --- export ---
 
-    def save_mask(self, path: str | os.PathLike[str]) -> None:
-        """Write the mask as an 8-bit grey PNG, 0 and 255."""
-        masks.save_png(path, self.mask)
+    def save_mask(self, path: str | os.PathLike[str], *, number: int | None = None) -> None:
+        """Write a mask as an 8-bit grey PNG, 0 and 255.
+
+        Args:
+            path: of the file; it is replaced whole.
+            number (int, optional): of the object, as in `mask_of`. Default: the current one.
+        """
+        masks.save_png(path, self._exported(number))
 
     def save_labels(self, path: str | os.PathLike[str]) -> None:
         """Write `labels` as an indexed PNG (16-bit grey from 256 objects on)."""
         masks.save_labels_png(path, self.labels)
 
-    def to_coco_rle(self, *, compressed: bool = True) -> dict[str, Any]:
-        """The mask as COCO run-length encoding, see `masks.to_coco_rle`."""
-        return masks.to_coco_rle(self.mask, compressed=compressed)
+    def to_coco_rle(self, *, compressed: bool = True, number: int | None = None) -> dict[str, Any]:
+        """A mask as COCO run-length encoding, see `masks.to_coco_rle`; `number` as for `save_mask`."""
+        return masks.to_coco_rle(self._exported(number), compressed=compressed)
 
-    def to_polygons(self, *, holes: Literal["keep", "drop"] = "keep") -> list[masks.Polygon]:
-        """The mask as polygons, see `masks.to_polygons`."""
-        return masks.to_polygons(self.mask, holes=holes)
+    def to_polygons(self, *, holes: Literal["keep", "drop"] = "keep", number: int | None = None) -> list[masks.Polygon]:
+        """A mask as polygons, see `masks.to_polygons`; `number` as for `save_mask`."""
+        return masks.to_polygons(self._exported(number), holes=holes)
+
+    def _exported(self, number: int | None) -> NDArray[np.bool_]:
+        return self.mask if number is None else self.mask_of(number)
 
     # --- a session survives its process ---
 
