@@ -317,6 +317,16 @@ def test_cmyk_by_its_profile():
 # --- hostile files, and files that are no pictures ---
 
 
+def test_palettes_of_eight_bits_in_a_tiff(rng):
+    # the standard has 16 bits; old writers, and some new ones, put 0 to 255 there
+    colours, indices = rng.integers(0, 256, (256, 3), dtype=np.uint8), rng.integers(0, 256, (17, 23), dtype=np.uint8)
+    colours[0] = 255
+    for scale in (1, 257):
+        out = io.BytesIO()
+        tifffile.imwrite(out, indices, photometric="palette", colormap=colours.T.astype(np.uint16) * scale)
+        assert np.array_equal(load_image(out.getvalue()), colours[indices])
+
+
 def test_what_is_no_picture_is_named(tmp_path):
     for data, says in [
         (bytes(128) + b"DICM" + bytes(400), "DICOM"),
