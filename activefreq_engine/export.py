@@ -172,6 +172,7 @@ def _write(half: nn.Module, inputs: dict[str, Tensor], outputs: dict[str, Tensor
         del part.metadata_props[:]  # stack traces, with the paths of this machine
     proto.ir_version = IR_VERSION
     _add_zero_bias(proto)
+    _multiply_before_erf(proto)
     onnx.checker.check_model(proto)
     content = proto.SerializeToString()
     write_file(path, content)
@@ -196,6 +197,34 @@ def _add_zero_bias(proto: Any) -> None:
                 tensors[name] = numpy_helper.from_array(0 * scale, name)
                 proto.graph.initializer.append(tensors[name])
             node.input.append(name)
+
+
+def _multiply_before_erf(proto: Any) -> None:
+    """GELU's ``erf(x / sqrt(2))`` as ``erf(x * sqrt(1/2))``: OpenCV 5.0 takes the former for a GELU, and dies."""
+    from onnx import numpy_helper
+
+    tensors = {t.name: t for t in proto.graph.initializer}
+    makers = {node.output[0]: node for node in proto.graph.node}
+    for node in proto.graph.node:
+        divided = makers.get(node.input[0]) if node.op_type == "Erf" else None
+        if divided is not None and divided.op_type == "Div" and divided.input[1] in tensors:
+            divisor = tensors[divided.input[1]]
+            name = f"{divisor.name}_inverse"
+            if name not in tensors:
+                value = numpy_helper.to_array(divisor)
+                tensors[name] = numpy_helper.from_array((1 / value).astype(value.dtype), name)
+                proto.graph.initializer.append(tensors[name])
+            divided.op_type, divided.input[1] = "Mul", name
+    used = {name for node in proto.graph.node for name in node.input}
+    for tensor in [t for t in proto.graph.initializer if t.name not in used]:
+        proto.graph.initializer.remove(tensor)
+
+
+RUNTIMES = {
+    "onnxruntime": "1.15 and newer: prepare, click, refine",
+    "opencv dnn": "5.0 and newer: prepare and click; it has no GridSample for refine. 4.x cannot read them",
+}
+"""Where the files were tried, and what answers as the model does."""
 
 
 @contextlib.contextmanager
@@ -239,6 +268,7 @@ def _manifest(name: str, model: FreqFormer, plan: Any, graphs: dict[str, Any]) -
         },
         "boxes": "x0, y0, x1, y1, half-open, in network pixels",
         "mask": {"probability": "sigmoid of the logits", "threshold": threshold, "inside": "probability > threshold"},
+        "runtimes": RUNTIMES,
         "graphs": graphs,
     }
 

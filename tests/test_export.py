@@ -3,9 +3,12 @@
 import hashlib
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -91,6 +94,39 @@ def test_parity_on_random_inputs(model: FreqFormer, exported: Exported, rng: np.
         refined = model.refine(want, boxes, crop, disks)
         (got,) = exported("refine", embedding, logits, boxes.numpy(), crop.numpy(), disks.numpy())
         assert largest(got, refined) <= TOLERANCE
+
+
+OPENCV = """
+import sys, cv2, numpy as np
+folder, given = sys.argv[1], np.load(sys.argv[2])
+answers = {}
+for name, inputs, outputs in (
+    ("prepare", ["image"], ["c1", "p1"]), ("click", ["c1", "p1", "clicks"], ["logits", "embedding"])
+):
+    net = cv2.dnn.readNetFromONNX(f"{folder}/{name}.onnx")
+    for i in inputs:
+        net.setInput(answers.get(i, given[i] if i in given else None), i)
+    answers.update(zip(outputs, net.forward(outputs)))
+np.savez(sys.argv[2], **answers)
+"""
+
+
+@pytest.mark.skipif(int(cv2.__version__.split(".")[0]) < 5, reason="OpenCV 4 cannot read them, as the manifest says")
+def test_opencv_answers_as_onnx_runtime(
+    folder: Path, manifest: dict[str, Any], exported: Exported, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    image, clicks = random(rng, 1, 3, H, W).numpy(), (random(rng, 1, 3, H, W) > 1).float().numpy()
+    np.savez(tmp_path / "given.npz", image=image, clicks=clicks)
+    # in a process of its own: what OpenCV cannot read has ended it
+    command = [sys.executable, "-c", OPENCV, str(folder), str(tmp_path / "given.npz")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    answers = np.load(tmp_path / "given.npz")
+    c1, p1 = exported("prepare", image)
+    logits, embedding = exported("click", c1, p1, clicks)
+    for name, wanted in (("logits", logits), ("embedding", embedding)):
+        assert np.abs(answers[name].reshape(wanted.shape) - wanted).max() <= TOLERANCE
+    assert set(manifest["runtimes"]) == {"onnxruntime", "opencv dnn"}
 
 
 @torch.inference_mode()
