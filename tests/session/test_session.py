@@ -1262,6 +1262,21 @@ def test_damaged_state(engine, rng, path, value):
 # --- export ---
 
 
+def test_one_object_of_several_is_exported(session, rng, tmp_path):
+    wanted = [rng.random(session.shape) < 0.5 for _ in range(3)]
+    for mask in wanted:
+        session.next_object()
+        session.load_mask(mask)
+    for number, mask in enumerate(wanted, 1):
+        assert np.array_equal(masks.from_coco_rle(session.to_coco_rle(number=number)), mask)
+        assert np.array_equal(masks.from_polygons(session.to_polygons(number=number), *session.shape), mask)
+        session.save_mask(tmp_path / "m.png", number=number)
+        assert np.array_equal(masks.load_labels_png(tmp_path / "m.png") > 0, mask)
+    for call in (session.to_coco_rle, session.to_polygons, lambda number: session.save_mask("x", number=number)):
+        with pytest.raises(InvalidArgumentError, match="object"):
+            call(number=4)
+
+
 def test_export(session, tmp_path):
     session.click(20, 10)
     session.click(25, 15, False)
