@@ -17,7 +17,7 @@ from activefreq_engine.session.arguments import click_list
 from activefreq_engine.session.canvas import Canvas, Layer
 from activefreq_engine.session.click import advance
 from activefreq_engine.session.history import Pass, Picture, Scene, SessionSettings, Step
-from activefreq_engine.session.painter import interpolate, neighbours
+from activefreq_engine.session.zoom import interpolate, neighbours
 from activefreq_engine.types import BoxPrompt, Click
 
 LOW = 256

@@ -55,8 +55,8 @@ class StepRequest:
     """uint8 RGB `[h, w, 3]`; may be None when `features` is given."""
     features: Any | None
     """`StepAnswer.features` of an earlier step on the same crop."""
-    previous: NDArray[np.float32]
-    """float32 `[h, w]`: probabilities before this click, zeros at first."""
+    previous: NDArray[np.float32] | NDArray[np.uint16]
+    """`[h, w]`: what was before this click, as probabilities (float32) or as levels (uint16); zeros at first."""
     points: NDArray[np.float32]
     """float32 `[2N, 2]`: click slots as `click_maps` takes them."""
 

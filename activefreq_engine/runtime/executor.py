@@ -43,13 +43,13 @@ class Executor(Protocol):
         """Features of each crop, uint8 RGB `[h, w, 3]`.  May not be done yet when it returns."""
 
     def click(
-        self, features: Sequence[Any], previous: Sequence[NDArray[np.float32]], points: Sequence[NDArray[np.float32]]
+        self, features: Sequence[Any], previous: Sequence[NDArray[Any]], points: Sequence[NDArray[np.float32]]
     ) -> list[tuple[Found, Any]]:
         """Probabilities `[h, w]` of each click, and its coarse answer.
 
         Args:
             features: what `prepare` returned.
-            previous: float32 `[h, w]`, probabilities before the click.
+            previous: `[h, w]`, before the click: probabilities in float32, or levels in uint16.
             points: float32 `[2 * SLOTS, 2]`, click slots as `click_maps` takes them.
         """
 

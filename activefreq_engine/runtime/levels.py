@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -45,6 +45,9 @@ def from_logits(logits: Tensor) -> list[Found]:
     return [Found(found, total) for found, total in zip(out.levels.cpu().numpy(), out.total.tolist(), strict=True)]
 
 
-def probabilities(levels: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """float32 of the same shape."""
-    return levels.astype(np.float32) / np.float32(ONE)
+def probabilities(values: NDArray[np.uint16] | NDArray[np.float32]) -> NDArray[np.float32]:
+    """float32 of the same shape: of levels, or probabilities as they are."""
+    if values.dtype != np.uint16:
+        return cast("NDArray[np.float32]", values)
+    found: NDArray[np.float32] = values.astype(np.float32)
+    return np.divide(found, np.float32(ONE), out=found)

@@ -58,9 +58,9 @@ class Modules:
         return [_take(features, k) for k in range(len(crops))]
 
     def click(
-        self, features: Sequence[Any], previous: Sequence[NDArray[np.float32]], points: Sequence[NDArray[np.float32]]
+        self, features: Sequence[Any], previous: Sequence[NDArray[Any]], points: Sequence[NDArray[np.float32]]
     ) -> list[tuple[Found, Any]]:
-        before = torch.from_numpy(np.stack(previous)).to(self.device)
+        before = torch.from_numpy(np.stack([levels.probabilities(p) for p in previous])).to(self.device)
         clicks = torch.cat([before[:, None], self._disks(points, *before.shape[1:])], dim=1)
         coarse = self.model.decode_clicks(_stack(features), clicks)
         return [(found, _take(coarse, k)) for k, found in enumerate(levels.from_logits(coarse.logits))]

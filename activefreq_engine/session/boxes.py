@@ -3,6 +3,7 @@
 They follow the geometry rule of `activefreq_engine.conventions`.
 """
 
+import math
 from collections.abc import Callable, Iterator
 
 import cv2
@@ -36,7 +37,7 @@ def clamp(box: tuple[float, float, float, float], bounds: Box) -> tuple[float, f
 def to_pixels(box: tuple[float, float, float, float], bounds: Box) -> Box:
     """The smallest whole-pixel box that covers `box` within `bounds`."""
     x0, y0, x1, y1 = clamp(box, bounds)
-    return int(np.floor(x0)), int(np.floor(y0)), int(np.ceil(x1)), int(np.ceil(y1))
+    return math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)
 
 
 def contains(box: Box, click: Click) -> bool:

@@ -6,7 +6,7 @@ always paints the same pixels, so undo needs no network and restores the mask bi
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -18,9 +18,9 @@ from activefreq_engine.kernels.region_stats import binary_entropy
 from activefreq_engine.runtime.levels import ONE, probabilities
 from activefreq_engine.session.boxes import bbox_from_sides, mask_bbox, to_pixels, union
 from activefreq_engine.session.packed_mask import PackedMask
-from activefreq_engine.session.painter import Painter, interpolate, neighbours
+from activefreq_engine.session.painter import Painter, limit
 from activefreq_engine.session.prompts import Drawn, Mark, enforce, pixel_box
-from activefreq_engine.session.zoom import resize
+from activefreq_engine.session.zoom import interpolate, neighbours, resize
 from activefreq_engine.types import Box, Click
 
 _MOST_LAYERS = 16  # views that lie beside each other; of more, the older half becomes one layer
@@ -84,17 +84,17 @@ class Canvas:
     layers: tuple[Layer, ...] = ()
     marks: tuple[Mark, ...] = ()
     fixed: PackedMask | None = None
-    extent: Box | None = field(init=False)
-    """Outside of it all probabilities are 0."""
 
-    def __post_init__(self) -> None:
+    @property
+    def extent(self) -> Box | None:
+        """Outside of it all probabilities are 0."""
         extent: Box | None = (0, 0, self.width, self.height) if self.fixed else None
         for layer in self.layers:
             extent = union(extent, layer.box)
         for mark in self.marks:
             if isinstance(mark, Click) or (isinstance(mark, Drawn) and mark.decides):
                 extent = union(extent, pixel_box(mark))
-        object.__setattr__(self, "extent", extent)
+        return extent
 
     @property
     def clicks(self) -> tuple[Click, ...]:
@@ -113,11 +113,12 @@ class Canvas:
         if len(left) <= _MOST_LAYERS:
             return left
         old = Canvas(self.height, self.width, self.threshold, left[: -_MOST_LAYERS // 2])
-        assert old.extent is not None
-        x0, y0, x1, y1 = old.extent
+        extent = old.extent
+        assert extent is not None
+        x0, y0, x1, y1 = extent
         shrink = min(1.0, _MERGED_SIDE / max(x1 - x0, y1 - y0))
         h, w = max(1, round((y1 - y0) * shrink)), max(1, round((x1 - x0) * shrink))
-        return (Layer.of(old.extent, old.sample(old.extent, h, w)), *left[-_MOST_LAYERS // 2 :])
+        return (Layer.of(extent, old.sample(extent, h, w)), *left[-_MOST_LAYERS // 2 :])
 
     @property
     def is_packed(self) -> bool:
@@ -137,23 +138,37 @@ class Canvas:
 
     def mask(self) -> NDArray[np.bool_]:
         """bool `[H, W]`: probability above the threshold."""
-        out = np.zeros((self.height, self.width), np.bool_)
-        if self.fixed is not None:
-            for y0, y1, strip in self._strips():
-                np.greater(strip, self.threshold, out=out[y0:y1])
-            return out
-        for i, layer in enumerate(self.layers):
-            hidden = self.layers[i + 1].box if i + 1 < len(self.layers) else None
-            Painter(layer.box, self._values(layer)).threshold(out, self.threshold, blank=i == 0, hidden=hidden)
-        enforce(self.marks, out)
+        if self.fixed is not None:  # which overrules what differs from it
+            out = self.fixed.unpack()
+            enforce(self.marks, out)
+        else:
+            out = np.zeros((self.height, self.width), np.bool_)
+            self.paint(out)
         return out
+
+    def paint(self, out: NDArray[np.bool_]) -> Painter | None:
+        """Paint into bool `[H, W]`, all False so far.  Not for a canvas with `fixed`.
+
+        Returns:
+            What painted it, if the canvas has one layer.
+        """
+        painters = self._painters()
+        for i, painter in enumerate(painters):
+            hidden = painters[i + 1].box if i + 1 < len(painters) else None
+            painter.threshold(out, blank=i == 0, hidden=hidden)
+        enforce(self.marks, out)
+        return painters[0] if len(painters) == 1 else None
+
+    def painter(self) -> Painter | None:
+        """What paints the canvas, but for its marks; None if it has several layers, or none, or `fixed`."""
+        return self._painters()[0] if len(self.layers) == 1 and self.fixed is None else None
 
     def reach(self) -> Box | None:
         """A box outside of which the mask is empty, larger than the mask's by two pixels of a layer at most; None when
         the mask is empty.  Not for a canvas with `fixed`."""
         box: Box | None = None
         for layer in self.layers:
-            found = mask_bbox(layer.values > max(0, int(ONE * self.threshold) - 1))
+            found = mask_bbox(layer.values > limit(self.threshold) >> 16)
             if found is None:
                 continue
             x0, y0, x1, y1 = layer.box
@@ -172,6 +187,14 @@ class Canvas:
         for y0, y1, strip in self._strips():
             out[y0:y1] = binary_entropy(torch.from_numpy(strip)).numpy()
         return out
+
+    def kept(self, box: Box, height: int, width: int) -> NDArray[np.uint16] | None:
+        """The levels on a grid over `box` where they are what was painted last, whole: what `sample` gives as
+        probabilities.  None where it has more to do."""
+        if self.fixed is not None or not self.layers:
+            return None
+        last = self.layers[-1]
+        return last.values if last.box == box and last.shape == (height, width) else None
 
     def sample(self, box: Box, height: int, width: int) -> NDArray[np.float32]:
         """Probabilities on a grid of float32 `[height, width]` over `box`, what marks decide not enforced.
@@ -203,20 +226,20 @@ class Canvas:
             out = np.where((out > self.threshold) == (given > 0.5), out, given) if self.layers else given
         return out
 
-    def _values(self, layer: Layer) -> NDArray[np.float32]:
-        """A layer's probabilities, never finer than the image."""
-        x0, y0, x1, y1 = layer.box
-        return layer.shrunk(y1 - y0, x1 - x0)
+    def _painters(self) -> list[Painter]:
+        highest = limit(self.threshold)
+        return [Painter(layer.box, layer.values, highest) for layer in self.layers]
 
     def _strips(self) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
         """(y0, y1, float32 `[y1 - y0, W]`) over the rows of the extent."""
-        if self.extent is None:
+        extent = self.extent
+        if extent is None:
             return
         rows = max(1, _STRIP_VALUES // self.width)
-        painters = [Painter(layer.box, self._values(layer)) for layer in self.layers]
+        painters = self._painters()
         bits = self.fixed.rows() if self.fixed is not None else None
-        for y0 in range(self.extent[1], self.extent[3], rows):
-            y1 = min(y0 + rows, self.extent[3])
+        for y0 in range(extent[1], extent[3], rows):
+            y1 = min(y0 + rows, extent[3])
             strip = np.zeros((y1 - y0, self.width), np.float32)
             for painter in painters:
                 painter.paint(strip, y0, y1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -98,9 +99,7 @@ def advance(
     for turn, own, f in zip(asked, layers, focus, strict=True):
         if f is not None:
             detail = next(refined)
-            if zoom.left_out(disks(turn.marks, f[0], *detail.shape), f[0]):
-                detail = _held(turn, f[0], detail, turn.step.canvas.sample(f[0], *detail.shape))
-            own.append(Layer.of(f[0], detail))
+            own.append(Layer.of(f[0], _held(turn, f[0], detail, None)))
     for turn, answer in zip(asked, answers, strict=True):
         turn.picture.features.keep(turn.box, answer.features)
     found = iter([_outcome(t, tuple(own)) for t, own in zip(asked, layers, strict=True)])
@@ -133,11 +132,11 @@ def _agrees(picture: Picture, step: Step, new: Pass) -> bool:
 
 def _unmoved(picture: Picture, step: Step, new: Pass) -> Outcome:
     """The outcome of prompts that change nothing."""
-    mask = picture.mask(step.canvas)
+    shown = picture.showing(step.canvas)
     canvas = replace(step.canvas, marks=with_marks(step.canvas.marks, new.marks))
-    picture.show(canvas, mask)
+    picture.shown = shown.beneath(canvas)
     event = prompt_of(new.marks[-1])
-    return Outcome(replace(step, event=event, canvas=canvas, passes=(*step.passes, new)), mask, None)
+    return Outcome(replace(step, event=event, canvas=canvas, passes=(*step.passes, new)), shown.mask, None)
 
 
 def _turn(engine: Engine, picture: Picture, step: Step, new: Pass) -> _Turn:
@@ -157,8 +156,15 @@ def _turn(engine: Engine, picture: Picture, step: Step, new: Pass) -> _Turn:
     box = roi or picture.bounds
     h, w = zoom.network_shape(box, engine.size)
     features = picture.features.get(box)
-    previous = np.zeros((h, w), np.float32) if begins is not None else step.canvas.sample(box, h, w)
-    if isinstance(newest, BoxPrompt) or (isinstance(newest, Drawn) and isinstance(newest.prompt, Lasso)):
+    outlined = isinstance(newest, BoxPrompt) or (isinstance(newest, Drawn) and isinstance(newest.prompt, Lasso))
+    kept = None if outlined else step.canvas.kept(box, h, w)
+    previous: NDArray[Any]
+    if begins is not None:
+        previous = np.zeros((h, w), np.float32)
+    else:
+        previous = step.canvas.sample(box, h, w) if kept is None else kept
+    if outlined:
+        assert not isinstance(newest, Click)
         inside = area_on(newest, box, h, w, picture.bounds)
         if says_inside(newest):
             previous = np.where(inside, np.maximum(previous, OUTLINED), previous)
@@ -186,8 +192,10 @@ def _within(view: Box, mark: Mark) -> bool:
     return not isinstance(mark, BoxPrompt) and boxes.union(view, pixel_box(mark)) == view
 
 
-def _held(turn: _Turn, box: Box, found: NDArray[np.uint16], previous: NDArray[np.float32]) -> NDArray[np.uint16]:
+def _held(turn: _Turn, box: Box, found: NDArray[np.uint16], previous: NDArray[Any] | None) -> NDArray[np.uint16]:
     """The network's answer on `box`, with the surroundings of clicks that were too many to be shown as before.
+
+    `previous` is what was there, levels or probabilities; by default what the canvas has.
 
     A piece of the object that holds such a click, and none that was shown, stays whole; else the disk around it does.
     """
@@ -196,12 +204,13 @@ def _held(turn: _Turn, box: Box, found: NDArray[np.uint16], previous: NDArray[np
     old = zoom.left_out(clicks, box)
     if not old:
         return found
+    before = turn.step.canvas.sample(box, h, w) if previous is None else levels.probabilities(previous)
 
     def at(click: Click) -> tuple[int, int]:
         u, v = boxes.to_network(int(click.x) + 0.5, int(click.y) + 0.5, box, h, w)
         return min(max(int(u), 0), w - 1), min(max(int(v), 0), h - 1)
 
-    _, pieces = cv2.connectedComponents((previous > turn.picture.settings.threshold).astype(np.uint8), connectivity=8)
+    _, pieces = cv2.connectedComponents((before > turn.picture.settings.threshold).astype(np.uint8), connectivity=8)
     shown = [c for c in clicks if c not in old and boxes.contains(box, c)]  # or overruled by one that is
     touched = {int(pieces[v, u]) for u, v in map(at, shown)}
     held = np.zeros((h, w), np.uint8)
@@ -214,7 +223,7 @@ def _held(turn: _Turn, box: Box, found: NDArray[np.uint16], previous: NDArray[np
             cv2.circle(held, (u, v), DISK, 1, -1)
     for click in shown:  # which have the last word
         cv2.circle(held, at(click), DISK, 0, -1)
-    return np.where(held > 0, np.rint(previous * float(levels.ONE)).astype(np.uint16), found)
+    return np.where(held > 0, np.rint(before * float(levels.ONE)).astype(np.uint16), found)
 
 
 def _focus(engine: Engine, turn: _Turn, answer: StepAnswer) -> tuple[Box, RefineRequest] | None:
@@ -225,7 +234,7 @@ def _focus(engine: Engine, turn: _Turn, answer: StepAnswer) -> tuple[Box, Refine
     h, w = answer.levels.shape
     if zoom.sharp(turn.box, h, w):
         return None
-    previous = turn.request.previous
+    previous = levels.probabilities(turn.request.previous)
     newest = turn.new.marks[-1]
     drawn = isinstance(newest, Drawn) and isinstance(newest.prompt, Scribble)
     at = disks([newest], turn.box, h, w) if drawn else [newest] if isinstance(newest, Click) else []
@@ -256,21 +265,23 @@ def _outcome(turn: _Turn, layers: tuple[Layer, ...]) -> Outcome:
     """The finished step."""
     picture, step, new = turn.picture, turn.step, turn.new
     last = step.canvas
-    before = picture.mask(last)
+    before = picture.showing(last)
     fresh = isinstance(new.marks[-1], BoxPrompt)
     if turn.roi is not None and turn.roi == new.view and not fresh:
         layers = (*last.beside(turn.roi), *layers)  # what lies outside of a view was not looked at: it stays
     canvas = Canvas(last.height, last.width, last.threshold, layers, turn.marks)
-    mask, reach = canvas.mask(), canvas.reach()
-    if last.fixed is not None and not fresh:
-        redrawn, mask = mask, before
+    if last.fixed is None or fresh:
+        picture.shown, mask_box, changed = before.then(canvas, step.mask_box)
+        mask = picture.shown.mask
+    else:
+        redrawn, mask = canvas.mask(), before.mask
         for mark in new.marks:
             if isinstance(mark, (Click, Drawn)):
                 mask = merge(mask, redrawn, mark, turn.box)
-        reach = boxes.union(step.mask_box, reach)
+        reach = boxes.union(step.mask_box, canvas.reach())
         canvas = Canvas(last.height, last.width, last.threshold, layers, turn.marks, PackedMask.of(mask))
-    mask_box = boxes.bbox_from_sides(lambda box: mask[box[1] : box[3], box[0] : box[2]], reach)
-    changed = changed_bbox(before, mask, boxes.union(step.mask_box, mask_box))
-    picture.show(canvas, mask)
+        mask_box = boxes.bbox_from_sides(lambda box: mask[box[1] : box[3], box[0] : box[2]], reach)
+        changed = changed_bbox(before.mask, mask, boxes.union(step.mask_box, mask_box))
+        mask = picture.show(canvas, mask)
     start, passes = (None, (new,)) if fresh else (step.start, (*step.passes, new))
     return Outcome(Step(prompt_of(new.marks[-1]), canvas, turn.roi, mask_box, start, passes), mask, changed)

@@ -17,6 +17,7 @@ from activefreq_engine.session.features import FeatureCache
 from activefreq_engine.session.packed_mask import PackedMask
 from activefreq_engine.session.packing import Packing
 from activefreq_engine.session.prompts import Mark, prompt_of
+from activefreq_engine.session.shown import Shown
 from activefreq_engine.types import Box, Click, Prompt
 
 AT_HAND = 16  # newest steps of the current object that are not packed
@@ -129,8 +130,8 @@ class Picture:
     window: tuple[float, float] | None
     """As given to `set_image`."""
     settings: SessionSettings
-    painted: tuple[Canvas, NDArray[np.bool_]] | None = None
-    """The canvas whose mask was asked for last, and that mask."""
+    shown: Shown | None = None
+    """What was asked for last."""
     digest: str | None = None
     """Of the image; computed when asked for."""
     features: FeatureCache = field(default_factory=FeatureCache)
@@ -165,16 +166,19 @@ class Picture:
 
     def mask(self, canvas: Canvas) -> NDArray[np.bool_]:
         """bool `[H, W]`, read-only: the mask of a canvas, painted once while it is asked for again and again."""
-        painted = self.painted
-        if painted is None or painted[0] is not canvas:
-            painted = self.show(canvas, canvas.mask())
-        return painted[1]
+        return self.showing(canvas).mask
 
-    def show(self, canvas: Canvas, mask: NDArray[np.bool_]) -> tuple[Canvas, NDArray[np.bool_]]:
-        """Remember the mask of a canvas; it becomes read-only."""
-        mask.flags.writeable = False
-        painted = self.painted = (canvas, mask)
-        return painted
+    def showing(self, canvas: Canvas) -> Shown:
+        """The same, with what the next mask is made from."""
+        shown = self.shown
+        if shown is None or shown.canvas is not canvas:
+            shown = self.shown = Shown.of(canvas)
+        return shown
+
+    def show(self, canvas: Canvas, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Remember the mask of a canvas, which nobody may write to any more; as read-only."""
+        self.shown = shown = Shown.given(canvas, mask)
+        return shown.mask
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activefreq_engine.acselect import AcSelect, check_count
+from activefreq_engine.runtime import levels
 from activefreq_engine.runtime.engine import Engine
 from activefreq_engine.session import boxes
 from activefreq_engine.session.click import _turn
@@ -64,7 +65,7 @@ def _scores(engine: Engine, scene: Scene, candidates: list[Suggestion]) -> list[
     scores = []
     for s, turn, answer in zip(candidates, turns, engine.run([t.request for t in turns]), strict=True):
         picture.features.keep(turn.box, answer.features)
-        before, after = turn.request.previous, answer.probs
+        before, after = levels.probabilities(turn.request.previous), answer.probs
         h, w = before.shape
         u, v = boxes.to_network(s.x + 0.5, s.y + 0.5, turn.box, h, w)
         p = float(before[min(max(int(v), 0), h - 1), min(max(int(u), 0), w - 1)])

@@ -1,62 +1,96 @@
-"""Small probability maps enlarged to image pixels, tile by tile.
+"""Which pixels a small map of levels puts into the mask: in whole numbers, so that everybody finds the same ones.
 
-A tile whose values all lie on one side of the threshold is filled without being enlarged: interpolation stays between
-its corners.  What a mask costs is then its outline and not its area.  A map on a small box is enlarged as a whole,
-which is quicker there.  Every pixel of a map is computed by the same arithmetic whatever else is painted, so
-`threshold` and `paint` agree bit by bit.
+**The rule.**  A map of levels (0 to 65535, see `runtime.levels`) lies on a box of the image.  Along each axis, of m
+pixels and n levels, a pixel takes shares of levels, in 256ths that add up to 256:
+
+- n <= m: the centre of pixel i is at ((2 i + 1) n - m) / 2m, counted from the centre of the first level, and held
+  within 0 .. n - 1.  The level before it has 256 - w and the one after it w, the rest of that position in 256ths,
+  rounded to the nearest, halves up.
+- n > m: pixel i covers the levels from i n / m to (i + 1) n / m.  Up to the end of each level it has covered a part of
+  itself, in 256ths, rounded to the nearest, halves up; a level's share is the part at its end less that at its start.
+
+A pixel's *sum* is that of its levels, each times its shares along both axes: at most 65535 * 65536, so it fits 32 bits.
+The pixel's probability is the sum over that, rounded to float32; the pixel is in the mask when its sum is above
+`limit(threshold)`, which says the same as the probability's being above the threshold.
+
+Nothing is rounded on the way and no order of additions matters: this module, a kernel on a device, and a
+session that was restored elsewhere agree in every bit.
+
+**Cells.**  Where no axis has more levels than pixels, the pixels between four neighbouring levels are a cell.  Where
+all four lie on one side of the limit so do the pixels; what has to be computed is the outline, and from one click to
+the next the cells that changed sides.
 """
 
 from __future__ import annotations
 
-from itertools import groupby
-from typing import Any
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from activefreq_engine.types import Box
+from activefreq_engine.runtime.levels import ONE
+from activefreq_engine.session.boxes import mask_bbox, union
+from activefreq_engine.types import Box, Click
 
-_TILE = 128  # pixels along a tile's side, at least; fewer take longer to begin than to fill
-_CELLS = 16  # values along a tile's side, at least
-_SMALL = 1 << 19  # pixels of a box: enlarged as a whole in 0.1 to 0.3 ms
-_MARGIN = 1e-6  # above what rounding adds to an interpolated probability
-_ABOVE, _BELOW, _BOTH, _HIDDEN = range(4)  # where the values of a tile lie; hidden: it does not matter
+PARTS = 256
+"""Of the way from one level to the next, along each axis."""
+_PARTS = np.uint32(PARTS)
+_WHOLE = float(ONE * PARTS * PARTS)
+_AT_ONCE = 1 << 15  # pixels computed at once: what is used for it stays in the processor's cache
+_STRIP = 1 << 20  # pixels of the inside filled at once, for the same reason
+_LARGE = 1 << 19  # pixels of the inside from which on its runs are looked for
+_RUN = 512  # pixels that are filled one by one while a run of them begins and ends
+_ALL = 4  # levels of a cell
+
+
+@lru_cache(maxsize=16)
+def limit(threshold: float) -> int:
+    """The largest sum whose probability, a float32, is not above the threshold."""
+    least, most = 0, ONE * PARTS * PARTS  # the sum is in least .. most
+    while least < most:
+        middle = (least + most + 1) // 2
+        if np.float32(middle / _WHOLE) > np.float32(threshold):
+            most = middle - 1
+        else:
+            least = middle
+    return least
 
 
 class _Axis:
-    """Where the pixels of one axis lie between the values: pixel i is `values[low] + weight * (next - values[low])`."""
+    """Where the pixels of one axis lie between the levels, by the rule."""
 
     def __init__(self, pixels: int, values: int) -> None:
-        self.low, self.weight = neighbours((np.arange(pixels) + 0.5) * (values / pixels) - 0.5, values)
-        self.values = values
-        self.cells = max(_CELLS, -(-_TILE * values // pixels))
-        starts = np.arange(0, max(1, values - 1), self.cells)
-        self.edges = [*np.searchsorted(self.low, starts).tolist(), pixels]
-        """Tile k has the pixels from `edges[k]` to `edges[k + 1]`."""
+        self.shrinks = values > pixels
+        i = np.arange(pixels)
+        if self.shrinks:
+            first = i * values // pixels
+            reach = np.arange(2 + (values - 1) // pixels + 1)[:, None] + first  # the levels it may touch, and one more
+            covered = np.clip(reach * pixels - i * values, 0, values)
+            self.shares: NDArray[np.uint32] = np.diff((2 * PARTS * covered + values) // (2 * values), axis=0).astype(
+                np.uint32
+            )
+            self.levels: NDArray[np.intp] = np.minimum(reach[:-1], values - 1)
+            return
+        place = np.clip((2 * i + 1) * values - pixels, 0, 2 * pixels * (values - 1))
+        self.low: NDArray[np.intp] = np.minimum(place // (2 * pixels), max(0, values - 2))
+        rest = place - self.low * (2 * pixels)
+        weight = ((rest * PARTS + pixels) // (2 * pixels)).astype(np.uint32)
+        self.levels = np.stack([self.low, np.minimum(self.low + 1, values - 1)])
+        """`[shares of a pixel, pixels]`: of which levels."""
+        self.shares = np.stack([_PARTS - weight, weight])
+        """Likewise: how much."""
+        self.edges: NDArray[np.intp] = np.searchsorted(self.low, np.arange(max(1, values - 1) + 1))
+        """Cell k has the pixels from `edges[k]` to `edges[k + 1]`, at least one."""
+        count = np.diff(self.edges)
+        within = np.minimum(np.arange(count.max())[:, None], count - 1)  # the last one of a smaller cell comes again
+        self.pixels: NDArray[np.intp] = self.edges[:-1] + within
+        """`[most pixels of a cell, cells]`."""
+        self.weights: NDArray[np.uint32] = weight[self.pixels]
 
-    def pixels(self, tile: int) -> slice:
-        return slice(self.edges[tile], self.edges[tile + 1])
 
-    def reach(self, tile: int) -> slice:
-        """The values that the pixels of a tile lie between."""
-        first = tile * self.cells
-        return slice(first, min(first + self.cells + 1, self.values))
-
-    def within(self, start: int, stop: int) -> NDArray[np.bool_]:
-        """bool `[tiles]`: which tiles have no pixel before `start` or from `stop` on."""
-        edges = np.array(self.edges)
-        return (start <= edges[:-1]) & (edges[1:] <= stop)
-
-    def reduce(self, values: NDArray[np.float32], ufunc: np.ufunc) -> NDArray[np.float32]:
-        """`[h, w]` -> `[tiles, w]`: the rows that each tile reaches, reduced to one."""
-        starts = np.arange(len(self)) * self.cells
-        out = ufunc.reduceat(values, starts, axis=0)
-        out[:-1] = ufunc(out[:-1], values[starts[1:]])  # a tile reaches the first row of the next one
-        return out
-
-    def __len__(self) -> int:
-        return len(self.edges) - 1
+_axis = lru_cache(maxsize=64)(_Axis)
+"""The regions of an object stay the same for many clicks."""
 
 
 class Painter:
@@ -64,98 +98,192 @@ class Painter:
 
     Args:
         box (Box): where, image pixels.
-        values (float32 `[h, w]`): neither side longer than the box's.
+        levels (uint16 `[h, w]`): of any size; not to be written to later.
+        limit (int): see `limit`.
     """
 
-    def __init__(self, box: Box, values: NDArray[np.float32]) -> None:
-        self._box, self._values = box, values
-        height, width = box[3] - box[1], box[2] - box[0]
-        self._whole: NDArray[np.float32] | None = None
-        if height * width <= _SMALL:
-            whole: Any = cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR)
-            self._whole = np.minimum(whole, 1, out=whole)  # rounding may have left that range
-        else:
-            self._y, self._x = _Axis(height, values.shape[0]), _Axis(width, values.shape[1])
+    def __init__(self, box: Box, levels: NDArray[np.uint16], limit: int) -> None:
+        self.box, self.limit = box, np.uint32(limit)
+        self.shape = levels.shape
+        self._y, self._x = _axis(box[3] - box[1], levels.shape[0]), _axis(box[2] - box[0], levels.shape[1])
+        self._levels = levels
+        self._dense = self._y.shrinks or self._x.shrinks
+        if self._dense:
+            return
+        if 1 in levels.shape:  # a cell has two levels along each axis; the weight of a second one is 0
+            levels = np.pad(levels, [(0, int(side == 1)) for side in levels.shape], mode="edge")
+        self._levels, self._width = np.ascontiguousarray(levels), levels.shape[1]
+        self._most = len(self._y.pixels) * len(self._x.pixels)
+        self._sides = self._count()
+
+    def _count(self) -> NDArray[np.uint8]:
+        """`[cells]`: how many of each cell's levels are above the limit, 0 to 4.  Cell (i, j) is entry i w + j, and 0
+        where j is the last column, which begins no cell."""
+        w = self._width
+        above = (self._levels.reshape(-1) > np.uint16(self.limit >> 16)).view(np.uint8)
+        pairs = above[:-1] + above[1:]
+        sides = np.empty(above.size - w, np.uint8)
+        np.add(pairs[:-w], pairs[w:], out=sides[:-1])
+        sides[w - 1 :: w] = 0
+        return sides
 
     def paint(self, strip: NDArray[np.float32], y0: int, y1: int) -> None:
-        """Write the pixels of image rows y0 to y1 into float32 `[y1 - y0, W]`."""
-        left, top = self._box[0], self._box[1]
-        first, last = max(y0 - top, 0), min(y1, self._box[3]) - top
-        if self._whole is not None:
-            if first < last:
-                strip[first + top - y0 : last + top - y0, left : self._box[2]] = self._whole[first:last]
-            return
-        for i in range(len(self._y)):
-            rows, across = self._y.pixels(i), self._y.reach(i)
-            rows = slice(max(rows.start, first), min(rows.stop, last))
-            if rows.start >= rows.stop:
-                continue
-            part = strip[rows.start + top - y0 : rows.stop + top - y0]
-            for j in range(len(self._x)):
-                columns, reach = self._x.pixels(j), (across, self._x.reach(j))
-                part[:, columns.start + left : columns.stop + left] = self._enlarge(rows, columns, reach)
+        """Write the probabilities of image rows y0 to y1 into float32 `[y1 - y0, W]`."""
+        left, top, right, bottom = self.box
+        first, last = max(y0, top), min(y1, bottom)
+        if first < last:
+            sums = self._rows(first - top, last - top)
+            np.divide(sums, _WHOLE, out=strip[first - y0 : last - y0, left:right], casting="same_kind")
 
-    def threshold(
-        self, mask: NDArray[np.bool_], threshold: float, *, blank: bool = False, hidden: Box | None = None
-    ) -> None:
-        """Write the pixels' being above a threshold into a mask.
+    def threshold(self, mask: NDArray[np.bool_], *, blank: bool = False, hidden: Box | None = None) -> None:
+        """Write the pixels' being in the mask.
 
         Args:
-            mask (bool `[H, W]`): the image's.
-            threshold (float): between 0 and 1.
-            blank (bool): the mask is all False so far.
-            hidden (Box, optional): will be painted over: tiles that lie in it are left as they are.
+            mask (bool `[H, W]`): the image's, contiguous.
+            blank (bool): it is all False so far.
+            hidden (Box, optional): will be painted over: cells that lie in it are left as they are.
         """
-        out = mask[self._box[1] : self._box[3], self._box[0] : self._box[2]]
-        if self._whole is not None:
-            np.greater(self._whole, threshold, out=out)
+        x0, y0, x1, y1 = self.box
+        out = mask[y0:y1, x0:x1]
+        if self._dense:
+            self._all(out)
             return
-        sides = np.full((len(self._y), len(self._x)), _BOTH)
-        sides[self._extremes(np.minimum) > threshold + _MARGIN] = _ABOVE
-        sides[self._extremes(np.maximum) <= threshold - _MARGIN] = _BELOW
+        if not blank:
+            out[...] = False
+        self._fill(out)
+        outline = (self._sides & 3) > 0
         if hidden is not None:
-            sides[
-                self._y.within(hidden[1] - self._box[1], hidden[3] - self._box[1])[:, None]
-                & self._x.within(hidden[0] - self._box[0], hidden[2] - self._box[0])
-            ] = _HIDDEN
-        for i, row in enumerate(sides.tolist()):
-            rows = self._y.pixels(i)
-            for side, run in groupby(range(len(row)), row.__getitem__):
-                tiles = list(run)
-                columns = slice(self._x.edges[tiles[0]], self._x.edges[tiles[-1] + 1])
-                if side == _BOTH:
-                    reach = slice(self._x.reach(tiles[0]).start, self._x.reach(tiles[-1]).stop)
-                    enlarged = self._enlarge(rows, columns, (self._y.reach(i), reach))
-                    np.greater(enlarged, threshold, out=out[rows, columns])
-                elif side == _ABOVE or (side == _BELOW and not blank):
-                    out[rows, columns] = side == _ABOVE
+            rows = _within(self._y, hidden[1] - y0, hidden[3] - y0)
+            columns = _within(self._x, hidden[0] - x0, hidden[2] - x0)
+            outline.reshape(-1, self._width)[rows, columns] = False
+        cells = np.flatnonzero(outline)
+        if cells.size * self._most > out.size // 2:
+            self._all(out)
+            return
+        flat = mask.reshape(-1)
+        for part in self._parts(cells):
+            at, sums = self._pixels(part, mask.shape[1])
+            flat[at] = sums > self.limit
 
-    def _extremes(self, least: np.ufunc) -> NDArray[np.float32]:
-        """float32 `[tiles, tiles]`: the least or greatest of the values that the pixels of each tile lie between."""
-        return self._x.reduce(self._y.reduce(self._values, least).T, least).T
+    def repaint(
+        self, mask: NDArray[np.bool_], before: Painter, clicks: Sequence[Click]
+    ) -> tuple[Box | None, Box | None] | None:
+        """The same as `threshold`, in a mask that another painter of the same cells painted; then the clicks' labels.
 
-    def _enlarge(self, rows: slice, columns: slice, reach: tuple[slice, slice]) -> NDArray[np.float32]:
-        """The pixels of `rows` and `columns`, both within the box; they lie between the values of `reach`."""
-        if self._values.shape == (len(self._y.low), len(self._x.low)):
-            return self._values[rows, columns]
-        values = self._values[reach]
-        values = interpolate(values.T, self._x.low[columns] - reach[1].start, self._x.weight[columns]).T
-        return interpolate(values, self._y.low[rows] - reach[0].start, self._y.weight[rows])
+        Args:
+            mask (bool `[H, W]`): contiguous; with the labels of clicks that were made before.
+            before (Painter): what was painted.
+            clicks: the newest one is last.
+
+        Returns:
+            The box of the pixels at the outline that are in the mask, and the box of those that changed; a clicked
+            pixel that lies elsewhere is in neither.  None when so much has changed that `threshold` is quicker; the
+            mask is then as it was.
+        """
+        # times 65, in 8 bits, 0 and 4 stay what they are, and 1 to 3 become what no count is
+        cells = np.flatnonzero(self._sides != before._sides * np.uint8(65))
+        if cells.size * self._most > (self.box[2] - self.box[0]) * (self.box[3] - self.box[1]) // 4:
+            return None
+        width, flat = mask.shape[1], mask.reshape(-1)
+        inside: Box | None = None
+        changed: Box | None = None
+        pixels = [(int(c.y) * width + int(c.x), c.positive) for c in clicks]
+        for pixel, label in pixels:
+            flat[pixel] = label
+        for part in self._parts(cells):
+            at, sums = self._pixels(part, width)
+            old = flat.take(at)
+            flat[at] = sums > self.limit
+            for pixel, label in pixels:
+                flat[pixel] = label
+            new = flat.take(at)
+            inside = union(inside, _bounds(at[new], width))
+            changed = union(changed, _bounds(at[new != old], width))
+        return inside, changed
+
+    def fits(self, other: Painter | None) -> bool:
+        """Whether both have cells, and the same ones."""
+        if other is None or self._dense:
+            return False
+        return (self.box, self.shape, self.limit) == (other.box, other.shape, other.limit)
+
+    @property
+    def outlined(self) -> bool:
+        """Whether every side of the mask's box touches the outline: no cell at the border of the map lies within the
+        mask."""
+        if self._dense:
+            return False
+        grid = self._sides.reshape(-1, self._width)[:, :-1]
+        return not any(int(line.max()) == _ALL for line in (grid[0], grid[-1], grid[:, 0], grid[:, -1]))
+
+    def _fill(self, out: NDArray[np.bool_]) -> None:
+        """True in all cells that lie within the mask."""
+        inside = self._sides.reshape(-1, self._width)[:, :-1] == _ALL
+        box = mask_bbox(inside)
+        if box is None:
+            return
+        left, right = self._x.edges[box[0]], self._x.edges[box[2]]
+        first, last = self._y.edges[box[1]], self._y.edges[box[3]]
+        area = (last - first) * (right - left)
+        if area > _LARGE:
+            ends = np.flatnonzero(np.diff(np.pad(inside, ((0, 0), (1, 1))), axis=1))  # of the runs of each row, in turn
+            if ends.size * _RUN < area:
+                rows, columns = (k.tolist() for k in np.divmod(ends, inside.shape[1] + 1))
+                ys, xs = self._y.edges.tolist(), self._x.edges.tolist()
+                for i, start, stop in zip(rows[::2], columns[::2], columns[1::2], strict=True):
+                    out[ys[i] : ys[i + 1], xs[start] : xs[stop]] = True
+                return
+        across = inside[:, self._x.low[left:right]]
+        step = max(1, _STRIP // max(1, right - left))
+        for y in range(first, last, step):
+            rows = slice(y, min(y + step, last))
+            out[rows, left:right] = across.take(self._y.low[rows], axis=0)
+
+    def _parts(self, cells: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
+        """The cells, in parts of few pixels."""
+        step = max(1, _AT_ONCE // self._most)
+        for start in range(0, len(cells), step):
+            yield cells[start : start + step]
+
+    def _pixels(self, cells: NDArray[np.intp], width: int) -> tuple[NDArray[np.intp], NDArray[np.uint32]]:
+        """Of each pixel of some cells its index in a flat mask of this width, and its sum.  Some come twice."""
+        levels, w = self._levels.reshape(-1), self._width
+        i, j = np.divmod(cells, w)
+        down, right = self._y.weights.take(i, 1)[:, None], self._x.weights.take(j, 1)
+        # differences below zero wrap around, and what is added to them brings them back
+        a, b, c, d = (levels.take(cells + k).astype(np.uint32) for k in (0, 1, w, w + 1))
+        before = a * _PARTS + (c - a) * down
+        after = b * _PARTS + (d - b) * down
+        sums = before * _PARTS + (after - before) * right
+        rows = (self._y.pixels.take(i, 1) + self.box[1]) * width + self.box[0]
+        return (rows[:, None] + self._x.pixels.take(j, 1)).reshape(-1), sums.reshape(-1)
+
+    def _rows(self, first: int, last: int) -> NDArray[np.uint32]:
+        """The sums of all pixels in some rows of the box."""
+        levels, shares = self._y.levels[:, first:last], self._y.shares[:, first:last, None]
+        start = int(levels.min())
+        values = self._levels[start : int(levels.max()) + 1].astype(np.uint32)
+        rows = sum(values[k - start] * share for k, share in zip(levels, shares, strict=True))
+        return sum(rows[:, k] * share for k, share in zip(self._x.levels, self._x.shares, strict=True))
+
+    def _all(self, out: NDArray[np.bool_]) -> None:
+        """Compute every pixel of the box."""
+        step = max(1, _STRIP // out.shape[1])
+        for top in range(0, out.shape[0], step):
+            strip = out[top : top + step]
+            np.greater(self._rows(top, top + len(strip)), self.limit, out=strip)
 
 
-def neighbours(at: NDArray[np.floating[Any]], values: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """For positions among `values` values, counted from their centres: the value before each, and the weight of the
-    one after it.  Positions beyond the ends are held there."""
-    at = np.clip(at, 0, values - 1)
-    low = np.minimum(at.astype(np.intp), max(0, values - 2))
-    return low, (at - low).astype(np.float32)
+def _bounds(at: NDArray[np.intp], width: int) -> Box | None:
+    """The box of some pixels, given as indices into a flat mask, which are used up."""
+    if not at.size:
+        return None
+    first, last = int(at.min()), int(at.max())
+    at %= width
+    return int(at.min()), first // width, int(at.max()) + 1, last // width + 1
 
 
-def interpolate(values: NDArray[np.float32], low: NDArray[np.intp], weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows between the rows of `[h, w]`, at what `neighbours` says."""
-    out = values.take(np.minimum(low + 1, len(values) - 1), axis=0)
-    start = values.take(low, axis=0)
-    out -= start
-    out *= weight[:, None]
-    out += start
-    return out
+def _within(axis: _Axis, start: int, stop: int) -> slice:
+    """The cells that have no pixel before `start` or from `stop` on."""
+    first = int(np.searchsorted(axis.edges[:-1], start))
+    return slice(first, max(first, int(np.searchsorted(axis.edges[1:], stop, "right"))))

@@ -238,9 +238,17 @@ class Session:
             NoImageError: there is no image yet.
             ClickCancelledError: `cancel` was called meanwhile.
         """
+        start = perf_counter()
         watch = Stopwatch() if profile else None
-        result = _click_batch([self], [Click(x, y, positive)], watch)[0]
-        return result if watch is None else replace(result, timings=watch.timings)
+        with self._turn():
+            scene = self._opened()
+            history = scene.history
+            outcome = self._advance(scene, history.step, _pass(scene, Click(x, y, positive)), watch)
+            after = scene.having(history.push(outcome.step))
+            timings = None if watch is None else watch.timings
+            result = ClickResult(outcome.mask, outcome.changed, _since(start), len(after.history.clicks), timings)
+            self._scene = after
+            return result
 
     def box(self, x0: float, y0: float, x1: float, y1: float) -> ClickResult:
         """Draw a box around the object: a fresh start for the current object, as one step that can be undone.
@@ -255,7 +263,7 @@ class Session:
             InvalidPromptError: not four finite numbers with x0 < x1 and y0 < y1, or all outside the image.
             NoImageError, ClickCancelledError: as for `click`.
         """
-        return _click_batch([self], [BoxPrompt(x0, y0, x1, y1)], None)[0]
+        return click_batch([self], [BoxPrompt(x0, y0, x1, y1)])[0]
 
     def scribble(self, points: Any, positive: bool = True) -> ClickResult:
         """Draw a line over what belongs to the object, or does not; one step that can be undone.
@@ -272,7 +280,7 @@ class Session:
             InvalidPromptError: not such points, or `positive` is not a bool.
             NoImageError, ClickCancelledError: as for `click`.
         """
-        return _click_batch([self], [Scribble(points, positive)], None)[0]
+        return click_batch([self], [Scribble(points, positive)])[0]
 
     def lasso(self, points: Any, positive: bool = True) -> ClickResult:
         """Draw a closed line around the object, around a part of it that is missing, or around what does not belong to
@@ -291,7 +299,7 @@ class Session:
             InvalidPromptError: not such points, no pixel's centre is enclosed, or `positive` is not a bool.
             NoImageError, ClickCancelledError: as for `click`.
         """
-        return _click_batch([self], [Lasso(points, positive)], None)[0]
+        return click_batch([self], [Lasso(points, positive)])[0]
 
     def predict(self, point_coords: Any, point_labels: Any, mask_input: Any = None, box: Any = None) -> ClickResult:
         """The mask for a list of clicks, for tools that send all of them each time.
@@ -365,8 +373,7 @@ class Session:
             before = scene.mask()
             step = loaded_step(scene.picture, array, PackedMask.of(array))
             changed = changed_bbox(before, array, scene.picture.bounds)
-            scene.picture.show(step.canvas, array)
-            result = ClickResult(array, changed, _since(start), 0)
+            result = ClickResult(scene.picture.show(step.canvas, array), changed, _since(start), 0)
             self._scene = scene.having(scene.history.push(step))
             return result
 
@@ -743,10 +750,10 @@ class Session:
         if self._cancelled:
             raise ClickCancelledError("the click was cancelled; the session is as it was before")
 
-    def _advance(self, scene: Scene, step: Step, new: Pass) -> Outcome:
+    def _advance(self, scene: Scene, step: Step, new: Pass, watch: Stopwatch | None = None) -> Outcome:
         """New clicks on a state of an object."""
         self._cancelled = False
-        return advance(self._engine_in_use(), [(scene.picture, step)], [new], None, self._go_on)[0]
+        return advance(self._engine_in_use(), [(scene.picture, step)], [new], watch, self._go_on)[0]
 
     def _show(self, before: Scene, after: Scene, start: float) -> ClickResult:
         """Put a scene in place, and say what changed."""
@@ -793,15 +800,11 @@ def click_batch(sessions: Sequence[Session], clicks: Sequence[Prompt]) -> list[C
         InvalidClickError, InvalidPromptError, NoImageError, SessionBusyError, ClickCancelledError: as `Session.click`
             and the like, for any of them.
     """
+    start = perf_counter()
     try:
-        sessions, clicks = list(sessions), list(clicks)
+        sessions, prompts = list(sessions), list(clicks)
     except TypeError as error:
         raise InvalidArgumentError(f"expected lists of sessions and clicks: {error}") from error
-    return _click_batch(sessions, clicks, None)
-
-
-def _click_batch(sessions: list[Session], prompts: Sequence[Prompt], watch: Stopwatch | None) -> list[ClickResult]:
-    start = perf_counter()
     if len(sessions) != len(prompts):
         raise InvalidArgumentError(f"got {len(sessions)} sessions and {len(prompts)} clicks; give one click to each")
     if len(sessions) > MOST_SESSIONS:
@@ -825,7 +828,7 @@ def _click_batch(sessions: list[Session], prompts: Sequence[Prompt], watch: Stop
         for session in sessions:
             session._cancelled = False
         states = [(s.picture, s.history.step) for s in scenes]
-        outcomes = advance(sessions[0]._engine_in_use(), states, new, watch, go_on)
+        outcomes = advance(sessions[0]._engine_in_use(), states, new, None, go_on)
         after = [s.having(s.history.push(o.step)) for s, o in zip(scenes, outcomes, strict=True)]
         elapsed = _since(start)
         results = [ClickResult(o.mask, o.changed, elapsed, len(o.step.canvas.clicks)) for o in outcomes]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activefreq_engine.conventions import SLOTS, STRIDE
-from activefreq_engine.session.boxes import clamp, contains, expand, iou, mask_bbox, to_network, to_pixels, union
+from activefreq_engine.session.boxes import clamp, expand, iou, mask_bbox, to_pixels, union
 from activefreq_engine.session.prompts import Drawn, Mark, pixel_box
 from activefreq_engine.types import Box, Click
 
@@ -49,6 +49,24 @@ def resize(values: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     if small != (width, height):
         values = cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR)
     return values
+
+
+def neighbours(at: NDArray[np.floating[Any]], values: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """For positions among `values` values, counted from their centres: the value before each, and the weight of the
+    one after it.  Positions beyond the ends are held there."""
+    at = np.clip(at, 0, values - 1)
+    low = np.minimum(at.astype(np.intp), max(0, values - 2))
+    return low, (at - low).astype(np.float32)
+
+
+def interpolate(values: NDArray[np.float32], low: NDArray[np.intp], weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows between the rows of `[h, w]`, at what `neighbours` says."""
+    out = values.take(np.minimum(low + 1, len(values) - 1), axis=0)
+    start = values.take(low, axis=0)
+    out -= start
+    out *= weight[:, None]
+    out += start
+    return out
 
 
 def crop_rgb(image: NDArray[np.uint8], box: Box, height: int, width: int) -> NDArray[np.uint8]:
@@ -168,12 +186,16 @@ def point_slots(clicks: Sequence[Click], box: Box, height: int, width: int) -> N
     first; (-1, -1) marks an empty slot.  Where a pixel was clicked again the newest click counts.
     """
     slots = np.full((2 * SLOTS, 2), -1, np.float32)
+    x0, y0, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
     standing = _standing(clicks, box)
     for first, positive in ((0, True), (SLOTS, False)):
-        for i, c in enumerate([c for c in standing if c.positive == positive][-SLOTS:], first):
-            u, v = to_network(int(c.x) + 0.5, int(c.y) + 0.5, box, height, width)
+        pixels = [pixel for pixel, c in standing.items() if c.positive == positive][-SLOTS:]
+        if pixels:
             # click_maps counts from pixel centres; the first half pixel must not read as an empty slot
-            slots[i] = max(0.0, u - 0.5), max(0.0, v - 0.5)
+            slots[first : first + len(pixels)] = [
+                (max(0.0, (x + 0.5 - x0) * width / w - 0.5), max(0.0, (y + 0.5 - y0) * height / h - 0.5))
+                for x, y in pixels
+            ]
     return slots
 
 
@@ -181,16 +203,17 @@ def left_out(clicks: Sequence[Click], box: Box) -> list[Click]:
     """The clicks inside the box for which `point_slots` has no slot, oldest first of each sign."""
     if len(clicks) <= SLOTS:
         return []
-    standing = _standing(clicks, box)
+    standing = _standing(clicks, box).values()
     return [c for sign in (True, False) for c in [c for c in standing if c.positive == sign][:-SLOTS]]
 
 
-def _standing(clicks: Sequence[Click], box: Box) -> list[Click]:
+def _standing(clicks: Sequence[Click], box: Box) -> dict[tuple[int, int], Click]:
     """The newest click on each clicked pixel of the box, oldest first."""
+    x0, y0, x1, y1 = box
     newest: dict[tuple[int, int], Click] = {}
     for c in clicks:
-        if contains(box, c):
-            pixel = int(c.x), int(c.y)
+        pixel = x, y = int(c.x), int(c.y)
+        if x0 <= x < x1 and y0 <= y < y1:
             newest.pop(pixel, None)
             newest[pixel] = c
-    return list(newest.values())
+    return newest

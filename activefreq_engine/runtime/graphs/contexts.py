@@ -205,11 +205,11 @@ class ClickContext(Context):
     def __call__(
         self,
         features: Sequence[Features],
-        previous: Sequence[NDArray[np.float32]],
+        previous: Sequence[NDArray[Any]],
         points: Sequence[NDArray[np.float32]],
     ) -> list[tuple[Found, KeptCoarse | None]]:
         """Probabilities `[h, w]` of each click, and what the refiner, if there is one, needs.  Waits for the device."""
-        self._parcel.write("previous", previous)
+        self._parcel.write("previous", [levels.probabilities(p) for p in previous])
         self._parcel.write("points", points)
         for k, item in enumerate(features):
             held = self.held[k]
@@ -359,7 +359,7 @@ class Contexts:
     def click(
         self,
         features: Sequence[Features],
-        previous: Sequence[NDArray[np.float32]],
+        previous: Sequence[NDArray[Any]],
         points: Sequence[NDArray[np.float32]],
     ) -> list[tuple[Found, KeptCoarse | None]]:
         answers: list[tuple[Found, KeptCoarse | None]] = []

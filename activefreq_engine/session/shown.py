@@ -1,0 +1,137 @@
+"""The mask that is at hand, and the next one made from it.
+
+A click changes little of a large mask.  So the mask before the last one lends its memory, if nobody looks at it any
+more: what has changed since is copied, and the outline is painted anew.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from activefreq_engine.session import boxes
+from activefreq_engine.session.boxes import union
+from activefreq_engine.session.canvas import Canvas, changed_bbox
+from activefreq_engine.session.painter import Painter
+from activefreq_engine.types import Box, Click
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shown:
+    """A canvas and its mask."""
+
+    canvas: Canvas
+    mask: NDArray[np.bool_]
+    """bool `[H, W]`, read-only."""
+    painter: Painter | None = None
+    """What painted it, if the canvas has one layer and no `fixed`."""
+    spare: list[NDArray[np.bool_]] = field(default_factory=list)
+    """Another mask's memory, until somebody takes it: one array, or none."""
+    stale: Box | None = None
+    """Where the spare one differs."""
+
+    @classmethod
+    def of(cls, canvas: Canvas) -> Shown:
+        """Paint a canvas."""
+        if canvas.fixed is not None:
+            return cls(canvas, _read_only(canvas.mask()))
+        mask = np.zeros((canvas.height, canvas.width), np.bool_)
+        painter = canvas.paint(mask)
+        return cls(canvas, _read_only(mask), painter)
+
+    @classmethod
+    def given(cls, canvas: Canvas, mask: NDArray[np.bool_]) -> Shown:
+        """A canvas whose mask is known; it becomes read-only."""
+        return cls(canvas, _read_only(mask))
+
+    def beneath(self, canvas: Canvas) -> Shown:
+        """Another canvas that has the same mask."""
+        return replace(self, canvas=canvas)
+
+    def then(self, canvas: Canvas, mask_box: Box | None) -> tuple[Shown, Box | None, Box | None]:
+        """Another canvas without `fixed`, and where it differs.
+
+        Args:
+            canvas (Canvas): of the same picture and threshold.
+            mask_box (Box, optional): of this mask; None when it is empty.
+
+        Returns:
+            What is shown then, the box of its mask, and that of the pixels which differ.
+        """
+        painter = canvas.painter()
+        clicks = canvas.clicks
+        added = len(clicks) == len(canvas.marks) and clicks[: len(self.canvas.marks)] == self.canvas.marks
+        before = self.painter if added and painter is not None and painter.fits(self.painter) else None
+        mask, written = self._memory(mask_box, alike=before is not None)
+        found = None if painter is None or before is None else painter.repaint(mask, before, clicks)
+        if found is None:
+            if written is not None:
+                _part(mask, written)[...] = False
+            painter = canvas.paint(mask)
+        if found is None or painter is None or not painter.outlined:
+            box = boxes.bbox_from_sides(lambda part: _part(mask, part), canvas.reach())
+            changed = changed_bbox(self.mask, mask, union(mask_box, box))
+        else:
+            box, changed = self._with_clicks(*found, mask, clicks)
+        # whoever reads in another thread may have this one still: it is not written to
+        memory = self.mask.base
+        whole = isinstance(memory, np.ndarray) and memory.dtype == np.bool_ and memory.shape == mask.shape
+        spare = [cast("NDArray[np.bool_]", memory)] if whole else []
+        return Shown(canvas, _read_only(mask), painter, spare, changed), box, changed
+
+    def _with_clicks(
+        self, box: Box | None, changed: Box | None, mask: NDArray[np.bool_], clicks: Sequence[Click]
+    ) -> tuple[Box | None, Box | None]:
+        """The boxes around clicked pixels, too."""
+        for k, c in enumerate(clicks):
+            x, y = int(c.x), int(c.y)
+            known = box is not None and box[0] <= x < box[2] and box[1] <= y < box[3]
+            if not known and c.positive and mask[y, x]:
+                box = union(box, (x, y, x + 1, y + 1))
+            if k >= len(self.canvas.marks) and mask[y, x] != self.mask[y, x]:
+                changed = union(changed, (x, y, x + 1, y + 1))
+        return box, changed
+
+    def _memory(self, mask_box: Box | None, *, alike: bool) -> tuple[NDArray[np.bool_], Box | None]:
+        """Memory for another mask, which holds this one if it is to be alike; and the box outside of which it is all
+        False."""
+        mask = self._free()
+        if not alike:
+            return (np.zeros(self.mask.shape, np.bool_), None) if mask is None else (mask, union(mask_box, self.stale))
+        if mask is None:
+            mask = self.mask.copy()
+        elif self.stale is not None:
+            _part(mask, self.stale)[...] = _part(self.mask, self.stale)
+        return mask, mask_box
+
+    def _free(self) -> NDArray[np.bool_] | None:
+        """The spare memory, unless somebody has a mask in it, or a part of one."""
+        if not (_COUNTED and self.spare):
+            return None
+        memory, references = _taken(self.spare)
+        return memory if references == _ALONE else None
+
+
+def _read_only(memory: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    mask = memory.view()
+    mask.flags.writeable = False
+    return mask
+
+
+def _part(mask: NDArray[np.bool_], box: Box) -> NDArray[np.bool_]:
+    return mask[box[1] : box[3], box[0] : box[2]]
+
+
+def _taken(spare: list[NDArray[np.bool_]]) -> tuple[NDArray[np.bool_], int]:
+    memory = spare.pop()
+    return memory, sys.getrefcount(memory)
+
+
+_COUNTED = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
+"""Whether the interpreter knows at any moment how many hold an object."""
+_ALONE = _taken([np.empty(0, np.bool_)])[1]

@@ -1,0 +1,216 @@
+"""What a click costs the host: Python, NumPy and OpenCV, with the network's work replaced by answers made beforehand.
+
+    python -m bench.speed.host            # seconds; --write adds a row to bench/results/host_cpu.csv
+
+Next clicks on a settled region of a 1200 x 1200 picture at 384 px.  The engine is the real one, its executor a stand-in
+that returns at once.  Its answers are those of a network in that the whole outline moves a little from click to click
+("moved everywhere"), or only near one place ("moved nearby"); "refined" has an object so large that the refiner would
+run.  Beside each click a fixed piece of Python work is timed, so that machines can be compared by the ratio.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import cycle
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from activefreq_engine import Engine, Session
+from activefreq_engine.runtime.levels import ONE, Found
+from activefreq_engine.session.history import AT_HAND
+from activefreq_engine.session.zoom import EXPANSION
+from bench.tools import rows
+from bench.tools.clicking import SETTLED, ClickTimes, telling
+from bench.tools.machine import Machine
+from bench.tools.scene import Scene, scene
+
+SIDE, SIZE = 1200, 384
+SMALL, LARGE = 180, 300
+"""Radius of the object, image pixels: of the first the network sees enough, the second is refined."""
+ANSWERS = 8
+# the time that the thread had a core, where that is known: other programs' turns on it are nobody's share
+clock = time.thread_time if time.get_clock_info("thread_time").resolution < 1e-6 else time.perf_counter
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the stand-in engine answers."""
+
+    name: str
+    radius: int
+    everywhere: bool
+    """Whether the whole outline moves from one answer to the next, or only a quarter of it."""
+    refine: bool = False
+
+
+CASES = (
+    Case("moved everywhere", SMALL, everywhere=True),
+    Case("moved nearby", SMALL, everywhere=False),
+    Case("refined", LARGE, everywhere=True, refine=True),
+)
+
+
+class Answers:
+    """An executor without a model: a disk, a little different each time."""
+
+    precision = "fp32"
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        side = 192 if case.refine else None
+        config = SimpleNamespace(refine_size=side, click_radius=5.0)
+        self.model: Any = SimpleNamespace(config=config, refiner=side)
+        self._features = (torch.zeros(1, 64, SIZE // 4, SIZE // 4, dtype=torch.bfloat16),) * 2
+        self._coarse = SimpleNamespace(logits=torch.zeros(1, 1, SIZE, SIZE))
+        self._made: dict[tuple[tuple[int, ...], float], Iterator[NDArray[np.uint16]]] = {}
+
+    def active(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def prepare(self, crops: Sequence[NDArray[np.uint8]]) -> list[Any]:
+        return [self._features for _ in crops]
+
+    def click(self, features: Any, previous: Sequence[NDArray[Any]], points: Any) -> list[tuple[Found, Any]]:
+        return [(Found(next(self._answers(p.shape, self._part(p))), 0.0), self._coarse) for p in previous]
+
+    def _part(self, previous: NDArray[Any]) -> float:
+        """As large as the object is in a region that fits it; at the first click in the whole picture."""
+        first = previous.dtype != np.uint16 and not previous.any()
+        return 2 * self._case.radius / SIDE if first else 1 / EXPANSION
+
+    def refine(self, coarse: Any, boxes: Any, crops: Sequence[NDArray[np.uint8]], points: Any) -> list[Found]:
+        return [Found(next(self._answers(c.shape[:2], 1 / EXPANSION)), 0.0) for c in crops]
+
+    def wait(self) -> None:
+        pass
+
+    def _answers(self, shape: tuple[int, ...], part: float) -> Iterator[NDArray[np.uint16]]:
+        """Endless; none is written to again while somebody has it, since a cycle is longer than what is compared."""
+        if (shape, part) not in self._made:
+            self._made[shape, part] = cycle([disk(shape, part, k, self._case.everywhere) for k in range(ANSWERS)])
+        return self._made[shape, part]
+
+
+def disk(shape: tuple[int, ...], part: float, seed: int, everywhere: bool) -> NDArray[np.uint16]:
+    """Levels `[h, w]` of a ragged disk, its diameter `part` of the sides."""
+    rng = np.random.default_rng(seed)
+    y, x = (np.mgrid[: shape[0], : shape[1]] + 0.5) / np.array(shape)[:, None, None] - 0.5
+    angle = np.arctan2(y, x)
+    rim = part / 2 * (1 + sum(0.05 / k * np.sin(k * angle + 2 * k) for k in (3, 5, 7)))
+    moved = 0.0025 * part * rng.uniform(-1, 1)  # as far as the network moves it at most clicks
+    rim = rim + (moved if everywhere else moved * np.clip(np.cos(angle - seed), 0, None) ** 8)
+    return np.rint(ONE / (1 + np.exp(-(rim - np.hypot(y, x)) * max(shape) / 2))).astype(np.uint16)
+
+
+class StandIn(Engine):
+    """An engine whose work is done before it is asked."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(torch.nn.Identity(), "cpu", size=SIZE, plan=False)
+        self._executor = Answers(case)
+
+
+def piece() -> int:
+    """A fixed piece of Python work."""
+    total = 0
+    seen: dict[int, tuple[int, int]] = {}
+    for i in range(600):
+        seen[i & 31] = (i, total)
+        total += len(seen) + i // 3
+    return total
+
+
+@dataclass(frozen=True)
+class Share:
+    """What was measured of one case."""
+
+    case: str
+    times: ClickTimes
+    piece_ms: float
+    stages: dict[str, float]
+    """Median milliseconds; those of the engine are the stand-in's."""
+
+    @property
+    def ratio(self) -> float:
+        """Median click over median piece of Python work."""
+        return self.times.p50 / self.piece_ms
+
+    def __str__(self) -> str:
+        stages = ", ".join(f"{name} {t:.3f}" for name, t in self.stages.items())
+        return (
+            f"{self.case:17s} median {self.times.p50:.3f} ms ({self.times.q1:.3f} to {self.times.q3:.3f}), "
+            f"p99 {self.times.p99:.3f}, {self.ratio:.2f} pieces of Python work of {self.piece_ms:.3f} ms; {stages}"
+        )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """OpenCV's others wait for a core wherever something else runs."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
+
+
+@one_thread()
+def measure(case: Case, objects: int) -> Share:
+    """Each object gets `AT_HAND` clicks, of which the first do not count.  One thread: older steps would be packed by
+    another one, beside clicks that follow each other so closely."""
+    on: Scene = scene(SIDE, SIDE, case.radius)
+    session = Session(engine=StandIn(case))
+    session.set_image(on.image, copy=False)
+    times: list[float] = []
+    pieces: list[float] = []
+    stages: dict[str, list[float]] = {}
+    settled = 6 if case.refine else SETTLED  # a large object is zoomed in on at the fifth click
+    for seed in range(-2, objects):  # in the first two the stand-in makes its answers
+        session.reset()
+        for k, c in zip(range(AT_HAND), on.clicks(abs(seed)), strict=False):
+            c = telling(session, c)
+            start = clock()
+            session.click(c.x, c.y, c.positive)
+            clicked = clock()
+            piece()
+            if seed >= 0 and k >= settled:
+                pieces.append(1e3 * (clock() - clicked))
+                times.append(1e3 * (clicked - start))
+    for seed in range(3):
+        session.reset()
+        for k, c in zip(range(AT_HAND), on.clicks(seed), strict=False):
+            c = telling(session, c)
+            laps = session.click(c.x, c.y, c.positive, profile=True).timings or {}
+            for name, t in laps.items() if k >= settled else ():
+                stages.setdefault(name, []).append(t)
+    medians = {name: statistics.median(t) for name, t in stages.items()}
+    return Share(case.name, ClickTimes.of(times), statistics.median(pieces), medians)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--objects", type=int, default=30, help=f"for each case; {AT_HAND} clicks each")
+    parser.add_argument("--write", action="store_true", help="keep the figures in bench/results/host_cpu.csv")
+    arguments = parser.parse_args()
+    shares = [measure(case, arguments.objects) for case in CASES]
+    print(*shares, sep="\n")
+    if arguments.write:
+        measured: list[dict[str, Any]] = [
+            {"case": s.case, "n": s.times.n, "p50_ms": s.times.p50, "q1_ms": s.times.q1, "q3_ms": s.times.q3}
+            | {"p99_ms": s.times.p99, "piece_ms": s.piece_ms, "ratio": s.ratio}
+            | {f"{name}_ms": t for name, t in s.stages.items()}
+            for s in shares
+        ]
+        rows.write(rows.RESULTS / "host_cpu.csv", measured, Machine("cpu").describe(), replace="case")
+
+
+if __name__ == "__main__":
+    main()
