@@ -16,7 +16,7 @@ from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from activefreq_engine import __version__, masks
 from activefreq_engine.errors import ActiveFreqError
@@ -212,6 +212,13 @@ def _session_routes(app: FastAPI, sessions: Sessions) -> None:
     @app.post("/v1/sessions/{identity}/clicks")
     async def click(identity: Identity, body: ops.ClickOp, rle: Rle = True) -> StepAnswer:
         """Click on the current object."""
+        return await step(identity, body, rle)
+
+    @app.post("/v1/sessions/{identity}/prompts")
+    async def prompt(
+        identity: Identity, body: Annotated[ops.PromptOp, Field(discriminator="op")], rle: Rle = True
+    ) -> StepAnswer:
+        """A click, a box, a scribble or a lasso on the current object; `op` says which."""
         return await step(identity, body, rle)
 
     @app.post("/v1/sessions/{identity}/mask")

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 
 from activefreq_engine import ClickResult, Session, click_batch
 from activefreq_engine.errors import ActiveFreqError
-from activefreq_engine.types import Click
+from activefreq_engine.types import Prompt
 
 MOST = 32
 """Clicks in one batch."""
@@ -25,14 +25,14 @@ class Batches:
     """
 
     def __init__(self) -> None:
-        self._waiting: queue.SimpleQueue[tuple[Session, Click, Future[ClickResult]] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[Session, Prompt, Future[ClickResult]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="activefreq-clicks", daemon=True)
         self._thread.start()
 
-    def submit(self, session: Session, click: Click) -> Future[ClickResult]:
-        """The result of a click, once its batch has run."""
+    def submit(self, session: Session, prompt: Prompt) -> Future[ClickResult]:
+        """The result of a prompt, once its batch has run."""
         future: Future[ClickResult] = Future()
-        self._waiting.put((session, click, future))
+        self._waiting.put((session, prompt, future))
         return future
 
     def close(self) -> None:
@@ -55,7 +55,7 @@ class Batches:
                 _answer(batch)
 
 
-def _answer(batch: list[tuple[Session, Click, Future[ClickResult]]]) -> None:
+def _answer(batch: list[tuple[Session, Prompt, Future[ClickResult]]]) -> None:
     try:
         results = click_batch([s for s, _, _ in batch], [c for _, c, _ in batch])
     except Exception as error:  # the thread must live; whoever waits for the click is told

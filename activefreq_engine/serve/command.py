@@ -31,7 +31,9 @@ def serve_command(
             help="What clients must know; better given in the environment, where other users cannot read it.",
         ),
     ] = None,
-    model: Annotated[str, typer.Option(help="A model with shipped weights, or a checkpoint file.")] = "freqformer_b0",
+    model: Annotated[str, typer.Option(help="A model with shipped weights, or a checkpoint file.")] = (
+        "freqformer_b0_general"
+    ),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     images: Annotated[Path | None, typer.Option(help="A folder of pictures to annotate.")] = None,
     journal: Annotated[

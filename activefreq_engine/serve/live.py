@@ -34,7 +34,16 @@ WAITING = 64
 UNAUTHORISED, NO_SESSION, TAKEN_OVER, BROKEN = 4401, 4404, 4409, 4400
 """Close codes."""
 
-_ON_STEPS = ("click", "mask", "undo", "redo", "reset")  # these change nothing but the current object
+_ON_STEPS = (
+    "click",
+    "box",
+    "scribble",
+    "lasso",
+    "mask",
+    "undo",
+    "redo",
+    "reset",
+)  # these change nothing but the current object
 _log = logging.getLogger(__name__)
 
 

@@ -1,7 +1,7 @@
 """nnInteractive's protocol, version 2, on the same port: its clients (napari, 3D Slicer, MITK ...) connect unchanged.
 
-Own code and own weights behind a protocol that others speak; `/capabilities` says what this engine can do.  Points and
-scribbles, an initial segmentation and undo of any depth; boxes and lassos are refused in words.  A lease ends when the
+Own code and own weights behind a protocol that others speak; `/capabilities` says what this engine can do.  Points,
+flat boxes, scribbles and lassos, an initial segmentation and undo of any depth.  A lease ends when the
 client releases it, does nothing for long, or gives no sign of life; it is not journaled, for the client has the mask.
 """
 
@@ -122,6 +122,17 @@ class Point(BaseModel):
     override_capability_checks: bool = False
 
 
+class Box(BaseModel):
+    """A box in array order, half-open; flat along one axis."""
+
+    bbox_coords: Annotated[
+        list[Annotated[list[int], Field(min_length=2, max_length=2)]], Field(min_length=3, max_length=3)
+    ]
+    include_interaction: bool
+    run_prediction: bool = True
+    override_capability_checks: bool = False
+
+
 class Buffer(BaseModel):
     """The client's array for the mask."""
 
@@ -187,10 +198,10 @@ def add_routes(app: FastAPI, sessions: Sessions, read: Body) -> None:
         return {
             "supported_interactions": {
                 "points": True,
-                "bbox2d": False,
+                "bbox2d": True,
                 "bbox3d": False,
                 "scribble": True,
-                "lasso": False,
+                "lasso": True,
             },
             "channel_mapping": {"points": [0, 1], "scribble": [2, 3]},
             "num_interaction_channels": 4,
@@ -264,21 +275,38 @@ def add_routes(app: FastAPI, sessions: Sessions, read: Body) -> None:
             prompt = lease.opened().point(body.coordinates, body.include_interaction)
             return await prompted(lease, prompt, body.run_prediction)
 
-    @app.post("/add_scribble_interaction", **tagged)
-    async def add_scribble(request: Request, meta: Meta = "{}", token: Token = None) -> Response:
-        """A scribble in one slice, packed; it counts as a few clicks along it."""
+    async def drawn(request: Request, token: str | None, meta: str, what: str) -> Response:
         lease, how = leases.get(token), _parse(_MaskMeta, meta)
         async with lease.lock:
-            volume, drawn = lease.opened(), (await array(request)) != 0
+            volume, pixels = lease.opened(), (await array(request)) != 0
             box = how.interaction_bbox or [(0, n) for n in volume.shape]
             inside = all(0 <= low < high <= n for (low, high), n in zip(box, volume.shape, strict=True))
-            if not inside or drawn.shape != tuple(high - low for low, high in box):
+            if not inside or pixels.shape != tuple(high - low for low, high in box):
                 raise ServeError(
-                    f"the scribble has shape {list(drawn.shape)} and the box {box}; expected the image's shape "
-                    f"{list(volume.shape)}, or a box inside it with the scribble's shape"
+                    f"the {what} has shape {list(pixels.shape)} and the box {box}; expected the image's shape "
+                    f"{list(volume.shape)}, or a box inside it with the {what}'s shape"
                 )
-            prompt = volume.scribble(drawn, [low for low, _ in box], how.include_interaction)
+            make = volume.scribble if what == "scribble" else volume.lasso
+            prompt = await threads(make, pixels, [low for low, _ in box], how.include_interaction)
             return await prompted(lease, prompt, how.run_prediction)
+
+    @app.post("/add_scribble_interaction", **tagged)
+    async def add_scribble(request: Request, meta: Meta = "{}", token: Token = None) -> Response:
+        """A scribble in one slice, packed."""
+        return await drawn(request, token, meta, "scribble")
+
+    @app.post("/add_lasso_interaction", **tagged)
+    async def add_lasso(request: Request, meta: Meta = "{}", token: Token = None) -> Response:
+        """A lasso in one slice, packed: the voxels that it encloses, or its line."""
+        return await drawn(request, token, meta, "lasso")
+
+    @app.post("/add_bbox_interaction", **tagged)
+    async def add_bbox(body: Box, token: Token = None) -> Response:
+        """A box in one slice: around the object, around a missing part of it, or around what is not of it."""
+        lease = leases.get(token)
+        async with lease.lock:
+            prompt = lease.opened().box(body.bbox_coords, body.include_interaction)
+            return await prompted(lease, prompt, body.run_prediction)
 
     @app.post("/add_initial_seg_interaction", **tagged)
     async def add_initial_seg(request: Request, token: Token = None) -> Response:
@@ -287,18 +315,6 @@ def add_routes(app: FastAPI, sessions: Sessions, read: Body) -> None:
         async with lease.lock:
             lease.opened().start_from(await array(request))
             return await answer(lease, False, None)
-
-    @app.post("/add_bbox_interaction", **tagged)
-    async def add_bbox(token: Token = None) -> Response:
-        """Not supported."""
-        leases.get(token)
-        raise ServeError("this engine takes no boxes; use points or scribbles")
-
-    @app.post("/add_lasso_interaction", **tagged)
-    async def add_lasso(token: Token = None) -> Response:
-        """Not supported."""
-        leases.get(token)
-        raise ServeError("this engine takes no lassos; use points or scribbles")
 
     @app.post("/predict", **tagged)
     async def predict(token: Token = None) -> Response:

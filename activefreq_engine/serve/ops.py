@@ -7,8 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from activefreq_engine.serve.errors import ServeError
+from activefreq_engine.types import BoxPrompt, Click, Lasso, Prompt, Scribble
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Point = Annotated[list[Finite], Field(min_length=2, max_length=2)]
+Points = Annotated[list[Point], Field(min_length=1, max_length=10_000)]
 
 
 class Op(BaseModel):
@@ -25,6 +28,52 @@ class ClickOp(Op):
     x: Finite
     y: Finite
     positive: bool = True
+
+    def prompt(self) -> Prompt:
+        """What it says."""
+        return Click(self.x, self.y, self.positive)
+
+
+class BoxOp(Op):
+    """A box around the object, x0 < x1 and y0 < y1 in image pixels: a fresh start for the current object."""
+
+    op: Literal["box"]
+    x0: Finite
+    y0: Finite
+    x1: Finite
+    y1: Finite
+
+    def prompt(self) -> Prompt:
+        """What it says."""
+        return BoxPrompt(self.x0, self.y0, self.x1, self.y1)
+
+
+class ScribbleOp(Op):
+    """A line over the object, or over what is not of it: points (x, y) inside the picture."""
+
+    op: Literal["scribble"]
+    points: Points
+    positive: bool = True
+
+    def prompt(self) -> Prompt:
+        """What it says."""
+        return Scribble(tuple((x, y) for x, y in self.points), self.positive)
+
+
+class LassoOp(Op):
+    """A closed line around the object or a missing part of it, or around what is not of it: three points or more."""
+
+    op: Literal["lasso"]
+    points: Points
+    positive: bool = True
+
+    def prompt(self) -> Prompt:
+        """What it says."""
+        return Lasso(tuple((x, y) for x, y in self.points), self.positive)
+
+
+PromptOp = ClickOp | BoxOp | ScribbleOp | LassoOp
+"""What is answered by the network."""
 
 
 class MaskOp(Op):
@@ -95,7 +144,7 @@ class WindowOp(Op):
     high: Finite
 
 
-AnyOp = ClickOp | MaskOp | UndoOp | RedoOp | ResetOp | NextOp | SelectOp | DeleteOp | RenameOp | SliceOp | WindowOp
+AnyOp = PromptOp | MaskOp | UndoOp | RedoOp | ResetOp | NextOp | SelectOp | DeleteOp | RenameOp | SliceOp | WindowOp
 _ADAPTER: TypeAdapter[AnyOp] = TypeAdapter(Annotated[AnyOp, Field(discriminator="op")])
 
 

@@ -15,15 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from activefreq_engine import Click, Engine, Session
+from activefreq_engine import BoxPrompt, Click, Engine, Lasso, Scribble, Session
 from activefreq_engine.images import load_image
+from activefreq_engine.masks import to_polygons
 from activefreq_engine.serve.batches import Batches
 from activefreq_engine.serve.errors import ServeError
+from activefreq_engine.serve.strokes import MOST_LINES, paths
+from activefreq_engine.types import Prompt as Said
 
 SLICES = 32
 """Slices whose sessions are kept; others are made again."""
-STROKE = 5
-"""Clicks that stand for a scribble."""
+CORNERS = 10_000
+"""Of one lasso; those beyond are left out."""
 UNDO_BYTES = 2**28
 """Of the slices that undo brings back."""
 
@@ -35,10 +38,12 @@ Changed = list[list[int]]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Clicks on one slice: one for a point, several for a scribble."""
+    """What was said about one slice, as one step of the client."""
 
     place: Place
-    clicks: tuple[Click, ...]
+    said: tuple[Said, ...]
+    adds: bool = False
+    """Of a box: it adds to what there is, if there is anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +84,50 @@ class Volume:
         return Prompt((self.axis, at[self.axis]), (self._click(at, self.axis, positive),))
 
     def scribble(self, drawn: NDArray[np.bool_], offset: Sequence[int], positive: bool) -> Prompt:
-        """A prompt of the voxels of a stroke in one slice, by a few of them that are spread along it."""
-        voxels = np.argwhere(drawn) + np.asarray(offset)
-        if not len(voxels):
-            raise ServeError("the scribble is empty")
-        flat = [axis for axis in range(3) if np.ptp(voxels[:, axis]) == 0]
+        """A prompt of the voxels of a stroke in one slice."""
+        place, plane, (left, top) = self._flat(drawn, offset, "scribble")
+        lines = [[(x + left + 0.5, y + top + 0.5) for x, y in line] for line in paths(plane)]
+        return Prompt(place, tuple(Scribble(tuple(line), positive) for line in lines))
+
+    def lasso(self, drawn: NDArray[np.bool_], offset: Sequence[int], positive: bool) -> Prompt:
+        """A prompt of what a closed line in one slice encloses: its voxels, or those of the line alone."""
+        place, plane, (left, top) = self._flat(drawn, offset, "lasso")
+        rings = sorted((p.exterior for p in to_polygons(plane, holes="drop")), key=_extent, reverse=True)[:MOST_LINES]
+        corner = np.array([left, top], np.float64)
+        rings = [(ring[:: len(ring) // CORNERS + 1] + corner).tolist() for ring in rings]
+        return Prompt(place, tuple(Lasso(tuple((x, y) for x, y in ring), positive) for ring in rings))
+
+    def box(self, corners: Sequence[Sequence[int]], positive: bool) -> Prompt:
+        """A prompt of a box ``[[low, high], ...]`` in one slice, half-open."""
+        if not all(0 <= low < high <= n for (low, high), n in zip(corners, self.shape, strict=True)):
+            raise ServeError(f"the box {[list(c) for c in corners]} is empty or outside the image {list(self.shape)}")
+        flat = [axis for axis in range(3) if corners[axis][1] - corners[axis][0] == 1]
         if not flat:
-            raise ServeError("the scribble does not lie in one slice; draw in one slice at a time")
+            raise ServeError("the box does not lie in one slice; draw in one slice at a time")
         if self.axis not in flat:
             self.axis = flat[0]
-        chosen = _spread(voxels, STROKE)
-        return Prompt(
-            (self.axis, int(chosen[0][self.axis])), tuple(self._click(v, self.axis, positive) for v in chosen.tolist())
-        )
+        (y0, y1), (x0, x1) = (c for axis, c in enumerate(corners) if axis != self.axis)
+        place = self.axis, corners[self.axis][0]
+        if not positive:
+            ring = ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
+            return Prompt(place, (Lasso(tuple((float(x), float(y)) for x, y in ring), False),))
+        return Prompt(place, (BoxPrompt(x0, y0, x1, y1),), adds=True)
+
+    def _flat(
+        self, drawn: NDArray[np.bool_], offset: Sequence[int], what: str
+    ) -> tuple[Place, NDArray[np.bool_], tuple[int, int]]:
+        """Where the voxels of a drawing lie: the slice, its plane, and the (x, y) at which that begins."""
+        spans = [np.flatnonzero(drawn.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+        if not len(spans[0]):
+            raise ServeError(f"the {what} is empty")
+        flat = [axis for axis in range(3) if len(spans[axis]) == 1]
+        if not flat:
+            raise ServeError(f"the {what} does not lie in one slice; draw in one slice at a time")
+        if self.axis not in flat:
+            self.axis = flat[0]
+        plane = np.ascontiguousarray(np.moveaxis(drawn, self.axis, 0)[spans[self.axis][0]])
+        top, left = (int(offset[axis]) for axis in range(3) if axis != self.axis)
+        return (self.axis, int(spans[self.axis][0]) + int(offset[self.axis])), plane, (left, top)
 
     @staticmethod
     def _click(at: Sequence[int], axis: int, positive: bool) -> Click:
@@ -117,8 +153,11 @@ class Volume:
         if not np.array_equal(session.mask, shown):
             await threads(session.load_mask, shown.copy())
             steps = 1
-        for click in prompt.clicks:
-            await asyncio.wrap_future(self._batches.submit(session, click))
+        for said in prompt.said:
+            if prompt.adds and isinstance(said, BoxPrompt) and shown.any():
+                x0, y0, x1, y1 = said.x0, said.y0, said.x1, said.y1
+                said = Lasso(((x0, y0), (x1, y0), (x1, y1), (x0, y1)))
+            await asyncio.wrap_future(self._batches.submit(session, said))
             steps += 1
         shown[...] = session.mask
         self._before.append(_Before(prompt.place, kept, steps, session))
@@ -211,18 +250,9 @@ def _first_axis(shape: Sequence[int], spacing: Sequence[float] | None) -> int:
     return 0
 
 
-def _spread(voxels: NDArray[np.integer[Any]], count: int) -> NDArray[np.integer[Any]]:
-    """At most so many of some voxels, each far from the ones before, the first in the middle of them."""
-    if len(voxels) > 20_000:
-        voxels = voxels[:: len(voxels) // 20_000 + 1]
-    middle = voxels.mean(axis=0)
-    chosen = [int(np.argmin(((voxels - middle) ** 2).sum(axis=1)))]
-    distance = np.full(len(voxels), np.inf)
-    while True:
-        distance = np.minimum(distance, ((voxels - voxels[chosen[-1]]) ** 2).sum(axis=1))
-        if len(chosen) == count or distance.max() < 1:
-            return voxels[chosen]
-        chosen.append(int(np.argmax(distance)))
+def _extent(ring: NDArray[np.int32]) -> int:
+    """Of the box around a ring."""
+    return int(np.prod(np.ptp(ring, axis=0)))
 
 
 def _box(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Changed | None:

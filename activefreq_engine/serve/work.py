@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from activefreq_engine import Click, Engine, Session
+from activefreq_engine import Engine, Session, click_batch
 from activefreq_engine.errors import InvalidMaskError
 from activefreq_engine.images import Window, image_size, load_labels
 from activefreq_engine.serve import ops
@@ -28,7 +28,7 @@ from activefreq_engine.serve.pictures import Picture
 OBJECTS = 1000
 """Most objects of a session."""
 
-Step = ops.ClickOp | ops.MaskOp
+Step = ops.PromptOp | ops.MaskOp
 
 
 @dataclass(slots=True)
@@ -38,13 +38,15 @@ class Steps:
     done: list[Step] = field(default_factory=list)
     undone: list[Step] = field(default_factory=list)
 
-    def clicks(self) -> list[ops.ClickOp]:
-        """Since the last loaded mask."""
-        found: list[ops.ClickOp] = []
+    def prompts(self) -> list[ops.PromptOp]:
+        """Since the last loaded mask, or from the last box on."""
+        found: list[ops.PromptOp] = []
         for step in reversed(self.done):
-            if not isinstance(step, ops.ClickOp):
+            if isinstance(step, ops.MaskOp):
                 break
             found.append(step)
+            if isinstance(step, ops.BoxOp):
+                break
         return found[::-1]
 
 
@@ -67,10 +69,14 @@ class _Slice:
 
     def mask(self, number: int) -> NDArray[np.bool_] | None:
         """The mask of an object, None where it was never touched."""
-        if number not in self.numbers:
-            return None
-        self.session.select_object(self.numbers[number])
-        return self.session.mask
+        return self.session.mask_of(self.numbers[number]) if number in self.numbers else None
+
+    def delete(self, number: int) -> None:
+        """Remove an object, if it was ever touched."""
+        gone = self.numbers.pop(number, None)
+        if gone is not None:
+            self.session.delete_object(gone)
+            self.numbers = {n: mine - (mine > gone) for n, mine in self.numbers.items()}
 
 
 class Work:
@@ -177,12 +183,12 @@ class Work:
         picture = self.opened()
         steps = self.steps()
         match op:
-            case ops.ClickOp() | ops.MaskOp():
+            case ops.ClickOp() | ops.BoxOp() | ops.ScribbleOp() | ops.LassoOp() | ops.MaskOp():
                 if sum(len(s.done) + len(s.undone) for s in self._steps.values()) >= self._most_steps:
                     raise TooLargeError(f"the session has {self._most_steps} steps, and this server takes no more")
                 if isinstance(op, ops.MaskOp):
                     _decode(op, picture)
-                elif not (0 <= op.x < picture.width and 0 <= op.y < picture.height):
+                elif isinstance(op, ops.ClickOp) and not (0 <= op.x < picture.width and 0 <= op.y < picture.height):
                     raise ServeError(
                         f"click (x={op.x}, y={op.y}) is outside the picture of width {picture.width}, height "
                         f"{picture.height}; x comes first"
@@ -213,10 +219,10 @@ class Work:
     async def _carry_out(self, op: ops.AnyOp) -> None:
         """The engine's part of a request."""
         match op:
-            case ops.ClickOp():
+            case ops.ClickOp() | ops.BoxOp() | ops.ScribbleOp() | ops.LassoOp():
                 part = await self._slice()
                 part.select(self.current)
-                await asyncio.wrap_future(self._batches.submit(part.session, Click(op.x, op.y, op.positive)))
+                await asyncio.wrap_future(self._batches.submit(part.session, op.prompt()))
             case ops.MaskOp():
                 part = await self._slice()
                 part.select(self.current)
@@ -231,10 +237,7 @@ class Work:
                         continue
             case ops.DeleteOp():
                 for part in self._slices.values():
-                    if op.object in part.numbers:
-                        part.select(op.object)
-                        part.session.reset()
-                        del part.numbers[op.object]
+                    part.delete(op.object)
             case ops.WindowOp():
                 self._let_go()
 
@@ -244,7 +247,7 @@ class Work:
         self.seq = max(self.seq, op.seq or 0)
         steps = self.steps()
         match op:
-            case ops.ClickOp() | ops.MaskOp():
+            case ops.ClickOp() | ops.BoxOp() | ops.ScribbleOp() | ops.LassoOp() | ops.MaskOp():
                 steps.done.append(op)
                 steps.undone.clear()
                 self._steps[self.index, self.current] = steps
@@ -350,7 +353,8 @@ class Work:
         return {
             "number": number,
             "name": self.objects[number],
-            "clicks": [[c.x, c.y, c.positive] for c in steps.clicks()],
+            "clicks": [[c.x, c.y, c.positive] for c in steps.prompts() if isinstance(c, ops.ClickOp)],
+            "prompts": [p.model_dump(exclude={"seq"}) for p in steps.prompts()],
             "undo": len(steps.done),
             "redo": len(steps.undone),
             "slices": self.touched_slices(number),
@@ -387,10 +391,10 @@ class Work:
             if where == index:
                 part.select(number)
                 for step in (*steps.done, *reversed(steps.undone)):
-                    if isinstance(step, ops.ClickOp):
-                        session.click(step.x, step.y, step.positive)
-                    else:
+                    if isinstance(step, ops.MaskOp):
                         session.load_mask(_decode(step, picture))
+                    else:
+                        click_batch([session], [step.prompt()])
                 for _ in steps.undone:
                     session.undo()
         return part

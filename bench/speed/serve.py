@@ -60,7 +60,18 @@ def main() -> None:
 
 def start(journal: Path) -> tuple[subprocess.Popen[str], str]:
     """A server with a journal and fsync, as a user starts it."""
-    command = [sys.executable, "-m", "activefreq_engine.cli", "serve", "--port", "0", "--journal", str(journal)]
+    command = [
+        sys.executable,
+        "-m",
+        "activefreq_engine.cli",
+        "serve",
+        "--model",
+        "freqformer_b0",
+        "--port",
+        "0",
+        "--journal",
+        str(journal),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
     found = re.match(r"activefreq serves on (http://\S+?)/\n", process.stdout.readline())

@@ -37,7 +37,7 @@ def file(data: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wanted(data: np.ndarray) -> list[np.ndarray]:
     """The masks after each of CLICKS."""
-    session = Session()
+    session = Session("freqformer_b0_general")
     session.set_image(data)
     return [session.click(x + 0.5, y + 0.5, positive).mask.copy() for x, y, positive in CLICKS]
 
@@ -135,6 +135,122 @@ def test_mouse(
     check(page, wanted[0])
     x, y = page.evaluate("document.querySelector('#picture').getBoundingClientRect().width") / WIDTH, CLICKS[0]
     assert x > 1.5, y
+
+
+def dragged(page: Any, points: list[tuple[int, int]], button: str = "left") -> None:
+    page.mouse.move(*place(page, *points[0]))
+    page.mouse.down(button=button)
+    for point in points[1:]:
+        page.mouse.move(*place(page, *point), steps=4)
+    page.mouse.up(button=button)
+
+
+def drawn(page: Any) -> list[tuple[str, bool]]:
+    """What is marked on the picture: kind and sign."""
+    return [
+        tuple(found)
+        for found in page.evaluate(
+            """[...document.querySelectorAll('.point:not(.waiting)')].map(n =>
+            [['click', 'box', 'scribble', 'lasso'].find(k => n.classList.contains(k)), n.classList.contains('add')])"""
+        )
+    ]
+
+
+def test_boxes_scribbles_and_lassos(new_page: Callable[..., Any], served: Served, file: Path, tmp_path: Path) -> None:
+    page = new_page()
+    begin(page, served, file)
+    page.keyboard.down("Shift")
+    dragged(page, [(90, 130), (360, 350)])
+    page.keyboard.up("Shift")
+    clicked(page, 1)
+    page.keyboard.down("Alt")
+    dragged(page, [(170, 220), (220, 240), (260, 230)])
+    dragged(page, [(400, 60), (500, 70), (560, 120)], button="right")
+    page.keyboard.up("Alt")
+    clicked(page, 3)
+    page.keyboard.press("g")
+    dragged(page, [(100, 130), (170, 140), (160, 190), (105, 185)], button="right")
+    clicked(page, 4)
+    page.screenshot(path=tmp_path / "prompts.png")
+    expected = [("box", True), ("scribble", True), ("scribble", False), ("lasso", False)]
+    assert drawn(page) == expected
+    assert page.locator(".drawn").count() == 4
+    mask = painted(page)
+    assert mask[240, 220]
+    assert not mask[150:170, 125:145].any()
+    page.reload()
+    opened(page)
+    clicked(page, 4)
+    assert drawn(page) == expected
+    assert np.array_equal(painted(page), mask)
+    for left in (3, 2, 1, 0):
+        page.keyboard.press("Control+z")
+        clicked(page, left)
+    assert page.locator(".drawn").count() == 0
+    for _ in range(4):
+        page.keyboard.press("Control+Shift+Z")
+    clicked(page, 4)
+    until(page, f"document.querySelector('#undo').disabled === false && {int(mask.sum())} > 0")
+    deadline = time.monotonic() + 10
+    while not np.array_equal(painted(page), mask):
+        assert time.monotonic() < deadline
+    # a drag out of the picture ends at its edge; a mere click with a tool is a click
+    page.keyboard.press("b")
+    box = page.locator("#picture").bounding_box()
+    page.mouse.move(*place(page, 500, 300))
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] + 9, box["y"] + box["height"] + 9, steps=3)
+    page.mouse.up()
+    clicked(page, 1)
+    page.mouse.click(*place(page, 560, 350))
+    clicked(page, 2)
+    assert drawn(page) == [("box", True), ("click", True)]
+
+
+def test_prompts_by_keyboard_and_by_finger(
+    new_page: Callable[..., Any], served: Served, file: Path, tmp_path: Path
+) -> None:
+    page = new_page()
+    begin(page, served, file)
+    page.locator("#stage").focus()
+    page.keyboard.press("b")
+    for key in ("ArrowLeft", "Shift+ArrowLeft", "a", "Shift+ArrowDown", "Shift+ArrowLeft", "a"):
+        page.keyboard.press(key)
+    clicked(page, 1)
+    page.keyboard.press("w")
+    for key in ("a", "Shift+ArrowUp", "a", "Enter"):
+        page.keyboard.press(key)
+    clicked(page, 2)
+    page.keyboard.press("g")
+    for key in ("x", "Shift+ArrowUp", "x", "Shift+ArrowRight", "x", "Escape", "x", "ArrowUp", "x"):
+        page.keyboard.press(key)
+    assert page.locator("#sketch .drawn").count() == 1
+    for key in ("Shift+ArrowRight", "Enter"):
+        page.keyboard.press(key)
+    for key in ("x", "Shift+ArrowUp", "x", "Shift+ArrowRight", "x", "Enter"):
+        page.keyboard.press(key)
+    clicked(page, 3)
+    assert drawn(page) == [("box", True), ("scribble", True), ("lasso", False)]
+
+    phone = new_page(viewport={"width": 412, "height": 800}, has_touch=True, is_mobile=True, device_scale_factor=2)
+    begin(phone, served, file)
+    session = phone.context.new_cdp_session(phone)
+
+    def stroke(*points: tuple[int, int]) -> None:
+        for kind, point in zip(["touchStart"] + ["touchMove"] * (len(points) - 1), points, strict=True):
+            x, y = place(phone, *point)
+            session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
+        session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+    phone.locator("#tool-box").tap()
+    stroke((90, 130), (200, 200), (360, 350))
+    clicked(phone, 1)
+    phone.locator("#tool-scribble").tap()
+    phone.locator("#remove").tap()
+    stroke((400, 60), (480, 70), (560, 120))
+    clicked(phone, 2)
+    phone.screenshot(path=tmp_path / "prompts-phone.png")
+    assert drawn(phone) == [("box", True), ("scribble", False)]
 
 
 def test_objects_and_reload(new_page: Callable[..., Any], served: Served, file: Path, wanted: list[np.ndarray]) -> None:

@@ -43,7 +43,7 @@ class Process:
         self.journal, self.port = journal, 0
 
     def start(self) -> None:
-        arguments = ["serve", "--port", str(self.port), "--journal", str(self.journal)]
+        arguments = ["serve", "--model", "freqformer_b0", "--port", str(self.port), "--journal", str(self.journal)]
         if self.port:
             forked = FORKS.Process(target=main, args=(arguments,))
             forked.start()
@@ -75,16 +75,26 @@ class Process:
                 time.sleep(0.02)
 
 
+PROMPTS = ("click", "box", "scribble", "lasso")
+
+
 def requests(rng: random.Random) -> list[dict[str, object]]:
     """What a person might do, in two objects."""
     found: list[dict[str, object]] = []
     objects = 1
     for _ in range(14):
-        kind = rng.choice(["click"] * 6 + ["undo", "undo", "redo", "reset", "next", "select", "rename"])
+        kind = rng.choice(["click"] * 3 + [*PROMPTS[1:], "undo", "undo", "redo", "reset", "next", "select", "rename"])
         if kind == "click":
             where = {"x": rng.uniform(0, WIDTH), "y": rng.uniform(0, HEIGHT), "positive": rng.random() < 0.7}
             found.append({"op": kind, **where})
-        elif kind == "next" and objects == 1 and any(f["op"] == "click" for f in found):
+        elif kind == "box":
+            x, y = rng.uniform(0, WIDTH / 2), rng.uniform(0, HEIGHT / 2)
+            found.append({"op": kind, "x0": x, "y0": y, "x1": x + rng.uniform(5, 60), "y1": y + rng.uniform(5, 40)})
+        elif kind in ("scribble", "lasso"):
+            x, y = rng.uniform(5, WIDTH - 45), rng.uniform(5, HEIGHT - 35)
+            points = [[x, y], [x + rng.uniform(5, 40), y + rng.uniform(0, 4)], [x + 8, y + rng.uniform(9, 30)]]
+            found.append({"op": kind, "points": points, "positive": rng.random() < 0.6})
+        elif kind == "next" and objects == 1 and any(f["op"] in PROMPTS for f in found):
             objects = 2
             found += [{"op": "next"}, {"op": "click", "x": rng.uniform(0, WIDTH), "y": rng.uniform(0, HEIGHT)}]
         elif kind == "select":
@@ -101,12 +111,18 @@ def told(session: Session, request: dict[str, object]) -> bool:
     match request["op"]:
         case "click":
             session.click(request["x"], request["y"], request.get("positive", True))
+        case "box":
+            session.box(request["x0"], request["y0"], request["x1"], request["y1"])
+        case "scribble":
+            session.scribble(request["points"], request["positive"])
+        case "lasso":
+            session.lasso(request["points"], request["positive"])
         case "undo":
             return bool(session.undo())
         case "redo":
             return bool(session.redo())
         case "reset":
-            before = session.clicks
+            before = session.prompts
             while session.undo():
                 continue
             return bool(before)

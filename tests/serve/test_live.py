@@ -47,6 +47,44 @@ def test_clicks_undo_and_redo_give_the_masks_of_a_session(client: Client, sessio
     assert (done["objects"][0]["undo"], done["objects"][0]["redo"]) == (1, 3)
 
 
+PROMPTS = [
+    {"op": "box", "x0": 20, "y0": 30.5, "x1": 110, "y1": 90},
+    {"op": "scribble", "points": [[60, 60], [75.5, 62], [80, 70]], "positive": True},
+    {"op": "lasso", "points": [[20, 30], [60, 30], [60, 50], [20, 50]], "positive": False},
+    {"op": "click", "x": 61.5, "y": 60.0, "positive": True},
+    {"op": "lasso", "points": [[100, 40], [140, 40], [120, 80]], "positive": True},
+]
+
+
+def test_prompts_of_all_kinds_are_those_of_a_session(client: Client, session: Session) -> None:
+    calls = [
+        lambda: session.box(20, 30.5, 110, 90),
+        lambda: session.scribble([(60, 60), (75.5, 62), (80, 70)]),
+        lambda: session.lasso([(20, 30), (60, 30), (60, 50), (20, 50)], positive=False),
+        lambda: session.click(61.5, 60.0),
+        lambda: session.lasso([(100, 40), (140, 40), (120, 80)]),
+    ]
+    client.ask("click", x=5, y=5, positive=True)
+    session.click(5, 5)
+    for n, (prompt, call) in enumerate(zip(PROMPTS, calls, strict=True), 1):
+        op, rest = prompt["op"], {k: v for k, v in prompt.items() if k != "op"}
+        done = client.ask(op, **rest)
+        call()
+        assert done["objects"][0]["prompts"] == PROMPTS[:n]  # a box begins anew
+        assert len(done["objects"][0]["clicks"]) == len(session.clicks)
+        assert np.array_equal(client.mask(), session.mask), f"after prompt {n}"
+    for _ in calls:
+        client.ask("undo")
+        session.undo()
+        assert np.array_equal(client.mask(), session.mask)
+    for _ in calls[:3]:
+        client.ask("redo")
+        session.redo()
+    client.dial(client.state["id"])
+    assert client.state["objects"][0]["prompts"] == PROMPTS[:3]
+    assert np.array_equal(client.mask(), session.mask)
+
+
 def test_stale_answers_are_dropped_and_the_last_mask_is_right(client: Client, session: Session) -> None:
     for x, y, positive in CLICKS:
         client.post("click", x=x, y=y, positive=positive)

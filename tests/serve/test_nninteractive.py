@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
+import cv2
 import httpx
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from activefreq_engine import Engine, Session
 from activefreq_engine.errors import ActiveFreqError
 from activefreq_engine.serve import packing
 from activefreq_engine.serve.sessions import Limits
+from activefreq_engine.serve.strokes import MOST_LINES, paths
 
 from .client import HEIGHT, WIDTH, picture
 from .conftest import Server
@@ -133,17 +135,101 @@ def test_an_initial_segmentation_is_the_start(theirs: Any, engine: Engine) -> No
     assert np.array_equal(buffer, start)
 
 
+def test_boxes_are_those_of_a_session(theirs: Any, engine: Engine) -> None:
+    buffer = begin(theirs, FLAT)
+    session = Session(engine=engine)
+    session.set_image(picture())
+    theirs.add_bbox_interaction([[0, 1], [30, 90], [20, 110]], True)
+    session.box(20, 30, 110, 90)
+    assert np.array_equal(buffer[0] != 0, session.mask)
+    theirs.add_point_interaction((0, 60, 61), True)
+    session.click(61.5, 60.5)
+    assert buffer.any()
+    assert np.array_equal(buffer[0] != 0, session.mask)
+    kept = session.mask.copy()
+    theirs.add_bbox_interaction([[0, 1], [40, 95], [100, 140]], True)  # a further one adds to what there is
+    session.lasso([(100, 40), (140, 40), (140, 95), (100, 95)])
+    assert np.array_equal(buffer[0] != 0, session.mask)
+    theirs.add_bbox_interaction([[0, 1], [30, 60], [20, 110]], False)
+    assert not buffer[0, 30:60, 20:110].any()
+    assert theirs.undo()
+    assert np.array_equal(buffer[0] != 0, session.mask)
+    assert theirs.undo()
+    assert np.array_equal(buffer[0] != 0, kept)
+    assert theirs.undo()
+    assert theirs.undo()
+    assert not buffer.any()
+
+
+def test_lassos_are_those_of_a_session(theirs: Any, engine: Engine) -> None:
+    buffer = begin(theirs, FLAT)
+    session = Session(engine=engine)
+    session.set_image(picture())
+    filled = np.zeros(FLAT.shape[1:], np.uint8)
+    filled[0, 30:90, 20:110] = 1
+    line = filled.copy()
+    line[0, 31:89, 21:109] = 0
+    session.lasso([(20, 30), (110, 30), (110, 90), (20, 90)])
+    for drawn in (filled, line):
+        theirs.add_lasso_interaction(drawn, True)
+        assert np.array_equal(buffer[0] != 0, session.mask)
+        assert theirs.undo()
+        assert not buffer.any()
+    theirs.add_lasso_interaction(filled, True)
+    theirs.add_point_interaction((0, 60, 61), True)
+    session.click(61.5, 60.5)
+    assert buffer[0, 50:60, 60:72].any()
+    theirs.add_lasso_interaction(np.ones((1, 10, 12), np.uint8), False, interaction_bbox=[[0, 1], [50, 60], [60, 72]])
+    assert not buffer[0, 50:60, 60:72].any()
+    theirs.undo()
+    assert np.array_equal(buffer[0] != 0, session.mask)
+
+
+def test_pixels_under_a_stroke_take_its_sign(theirs: Any) -> None:
+    buffer = begin(theirs, FLAT)
+    drawn = np.zeros(FLAT.shape[1:], np.uint8)
+    cv2.polylines(drawn[0], [np.array([[30, 40], [90, 45], [60, 80], [62, 20]])], False, 1)  # it crosses itself
+    theirs.add_scribble_interaction(drawn, True)
+    assert buffer[0][drawn[0] != 0].mean() > 0.97
+    assert theirs.undo()
+    assert not buffer.any()
+
+
+def test_strokes_are_followed_along_their_length(rng: np.random.Generator) -> None:
+    for _ in range(20):
+        height, width = (int(n) for n in rng.integers(30, 300, 2))
+        drawn = np.zeros((height, width), np.uint8)
+        points = (rng.random((rng.integers(1, 6), 2)) * [width, height]).astype(np.int32)
+        thickness = int(rng.integers(1, 7))
+        cv2.polylines(drawn, [points], False, 1, thickness)
+        drawn[points[:, 1], points[:, 0]] = 1
+        lines = paths(drawn.view(np.bool_))
+        near = np.ones_like(drawn)
+        for line in lines:
+            at = np.array(line)
+            assert (np.abs(np.diff(at, axis=0)).max(initial=0)) <= 1
+            assert drawn[at[:, 1], at[:, 0]].all()
+            near[at[:, 1], at[:, 0]] = 0
+        if len(lines) < MOST_LINES:
+            assert cv2.distanceTransform(near, cv2.DIST_L2, 5)[drawn != 0].max() <= 2 * thickness + 3
+    assert len(paths(np.ones((700, 500), bool))) <= MOST_LINES  # an area is no stroke, and takes no time
+
+
 def test_what_is_not_supported_is_said(theirs: Any) -> None:
-    begin(theirs, FLAT)
+    begin(theirs, np.ascontiguousarray(np.repeat(FLAT, 3, axis=1)))
     assert theirs.supports_undo
     assert theirs.supported_interactions == {
-        "points": True, "scribble": True, "bbox2d": False, "bbox3d": False, "lasso": False
+        "points": True, "scribble": True, "bbox2d": True, "bbox3d": False, "lasso": True
     }  # fmt: skip
+    deep = np.ones((3, HEIGHT, WIDTH), np.uint8)
     for ask in (
-        lambda: theirs.add_bbox_interaction([[0, 1], [10, 20], [10, 20]], True),
-        lambda: theirs.add_lasso_interaction(np.ones(FLAT.shape[1:], np.uint8), True),
+        lambda: theirs.add_bbox_interaction([[0, 1], [10, 20], [10, WIDTH + 1]], True),
+        lambda: theirs.add_bbox_interaction([[0, 1], [10, 10], [10, 20]], True),
+        lambda: theirs.add_bbox_interaction([[0, 2], [10, 12], [10, 20]], True, override_capability_checks=True),
+        lambda: theirs.add_lasso_interaction(deep, True),
+        lambda: theirs.add_lasso_interaction(0 * deep, True),
         lambda: theirs.add_point_interaction((0, HEIGHT, 0), True),
-        lambda: theirs.add_scribble_interaction(np.zeros(FLAT.shape[1:], np.uint8), True),
+        lambda: theirs.add_scribble_interaction(0 * deep, True),
         lambda: theirs.set_image(np.zeros((2, 1, 5, 5), np.uint8)),
     ):
         with pytest.raises(httpx.HTTPStatusError) as refused:

@@ -46,6 +46,52 @@ def test_clicks_over_rest_are_those_of_a_session(http: httpx.Client, path: str, 
     assert http.post(f"{path}/redo").json()["changed"] is True
 
 
+def test_prompts_over_rest_are_those_of_a_session(http: httpx.Client, path: str, engine: Engine) -> None:
+    session = Session(engine=engine)
+    session.set_image(picture())
+    for body, call in (
+        ({"op": "box", "x0": 20, "y0": 30, "x1": 110, "y1": 90}, lambda: session.box(20, 30, 110, 90)),
+        ({"op": "scribble", "points": [[30, 40], [50, 41]], "positive": False},
+         lambda: session.scribble([(30, 40), (50, 41)], False)),
+        ({"op": "lasso", "points": [[60, 40], [90, 40], [80, 80]]},
+         lambda: session.lasso([(60, 40), (90, 40), (80, 80)])),
+        ({"op": "click", "x": 60, "y": 60}, lambda: session.click(60, 60)),
+    ):  # fmt: skip
+        answer = http.post(f"{path}/prompts", json=body)
+        assert answer.status_code == 200, answer.text
+        call()
+        assert np.array_equal(masks.from_coco_rle(answer.json()["rle"]), session.mask)
+    assert [p["op"] for p in answer.json()["object"]["prompts"]] == ["box", "scribble", "lasso", "click"]
+    for body in (
+        {"op": "box", "x0": 20, "y0": 30, "x1": 10, "y1": 90},
+        {"op": "box", "x0": 1e6, "y0": 30, "x1": 2e6, "y1": 90},
+        {"op": "scribble", "points": [[1e6, 3]]},
+        {"op": "lasso", "points": [[1, 3], [4, 5]]},
+        {"op": "lasso", "points": [[1, 3], [4, 3], [2, 3]]},
+        {"op": "scribble", "points": []},
+        {"op": "scribble", "points": [[1, 2, 3]]},
+        {"op": "lasso", "points": [[1, 2]] * 10_001},
+        {"op": "star", "points": [[1, 2]]},
+        {"x": 1, "y": 2},
+    ):
+        refused = http.post(f"{path}/prompts", json=body)
+        assert refused.status_code in (400, 422)
+        assert refused.json()["detail"]
+    assert http.get(path).json()["objects"][0]["undo"] == 4
+
+
+def test_an_object_that_is_deleted_leaves_the_others_as_they_are(http: httpx.Client, path: str, engine: Engine) -> None:
+    found = []
+    for x in (20, 90, 150):
+        found.append(masks.from_coco_rle(http.post(f"{path}/clicks", json={"x": x, "y": 50}).json()["rle"]))
+        http.post(f"{path}/objects")
+    http.delete(f"{path}/objects/2")
+    for number, mask in ((1, found[0]), (3, found[2])):
+        http.post(f"{path}/objects/{number}/select")
+        assert http.post(f"{path}/undo").json()["changed"]
+        assert np.array_equal(masks.from_coco_rle(http.post(f"{path}/redo").json()["rle"]), mask)
+
+
 def test_exports_hold_all_objects(http: httpx.Client, path: str) -> None:
     first = masks.from_coco_rle(http.post(f"{path}/clicks", json={"x": 60, "y": 60}).json()["rle"])
     http.put(f"{path}/objects/1/name", json={"name": "nævus"})

@@ -79,7 +79,17 @@ def studio(tools: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
 @pytest.fixture(scope="module")
 def backend(studio: str) -> Iterator[str]:
     """`activefreq serve`; its address for Label Studio."""
-    command = [sys.executable, "-m", "activefreq_engine.cli", "serve", "--port", "0", "--no-journal"]
+    command = [
+        sys.executable,
+        "-m",
+        "activefreq_engine.cli",
+        "serve",
+        "--model",
+        "freqformer_b0",
+        "--port",
+        "0",
+        "--no-journal",
+    ]
     process = subprocess.Popen([*command, "--label-studio", studio], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     line = process.stdout.readline()

@@ -5,11 +5,12 @@ import { decode } from './frames.js';
 import { Link } from './link.js';
 import { Mask } from './masks.js';
 import { colour, Objects } from './objects.js';
-import { View } from './view.js';
+import { box, View } from './view.js';
 
 const $ = id => document.getElementById(id);
 const LAST = 'activefreq.last';
-const ON_STEPS = new Set(['click', 'mask', 'undo', 'redo', 'reset']);
+const PROMPTS = new Set(['click', 'box', 'scribble', 'lasso']);
+const ON_STEPS = new Set([...PROMPTS, 'mask', 'undo', 'redo', 'reset']);
 const WORDS = { on: 'connected', off: 'reconnecting', gone: 'ended', elsewhere: 'open in another tab', refused: 'refused', token: 'token needed' };
 
 const app = {
@@ -25,6 +26,7 @@ const app = {
 
 const view = new View($('stage'), {
   click: (x, y, other) => click(x, y, app.removing === other),
+  drawn: (kind, points, other) => prompt(kind === 'box' ? box(points) : { op: kind, points, positive: app.removing === other }),
 });
 const objects = new Objects($('objects'), {
   select: object => send({ op: 'select', object }),
@@ -72,7 +74,7 @@ function onStatus(status, reason) {
 async function onState(state, outbox) {
   app.state = state;
   app.masks = new Map(state.objects.map(o => [o.number, new Mask()]));
-  app.waiting = outbox.filter(r => r.op === 'click').map(r => [r.x, r.y, r.positive, true]);
+  app.waiting = waiting(outbox);
   if (!state.picture) return;
   localStorage.setItem(LAST, JSON.stringify({ session: state.id, name: state.picture.name }));
   $('empty').hidden = true;
@@ -116,7 +118,7 @@ function onDone(message) {
     compose();
     if (message.op === 'slice' || message.op === 'window') showPicture();
   }
-  app.waiting = app.link.outbox.filter(r => r.op === 'click').map(r => [r.x, r.y, r.positive, true]);
+  app.waiting = waiting(app.link.outbox);
   refresh();
 }
 
@@ -204,13 +206,17 @@ function send(request) {
   app.sent.set(seq, start);
 }
 
-function click(x, y, positive) {
+function click(x, y, positive) { prompt({ op: 'click', x, y, positive }); }
+
+function prompt(request) {
   if (!app.state?.picture) return;
-  send({ op: 'click', x, y, positive });
-  app.waiting = [...(app.waiting ?? []), [x, y, positive, true]];
+  send(request);
+  app.waiting = waiting(app.link.outbox);
   setRing(null);
   marks();
 }
+
+const waiting = outbox => outbox.filter(r => PROMPTS.has(r.op)).map(r => ({ ...r, waiting: true }));
 
 function answerRing(agree) {
   if (app.ring) click(app.ring.x + 0.5, app.ring.y + 0.5, agree);
@@ -233,7 +239,7 @@ const current = () => app.state?.objects.find(o => o.number === app.state.object
 const shows = id => $(id).getAttribute('aria-pressed') === 'true';
 
 function marks() {
-  view.setMarks([...(current()?.clicks ?? []), ...(app.waiting ?? [])]);
+  view.setMarks([...(current()?.prompts ?? []), ...(app.waiting ?? [])]);
 }
 
 function numbers() {
@@ -241,9 +247,10 @@ function numbers() {
   if (!object) return;
   const { width, height } = app.state.picture;
   const share = mask ? 100 * mask.area / (width * height) : 0;
-  const clicks = object.clicks.length;
-  $('numbers').textContent = `${clicks} click${clicks === 1 ? '' : 's'}${app.latency ? ` · ${app.latency.toFixed(0)} ms` : ''}`;
-  said(`Object ${object.number}, ${clicks} clicks, ${share.toFixed(1)} percent of the picture`);
+  const clicks = object.clicks.length, others = object.prompts.length - clicks;
+  const counts = `${clicks} click${clicks === 1 ? '' : 's'}${others ? ` + ${others} drawn` : ''}`;
+  $('numbers').textContent = `${counts}${app.latency ? ` · ${app.latency.toFixed(0)} ms` : ''}`;
+  said(`Object ${object.number}, ${counts}, ${share.toFixed(1)} percent of the picture`);
 }
 
 function refresh() {
@@ -284,9 +291,24 @@ const showMask = on => { $('mask').hidden = $('others').hidden = !on; drawOutlin
 const showHeat = on => { app.heat = on; $('heat').hidden = !on; app.link?.uncertainty(on); };
 
 function mode(removing) {
-  app.removing = removing;
+  app.removing = view.removing = removing;
   $('add').setAttribute('aria-pressed', !removing);
   $('remove').setAttribute('aria-pressed', removing);
+}
+
+const TOOLS = ['click', 'box', 'scribble', 'lasso'];
+
+function tool(name) {
+  view.giveUp();
+  view.tool = name;
+  for (const id of TOOLS) $(`tool-${id}`).setAttribute('aria-pressed', id === name);
+}
+
+// The keyboard's way with the chosen tool: a click at the cross, or the next point of what is drawn.
+function atCross(positive) {
+  if (view.tool === 'click') return click(view.at.x, view.at.y, positive);
+  mode(!positive);
+  view.drawAt(view.at, false);
 }
 
 function goSlice(by) {
@@ -339,6 +361,7 @@ function leave() {
 const actions = {
   open: () => $('file').click(), 'empty-open': () => $('file').click(),
   add: () => mode(false), remove: () => mode(true),
+  ...Object.fromEntries(TOOLS.map(name => [`tool-${name}`, () => tool(name)])),
   undo: () => send({ op: 'undo' }), redo: () => send({ op: 'redo' }), reset: () => send({ op: 'reset' }),
   next: () => send({ op: 'next' }),
   'hint-in': () => answerRing(true), 'hint-out': () => answerRing(false), 'hint-skip': skipRing,
@@ -351,6 +374,7 @@ const actions = {
 for (const [id, run] of Object.entries(actions)) $(id).addEventListener('click', run);
 
 const KEYS = {
+  c: 'tool-click', b: 'tool-box', w: 'tool-scribble', g: 'tool-lasso',
   o: 'open', r: 'reset', n: 'next', s: 'hint-skip', h: 'show-mask', l: 'show-outline', u: 'show-heat', 0: 'fit', '?': 'help-open',
 };
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
@@ -369,8 +393,10 @@ addEventListener('keydown', e => {
     if (key in KEYS) run = actions[KEYS[key]];
     else if (key === '+' || key === '=') run = () => view.zoom(1.25);
     else if (key === '-') run = () => view.zoom(0.8);
-    else if (key === 'a' && view.at) run = () => click(view.at.x, view.at.y, true);
-    else if (key === 'x' && view.at) run = () => click(view.at.x, view.at.y, false);
+    else if (key === 'Escape' && view.drawing) run = () => view.giveUp();
+    else if (key === 'a' && view.at) run = () => atCross(true);
+    else if (key === 'x' && view.at) run = () => atCross(false);
+    else if (key === 'Enter' && onStage && view.drawing && view.at) run = () => view.drawAt(view.at, true);
     else if (key === 'Enter' && onStage) run = () => answerRing(!e.shiftKey);
     else if (key in ARROWS && onStage && app.state) run = () => view.moveCross(...ARROWS[key].map(v => v * (e.shiftKey ? 10 : 1)));
     else if (key === 'PageUp' || key === 'PageDown') run = () => goSlice(key === 'PageUp' ? -1 : 1);

@@ -14,7 +14,7 @@ export class Objects {
   }
 
   show(objects, current) {
-    const text = JSON.stringify([objects.map(o => [o.number, o.name, o.clicks.length, o.slices.length]), current]);
+    const text = JSON.stringify([objects.map(o => [o.number, o.name, o.prompts.length, o.slices.length]), current]);
     if (text === this.text || this.list.querySelector('input')) return;
     this.text = text;
     const focused = this.list.contains(document.activeElement) ? document.activeElement.dataset.key : null;
@@ -31,10 +31,10 @@ export class Objects {
     const name = document.createElement('span'), count = document.createElement('span');
     name.textContent = title;
     count.className = 'count';
-    count.textContent = object.clicks.length || (object.slices.length ? `${object.slices.length} sl.` : '');
+    count.textContent = object.prompts.length || (object.slices.length ? `${object.slices.length} sl.` : '');
     pick.append(swatch, name, count);
     pick.setAttribute('aria-current', current);
-    pick.setAttribute('aria-label', `${title}, ${object.clicks.length} clicks`);
+    pick.setAttribute('aria-label', `${title}, ${object.prompts.length} prompts`);
     const rename = button('small', `rename${object.number}`, () => this.edit(row, object));
     Object.assign(rename, { textContent: '✎', title: 'Rename' });
     rename.setAttribute('aria-label', `Rename ${title}`);

@@ -1,14 +1,19 @@
-// The stage: where the picture lies, and what mouse, pen and fingers do to it.
+// The stage: where the picture lies, and what mouse, pen and fingers do to it.  A drag with Shift draws a box, one with
+// Alt a scribble; a tool that was chosen draws with any drag.
 const SVG = 'http://www.w3.org/2000/svg';
 const TAP = 10;  // CSS pixels that a finger may move and still have tapped
+const APART = 2;  // CSS pixels between two points of a line that is drawn
+const POINTS = 2000;  // of one line; of a longer one every other is left out
 
 export class View {
-  // on: {click(x, y, positive), moved()}
+  // on: {click(x, y, other), drawn(kind, points, other)}; `other` is the sign that is not chosen
   constructor(stage, on) {
     this.stage = stage;
     this.on = on;
     this.stack = stage.querySelector('#stack');
     this.outline = stage.querySelector('#outline');
+    this.lines = stage.querySelector('#lines');
+    this.sketch = stage.querySelector('#sketch');
     this.points = stage.querySelector('#points');
     this.hint = stage.querySelector('#hint');
     this.cross = stage.querySelector('#cross');
@@ -16,6 +21,8 @@ export class View {
     this.scale = 1; this.x = 0; this.y = 0;  // CSS pixels a picture pixel; where the picture's corner lies
     this.pointers = new Map();
     this.marks = []; this.ring = null; this.at = null;
+    this.tool = 'click';  // or box, scribble, lasso
+    this.drawing = null;
     stage.addEventListener('pointerdown', e => this.down(e));
     stage.addEventListener('pointermove', e => this.move(e));
     stage.addEventListener('pointerup', e => this.up(e, true));
@@ -60,7 +67,9 @@ export class View {
   place() {
     this.stack.style.transform = `translate(${this.x}px,${this.y}px) scale(${this.scale})`;
     this.stack.classList.toggle('large', this.scale * devicePixelRatio >= 3);
-    this.outline.setAttribute('transform', `translate(${this.x} ${this.y}) scale(${this.scale})`);
+    for (const layer of [this.outline, this.lines, this.sketch]) {
+      layer.setAttribute('transform', `translate(${this.x} ${this.y}) scale(${this.scale})`);
+    }
     this.placeMarks();
   }
 
@@ -71,12 +80,14 @@ export class View {
     return x >= 0 && y >= 0 && x < this.width && y < this.height ? { x, y } : null;
   }
 
-  // --- marks: clicks [[x, y, positive, waiting]], the suggested one, the keyboard's cross ---
+  // --- marks: prompts as the server tells them, some `waiting`; the suggested one, the keyboard's cross ---
 
-  setMarks(marks) {
-    this.marks = marks;
-    this.points.replaceChildren(...marks.map(([, , positive, waiting], i) => {
-      const group = element('g', { class: `point ${positive ? 'add' : 'remove'}${waiting ? ' waiting' : ''}` });
+  setMarks(prompts) {
+    this.marks = prompts.map(start);
+    this.lines.replaceChildren(...prompts.filter(p => p.op !== 'click').map(p => this.line(p)));
+    this.points.replaceChildren(...prompts.map((p, i) => {
+      const positive = p.positive ?? true;
+      const group = element('g', { class: `point ${p.op} ${positive ? 'add' : 'remove'}${p.waiting ? ' waiting' : ''}` });
       group.append(positive ? element('circle', { class: 'body', r: 9 })
         : element('rect', { class: 'body', x: -8.5, y: -8.5, width: 17, height: 17, rx: 3 }));
       const text = element('text', {});
@@ -85,6 +96,15 @@ export class View {
       return group;
     }));
     this.placeMarks();
+  }
+
+  // A box, a scribble or a lasso, in picture coordinates.
+  line(prompt) {
+    const [first, ...rest] = prompt.op === 'box' ? corners(prompt) : prompt.points.map(centred(prompt.op));
+    const d = `M${first}${rest.length ? `L${rest.join(' ')}` : 'h0.01'}${prompt.op === 'scribble' ? '' : 'Z'}`;
+    const group = element('g', { class: `drawn ${prompt.positive ?? true ? 'add' : 'remove'}${prompt.waiting ? ' waiting' : ''}` });
+    for (const name of ['casing', 'line']) group.append(element('path', { class: name, d }));
+    return group;
   }
 
   setRing(ring) {
@@ -104,7 +124,7 @@ export class View {
   placeMarks() {
     const put = (node, x, y) => node.setAttribute('transform',
       `translate(${this.x + x * this.scale} ${this.y + y * this.scale})`);
-    this.marks.forEach(([x, y], i) => put(this.points.children[i], x, y));
+    this.marks.forEach(({ x, y }, i) => put(this.points.children[i], x, y));
     if (this.ring) put(this.hint, this.ring.x + 0.5, this.ring.y + 0.5);
     if (this.at) put(this.cross, this.at.x, this.at.y);
   }
@@ -124,6 +144,17 @@ export class View {
   down(e) {
     if (e.target.closest('button, a, input') || !this.width) return;
     this.stage.focus({ preventScroll: true, focusVisible: false });
+    const kind = e.shiftKey ? 'box' : e.altKey ? 'scribble' : this.tool;
+    if (this.drawing && e.pointerType === 'touch') this.giveUp();  // a second finger moves the picture
+    else if (kind !== 'click' && !this.moving && !this.pointers.size && (e.button === 0 || e.button === 2)) {
+      const at = this.toPicture(e.clientX, e.clientY);
+      if (!at) return;
+      this.stage.setPointerCapture(e.pointerId);
+      this.pointers.set(e.pointerId, { x: e.clientX, y: e.clientY, x0: e.clientX, y0: e.clientY });
+      this.begin(kind, at, e.button === 2);
+      e.preventDefault();
+      return;
+    }
     if (e.pointerType === 'touch' || e.button === 1 || this.moving) {
       this.stage.setPointerCapture(e.pointerId);
       this.pointers.set(e.pointerId, { x: e.clientX, y: e.clientY, x0: e.clientX, y0: e.clientY });
@@ -138,6 +169,7 @@ export class View {
   move(e) {
     const pointer = this.pointers.get(e.pointerId);
     if (!pointer) return;
+    if (this.drawing) return this.draw(e, pointer);
     if (this.tapping) {
       if (Math.hypot(e.clientX - pointer.x0, e.clientY - pointer.y0) < TAP) return;
       this.tapping = false;
@@ -151,10 +183,63 @@ export class View {
   }
 
   up(e, finished) {
+    const pointer = this.pointers.get(e.pointerId);
     if (!this.pointers.delete(e.pointerId)) return;
+    if (this.drawing) return this.finish(e, pointer, finished);
     if (this.tapping && finished) this.click(e, false);
     this.tapping = false;
     if (!this.pointers.size) this.stage.classList.remove('moving');
+  }
+
+  // --- drawing: by dragging, or by the keyboard's cross, a corner at a time ---
+
+  begin(kind, at, other) {
+    this.setCross(null);
+    this.drawing = { kind, other, points: [[at.x, at.y]] };
+    this.show();
+  }
+
+  draw(e, pointer) {
+    const { kind, points } = this.drawing;
+    if (kind !== 'box' && Math.hypot(e.clientX - pointer.x, e.clientY - pointer.y) < APART) return;
+    Object.assign(pointer, { x: e.clientX, y: e.clientY });
+    const box = this.stage.getBoundingClientRect();
+    this.extend([(e.clientX - box.left - this.x) / this.scale, (e.clientY - box.top - this.y) / this.scale]);
+    if (points.length > POINTS) this.drawing.points = points.filter((_, i) => i % 2 === 0);
+  }
+
+  // The next point, held within the picture.
+  extend([x, y]) {
+    const { kind, points } = this.drawing;
+    const most = kind === 'scribble' ? 0.01 : 0;  // a scribble's points lie in pixels, a box's and a lasso's on edges
+    const at = [Math.min(this.width - most, Math.max(0, x)), Math.min(this.height - most, Math.max(0, y))];
+    if (kind === 'box') points[1] = at; else points.push(at);
+    this.show();
+  }
+
+  show() {
+    const { kind, points, other } = this.drawing;
+    const prompt = kind === 'box' ? box(points) : { op: kind, points };
+    this.sketch.replaceChildren(this.line({ ...prompt, positive: kind === 'box' || !this.removing === !other }));
+  }
+
+  finish(e, pointer, finished) {
+    const { kind, points, other } = this.drawing;
+    this.giveUp();
+    if (!finished) return;
+    const moved = points.length > 1 && points.some(p => Math.hypot(p[0] - points[0][0], p[1] - points[0][1]) * this.scale >= 3);
+    if (moved && (kind === 'scribble' || kind === 'box' || points.length > 2)) this.on.drawn(kind, points, other);
+    else if (e) this.click(e, other);
+  }
+
+  giveUp() { this.drawing = null; this.sketch.replaceChildren(); }
+
+  // The keyboard's way: a point where the cross is; Enter ends a scribble or a lasso, the second corner ends a box.
+  drawAt(at, end) {
+    if (!this.drawing) this.begin(this.tool, at, false);
+    else if (!end) this.extend([at.x, at.y]);
+    if (end || (this.drawing.kind === 'box' && this.drawing.points.length > 1)) this.finish(null, null, true);
+    this.setCross(at);
   }
 
   click(e, other) {
@@ -184,4 +269,21 @@ function spread(pointers) {
   const x = pointers.reduce((sum, p) => sum + p.x, 0) / pointers.length;
   const y = pointers.reduce((sum, p) => sum + p.y, 0) / pointers.length;
   return { x, y, size: Math.max(1, Math.hypot(pointers[0].x - x, pointers[0].y - y)) };
+}
+
+const corners = ({ x0, y0, x1, y1 }) => [[x0, y0], [x1, y0], [x1, y1], [x0, y1]];
+
+// A scribble's points mean pixels, and are shown at their centres.
+const centred = op => ([x, y]) => (op === 'scribble' ? [Math.floor(x) + 0.5, Math.floor(y) + 0.5] : [x, y]);
+
+// Where a prompt's number stands.
+function start(prompt) {
+  if (prompt.op === 'click') return prompt;
+  const [x, y] = prompt.op === 'box' ? [prompt.x0, prompt.y0] : prompt.points[0];
+  return { x, y };
+}
+
+// The box between two corners, in any order, as a request.
+export function box([[xa, ya], [xb, yb] = [xa, ya]]) {
+  return { op: 'box', x0: Math.min(xa, xb), y0: Math.min(ya, yb), x1: Math.max(xa, xb), y1: Math.max(ya, yb) };
 }
