@@ -113,6 +113,7 @@ def _run(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     fused, logits = op(backend, p1, p2, p3, p4, weight, bias, levels, total, keep)
+    torch.autograd.graph.increment_version([t for t in (levels, total) if not t.is_inference()])
     return fused, logits
 
 
