@@ -53,6 +53,7 @@ def poison(engine: Engine) -> None:
         for context in bucket._made.values():
             if isinstance(context, ClickContext):
                 context.held[:] = [None] * len(context.held)  # the features too
+                context._outbox.given[:] = [None] * len(context.held)
     if torch.cuda.is_available():
         torch.cuda.synchronize()  # this was another stream than the engine's
 

@@ -1,18 +1,22 @@
 """The engine with contexts answers as it does without, whatever their buffers held before."""
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from activefreq_engine.kernels.click_maps import click_maps
 
 from activefreq_engine import ActiveFreqError, Engine
 from activefreq_engine.models import FreqFormer
+from activefreq_engine.runtime import levels
 from activefreq_engine.runtime.engine import RefineRequest, StepRequest
 from activefreq_engine.runtime.graphs import contexts
 from activefreq_engine.runtime.graphs.contexts import BATCHES, Contexts, Parcel
 from activefreq_engine.runtime.levels import probabilities
+from activefreq_engine.runtime.plan import Folded
 
 from .clicking import box, play, poison, request, slots
 from .modules import random_model
@@ -105,6 +109,55 @@ def test_one_capture_for_each_shape_and_batch_size(model, rng):
         engine.run([request(rng, 64, 96, f) for f in features[:n]])
         assert runner.captures - before == captures, n
     assert runner.waits == 9 + 2 + 5 + 2
+
+
+class StandIn:
+    """For a click by fused kernels, which read the answer before where they write the next one."""
+
+    def __init__(self, plan):
+        self.plan = plan
+
+    def __call__(self, c1, p1, previous, points, radius, out):
+        before = previous.int().float() / levels.ONE
+        disks = click_maps(points, *before.shape[1:], radius=radius)
+        answer = self.plan.click(c1, p1, torch.cat([before[:, None], disks], dim=1))
+        levels.write(answer.logits, out)
+        return answer
+
+
+def test_the_answer_before_stays_on_the_device(model, rng, monkeypatch):
+    """What the last click of a row gave is not sent again; anything else is, and no row is taken for another."""
+    plan, sent, send = Folded.plan, [], torch.from_numpy
+
+    def planned(*arguments):
+        made = plan(*arguments)
+        return replace(made, fused=StandIn(made))
+
+    monkeypatch.setattr(Folded, "plan", planned)
+    ours, plain, known = engine_on(model, FakeGraphs()), Engine(model, precision="fp32"), []
+
+    def click(*which: int) -> int:
+        """How many answers before were sent."""
+        asked = [replace(known[i][0], points=slots(rng, 32, 64)) for i in which]
+        plainly = zip(asked, which, strict=True)
+        theirs = [replace(r, features=known[i][1], previous=probabilities(r.previous)) for r, i in plainly]
+        with monkeypatch.context() as m:
+            m.setattr(torch, "from_numpy", lambda array: sent.append(array) or send(array))
+            sent.clear()
+            got = ours.run(asked)
+        count = len(sent)
+        for i, r, a, b in zip(which, asked, got, plain.run(theirs), strict=True):
+            assert np.abs(a.probs - b.probs).max() <= TOLERANCE
+            known[i] = replace(r, previous=a.levels), known[i][1]
+        return count
+
+    for _ in range(4):
+        first = request(rng, 32, 64)
+        a, b = ours.run([first])[0], plain.run([first])[0]
+        known.append((StepRequest(None, a.features, a.levels, first.points), b.features))
+    assert [click(3), click(3), click(0), click(0), click(3)] == [0, 0, 1, 0, 1]
+    assert [click(0, 1), click(0, 1), click(1, 0)] == [2, 0, 2]
+    assert [click(2, 1, 0), click(2, 1, 0), click(2, 1), click(2, 1, 0)] == [3, 0, 2, 2]
 
 
 def test_few_shapes_are_kept(model, rng, monkeypatch):

@@ -105,11 +105,15 @@ class Context(ABC):
     def run(self) -> tuple[Tensor, ...]:
         """The work: a fixed sequence of operations on buffers.  What Python does here is not done again in a replay."""
 
-    def replay(self) -> Any:
-        """Results of `run` for what the buffers hold now; to be copied before anything else is replayed."""
+    def ready(self) -> Work:
+        """What replays `run`; captured on first use, which overwrites what `run` writes."""
         if self._replay is None:
             self._replay = self._replayer.capture(self.run)
-        return self._replay()
+        return self._replay
+
+    def replay(self) -> Any:
+        """Results of `run` for what the buffers hold now; to be copied before anything else is replayed."""
+        return self.ready()()
 
     def _put(self, buffers: Sequence[Tensor], items: Sequence[Sequence[Tensor]]) -> None:
         """Copy tensors `[1, ...]` of each item into the first rows of the buffers."""
@@ -155,6 +159,18 @@ class _Outbox:
     def __init__(self, batch: int, height: int, width: int, device: torch.device) -> None:
         shape = (batch, height, width)
         self._parcel = Parcel(device, levels=(shape, torch.uint16), total=((batch,), torch.float32))
+        self.given: list[weakref.ref[NDArray[np.uint16]] | None] = [None] * batch
+        """The levels that `read` gave last, of each row: the device holds the same."""
+
+    def hold(self, row: int, values: NDArray[Any]) -> None:
+        """Let a row of `levels` hold these, uint16 levels or float32 probabilities; no copy where it does already."""
+        given = self.given[row]
+        if given is not None and given() is values:
+            return
+        self.given[row] = None
+        array = self._parcel.arrays["levels"][row]
+        array[...] = values if values.dtype == np.uint16 else np.rint(values * np.float32(levels.ONE))
+        self._parcel.tensors["levels"][row].copy_(torch.from_numpy(array), non_blocking=True)
 
     @property
     def levels(self) -> levels.Levels:
@@ -170,7 +186,11 @@ class _Outbox:
     def read(self, items: int) -> list[Found]:
         """Copies of the first items, once they have arrived."""
         arrays = self._parcel.arrays
-        return [Found(arrays["levels"][k].copy(), float(arrays["total"][k])) for k in range(items)]
+        found = [Found(arrays["levels"][k].copy(), float(arrays["total"][k])) for k in range(items)]
+        for k, item in enumerate(found):
+            item.levels.flags.writeable = False  # or the device would hold something else
+            self.given[k] = weakref.ref(item.levels)
+        return found
 
 
 class ClickContext(Context):
@@ -179,11 +199,8 @@ class ClickContext(Context):
     def __init__(self, plan: Plan, batch: int, radius: float, like: Features, shelf: Shelf, replayer: Replayer) -> None:
         super().__init__(replayer)
         self._plan, self._radius, self._shelf = plan, radius, shelf
-        self._parcel = Parcel(
-            replayer.device,
-            previous=((batch, plan.height, plan.width), torch.float32),
-            points=((batch, 2 * SLOTS, 2), torch.float32),
-        )
+        before = {} if plan.fused else {"previous": ((batch, plan.height, plan.width), torch.float32)}
+        self._parcel = Parcel(replayer.device, **before, points=((batch, 2 * SLOTS, 2), torch.float32))
         self._features = tuple(_rows(t, batch) for t in like)
         self.held: list[weakref.ref[Tensor] | None] = [None] * batch
         """Whose features each row holds: while a region stays, they need not be copied again."""
@@ -191,12 +208,14 @@ class ClickContext(Context):
 
     def run(self) -> Coarse:
         self._parcel.send()
-        previous, points = self._parcel.tensors["previous"], self._parcel.tensors["points"]
+        points = self._parcel.tensors["points"]
         if self._plan.fused is not None:
             c1, p1 = self._features  # with a guide there would be more, and no fused kernels
-            kept: Coarse = self._plan.fused(c1, p1, previous, points, self._radius, self._outbox.levels)
+            found = self._outbox.levels  # read as the answer before, then written
+            kept: Coarse = self._plan.fused(c1, p1, found.levels, points, self._radius, found)
             self._outbox.fetch()
             return kept
+        previous = self._parcel.tensors["previous"]
         disks = click_maps(points, self._plan.height, self._plan.width, radius=self._radius)
         answer: Coarse = self._plan.click(*self._features, torch.cat([previous[:, None], disks], dim=1))
         self._outbox.fetch(answer.logits)
@@ -209,7 +228,12 @@ class ClickContext(Context):
         points: Sequence[NDArray[np.float32]],
     ) -> list[tuple[Found, KeptCoarse | None]]:
         """Probabilities `[h, w]` of each click, and what the refiner, if there is one, needs.  Waits for the device."""
-        self._parcel.write("previous", [levels.probabilities(p) for p in previous])
+        if self._plan.fused is None:
+            self._parcel.write("previous", [levels.probabilities(p) for p in previous])
+        else:
+            self.ready()
+            for k, values in enumerate(previous):
+                self._outbox.hold(k, values)
         self._parcel.write("points", points)
         for k, item in enumerate(features):
             held = self.held[k]
@@ -218,6 +242,7 @@ class ClickContext(Context):
                 for buffer, tensor in zip(self._features, item, strict=True):
                     buffer[k : k + 1].copy_(tensor)
                 self.held[k] = weakref.ref(item.c1)
+        self._outbox.given[:] = [None] * len(self.held)  # every row is written
         out = self.replay()
         coarse: list[KeptCoarse | None] = [None] * len(features)
         if self._plan.refine is not None:
