@@ -104,6 +104,7 @@ setup(
     },
     entry_points={
         "console_scripts": ["activefreq = activefreq_engine.cli:main"],
+        "pyinstaller40": ["hook-dirs = activefreq_engine.__pyinstaller:get_hook_dirs"],
         "napari.manifest": ["activefreq-engine = activefreq_engine.napari:napari.yaml"],
     },
     classifiers=[

@@ -370,6 +370,8 @@ def _elsewhere(questions: list[Question], program: str = _PROGRAM) -> list[Findi
 
 def _run_python(questions: list[Question], program: str) -> tuple[bool, list[dict[str, Any]], str]:
     """Whether it got as far as the first trial, the answers that came, and how it ended."""
+    if getattr(sys, "frozen", False):  # `sys.executable` is the application: it would start anew, once for each trial
+        return False, [], "a frozen application has no Python beside it"
     request = [{"op": q.op, "backend": q.backend, "device": str(q.device), **q.form._asdict()} for q in questions]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
     limit = PATIENCE * (1 + len(questions))

@@ -120,6 +120,17 @@ def test_the_wheel_installs_the_command(installed: Path, tmp_path: Path) -> None
     assert "region_stats" in done.stdout
 
 
+def test_pyinstaller_finds_our_hook_in_the_wheel(installed: Path, tmp_path: Path) -> None:
+    code = (
+        "from importlib.metadata import entry_points\n"
+        "from pathlib import Path\n"
+        "(hooks,) = [e for e in entry_points(group='pyinstaller40') if e.module.startswith('activefreq_engine')]\n"
+        "(folder,) = hooks.load()()\n"
+        "print(*sorted(p.name for p in Path(folder).glob('hook-*.py')))"
+    )
+    assert output(installed, code, tmp_path) == "hook-activefreq_engine.py"
+
+
 def test_importing_is_quick_quiet_and_leaves_gpu_packages_alone(installed: Path, tmp_path: Path) -> None:
     code = """
 import sys, time
