@@ -71,10 +71,11 @@ test-browser: $(INSTALLED)
 build/tools/%/installed: $(INSTALLED)
 	$(BIN)/python -m venv build/tools/$*
 	build/tools/$*/bin/python -m pip install --quiet $(TOOL_$*)
-	test $* = label-studio || { $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-	  > build/tools/$*/lib/python3.*/site-packages/lent.pth && build/tools/$*/bin/python -m pip install --quiet --no-deps -e .; }
+	test $* = label-studio || { $(BIN)/python -c '$(SITE)' > "$$(build/tools/$*/bin/python -c '$(SITE)')/lent.pth" && \
+	  build/tools/$*/bin/python -m pip install --quiet --no-deps -e .; }
 	@touch $@
 
+SITE = import sysconfig; print(sysconfig.get_path("purelib"))
 TOOL_label-studio = label-studio==1.23.2
 TOOL_cvat = cvat-sdk==2.80.0 cvat-cli==2.80.0
 TOOL_napari = napari==0.9.2 PyQt6 pytest pytest-qt opencv-python-headless
