@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import threading
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from activefreq_engine import masks
 from activefreq_engine.conventions import THRESHOLD, network_shapes
 from activefreq_engine.errors import (
+    ActiveFreqError,
     ClickCancelledError,
     InvalidArgumentError,
     InvalidClickError,
@@ -52,6 +54,8 @@ from activefreq_engine.types import BoxPrompt, Click, ClickResult, Lasso, Prompt
 if TYPE_CHECKING:
     from activefreq_engine.acselect import AcSelect
     from activefreq_engine.models import FreqFormer
+
+_log = logging.getLogger(__name__)
 
 MOST_SESSIONS = 500  # that one `click_batch` serves
 _POLL = 0.001  # seconds between two looks whether it is one's turn
@@ -178,16 +182,39 @@ class Session:
                 engine.get_ready(*network_shape(scene.picture.bounds, engine.size))
             self._scene = scene
 
-    def warmup(self) -> None:
+    def warmup(self, *, background: bool = False) -> None:
         """Make the engine ready for every shape of region that a click may look at, so that none takes longer than the
         others.  Once for each engine; it takes seconds on a CPU and may take a minute on a GPU.
+
+        Args:
+            background (bool): return at once and let another thread do it, one shape after the other, those most like
+                the image's first; a click waits for the shape at hand at most.  It ends early when the session is
+                closed or the program ends, and says in the log if it fails. Default: False.
 
         Raises:
             MemoryShortageError: there is not enough memory.
         """
         engine = self._engine_in_use()
-        for height, width in network_shapes(engine.size):
-            engine.warmup(height, width)
+        shapes = network_shapes(engine.size)
+        scene = self._scene
+        if scene is not None:
+            height, width = network_shape(scene.picture.bounds, engine.size)
+            shapes.sort(key=lambda shape: abs(shape[0] - height) + abs(shape[1] - width))
+        if background:
+            threading.Thread(target=self._warm, args=(engine, shapes), name="activefreq-warmup").start()
+            return
+        for shape in shapes:
+            engine.warmup(*shape)
+
+    def _warm(self, engine: Engine, shapes: Sequence[tuple[int, int]]) -> None:
+        for shape in shapes:
+            if self._engine is not engine or not threading.main_thread().is_alive():  # closed, or the program ends
+                return
+            try:
+                engine.warmup(*shape)
+            except ActiveFreqError as error:
+                _log.warning("the engine is not ready for every shape; first clicks may take longer: %s", error)
+                return
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from activefreq_engine import Session
-from bench.speed import host
+from bench.speed import first_click, host
 from bench.speed.host import CASES, SIDE, StandIn, measure
 from bench.tools.clicking import clicks
 from bench.tools.scene import scene
@@ -44,3 +44,9 @@ def test_an_answer_moves_the_outline_as_a_network_does():
         before, after = (host.disk((384, 384), 0.7, seed, everywhere) for seed in (0, 1))
         moved = ((before > host.ONE // 2) ^ (after > host.ONE // 2)).sum()
         assert 0 < moved < 1000
+
+
+def test_after_a_warm_up_the_first_click_takes_at_most_twice_the_next():
+    (found,) = first_click.measure(((256, 96),))
+    print(found)
+    assert found.first <= 2 * found.next

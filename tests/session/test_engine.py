@@ -257,3 +257,41 @@ def test_an_image_of_a_new_shape_has_the_engine_made_ready(monkeypatch):
     session.warmup()
     assert len(warmed) == len(set(warmed)) == 15
     assert (256, 256) in warmed
+    assert warmed[0] == (96, 256)  # the image's own
+
+
+def test_a_warm_up_in_the_background(monkeypatch, caplog):
+    engine = Engine(SquareModel())
+    session = Session(engine=engine)
+    session.set_image(np.zeros((100, 300), np.uint8))
+    warmed, first, go_on = [], threading.Event(), threading.Event()
+
+    def warmup(*shape):
+        warmed.append(shape)
+        first.set()
+        assert go_on.wait(60)
+        if len(warmed) == 3:
+            raise MemoryShortageError("there is not enough memory")
+
+    def wait():
+        for thread in threading.enumerate():
+            if thread.name == "activefreq-warmup":
+                thread.join(60)
+
+    monkeypatch.setattr(engine, "warmup", warmup)
+    session.warmup(background=True)
+    assert first.wait(60)
+    session.click(50, 50)  # meanwhile
+    go_on.set()
+    wait()
+    assert len(warmed) == 3  # and no more after one that failed
+    assert "first clicks may take longer: there is not enough memory" in caplog.text
+    warmed.clear()
+    go_on.clear()
+    first.clear()
+    session.warmup(background=True)
+    assert first.wait(60)
+    session.close()
+    go_on.set()
+    wait()
+    assert len(warmed) == 1
