@@ -266,10 +266,54 @@ def _manifest(name: str, model: FreqFormer, plan: Any, graphs: dict[str, Any]) -
             "radius": model.config.click_radius,
             "disk": "1 where a pixel's centre is at most the radius from a click, else 0; in network pixels",
         },
-        "boxes": "x0, y0, x1, y1, half-open, in network pixels",
+        "region": {
+            "geometry": "pixel i covers i to i + 1; the part of the image that is looked at is stretched onto the "
+            "whole input, edge to edge",
+            "resampling": "area averages along an axis that shrinks, linear along one that grows",
+        },
+        "prompts": _prompts(),
+        "boxes": "x0, y0, x1, y1, half-open, in network pixels; the part that the refiner redraws",
         "mask": {"probability": "sigmoid of the logits", "threshold": threshold, "inside": "probability > threshold"},
         "runtimes": RUNTIMES,
         "graphs": graphs,
+    }
+
+
+def _prompts() -> dict[str, Any]:
+    """How prompts beyond clicks are written into the three channels of `clicks`."""
+    from activefreq_engine.session import prompts, zoom
+
+    region = {
+        "times": zoom.EXPANSION,
+        "least": zoom.MIN_OUTLINED,
+        "means": "the box about the same centre, each side so many times as long and at least so many image pixels, "
+        "rounded outwards to whole pixels and cut off at the image",
+    }
+    return {
+        "box": {
+            "means": "a fresh start: earlier prompts no longer count. Look at the region. The first channel is "
+            "`inside` where a pixel's centre lies in the box, rounded outwards to whole image pixels, else `outside`; "
+            "no disks. Later prompts have the answer in the first channel",
+            "inside": float(prompts.OUTLINED),
+            "outside": 0.0,
+            "region": region,
+        },
+        "scribble": {
+            "means": "disks of its sign, spread evenly along the part of the line that lies in the region, its ends "
+            "included. Their number is its length / (`apart` * radius), rounded down, but 1 to `most`; a single one "
+            "lies in its middle. In the mask every image pixel under the line, one pixel wide, takes its sign",
+            "apart": 2,
+            "most": prompts.MOST_DISKS,
+        },
+        "lasso": {
+            "means": "its pixels are those whose centres the closed line goes around. Positive, nothing found yet: as "
+            "a box, with its own pixels. Positive otherwise: the first channel is at least `inside` there. Negative: "
+            "it is `outside` there, with a negative disk at the pixel that is farthest from the line; in the mask they "
+            "are outside",
+            "inside": float(prompts.OUTLINED),
+            "outside": 0.0,
+            "region": region,
+        },
     }
 
 

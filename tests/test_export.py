@@ -15,7 +15,7 @@ import torch
 from activefreq_engine.kernels.click_maps import click_maps
 from numpy.typing import NDArray
 
-from activefreq_engine import Session, create_model
+from activefreq_engine import Engine, Session, create_model
 from activefreq_engine.cli import main
 from activefreq_engine.errors import BackendUnavailableError, InvalidArgumentError, ModelLoadError
 from activefreq_engine.export import export_onnx
@@ -66,6 +66,53 @@ class Exported:
 @pytest.fixture(scope="module")
 def exported(folder: Path, manifest: dict[str, Any]) -> Exported:
     return Exported(folder, manifest)
+
+
+def resampled(values: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """As the manifest says: first the axes that shrink, then those that grow."""
+    small = min(width, values.shape[1]), min(height, values.shape[0])
+    values = cv2.resize(values, small, interpolation=cv2.INTER_AREA)
+    return cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def test_the_manifest_is_enough_to_answer_a_box(
+    model: FreqFormer, exported: Exported, manifest: dict[str, Any], rng: np.random.Generator
+) -> None:
+    """A program that knows only the files, against a session that looks at the same region at the same size."""
+    engine = Engine(model, device="cpu", precision="fp32", plan=False)
+    engine.size = H  # smaller than users may choose: what was exported here
+    pixels = load_image(EXAMPLE)
+    height, width = pixels.shape[:2]
+    for _ in range(3):
+        y0, tall = int(rng.integers(0, height // 2)), int(rng.integers(90, height // 2))
+        x0, wide = float(rng.uniform(30, width // 2)), 0.75 * tall
+        x1, y1 = x0 + wide, y0 + tall
+        session = Session(engine=engine, refine=False)
+        session.set_image(pixels)
+        session.box(x0, y0, x1, y1)
+        expected = session.probs
+
+        says = manifest["prompts"]["box"]
+        times, least = says["region"]["times"], says["region"]["least"]
+        inner = [int(np.floor(x0)), y0, int(np.ceil(x1)), y1]
+        middle = (inner[0] + inner[2]) / 2, (inner[1] + inner[3]) / 2
+        half = [max(times * (inner[i + 2] - inner[i]), least) / 2 for i in (0, 1)]
+        left, top = (max(0, int(np.floor(middle[i] - half[i]))) for i in (0, 1))
+        right, bottom = (min((width, height)[i], int(np.ceil(middle[i] + half[i]))) for i in (0, 1))
+        crop = resampled(pixels[top:bottom, left:right], H, W)
+        image = ((crop / 255 - manifest["image"]["mean"]) / manifest["image"]["std"]).astype(np.float32)
+        xs = left + (np.arange(W) + 0.5) * (right - left) / W
+        ys = top + (np.arange(H) + 0.5) * (bottom - top) / H
+        inside = ((xs > inner[0]) & (xs < inner[2])) & ((ys > inner[1]) & (ys < inner[3]))[:, None]
+        clicks = np.zeros((1, 3, H, W), np.float32)
+        clicks[0, 0] = np.where(inside, says["inside"], says["outside"])
+        c1, p1 = exported("prepare", image.transpose(2, 0, 1)[None])
+        logits = exported("click", c1, p1, clicks)[0][0, 0]
+        probs = np.zeros((height, width), np.float32)
+        probs[top:bottom, left:right] = resampled(1 / (1 + np.exp(-logits)), bottom - top, right - left)
+        assert expected.max() > 0.05  # there is something to compare
+        assert np.abs(probs - expected).max() < 1e-3
+        assert manifest["mask"]["threshold"] == session.threshold
 
 
 def random(rng: np.random.Generator, *shape: int) -> torch.Tensor:
