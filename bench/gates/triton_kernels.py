@@ -173,7 +173,8 @@ def planned() -> Iterator[tuple[Map, str]]:
 FUSED = {
     "freqformer_b0": ((384, 384),),
 }
-"""Network shapes for the fused ops: what is compiled depends on them by the number of keys, padded, alone."""
+"""Network shapes for the fused ops: what is compiled depends on them by the number of keys, padded, alone.  Attention to
+fewer keys and the ops of other encoders are not compiled here; a device tries them before it uses them."""
 
 
 def fused() -> Iterator[Configuration]:
@@ -226,6 +227,7 @@ def configurations() -> Iterator[Configuration]:
     yield Configuration("mask_output one pixel", mask_output_call((1, 1), (1, 1), torch.float32), False)
     yield Configuration("click_maps 24+24 256x256", click_maps_call(24, 256, 256), False, quick=True)
     yield Configuration("click_maps odd", click_maps_call(1, 1, 45), False)
+    yield from fused()
 
 
 def compile_offline(call: KernelCall, arch: int) -> Any:
