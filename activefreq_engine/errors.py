@@ -4,9 +4,16 @@ A message says what was got, what is allowed, and what to do.  Each class also d
 that a caller would expect, so ``except ValueError`` keeps working in code that knows nothing of this package.
 """
 
+_LONGEST = 10_000  # characters; messages are read by people
+
 
 class ActiveFreqError(Exception):
     """Base of all errors of activefreq_engine."""
+
+    def __str__(self) -> str:
+        """The message; of a very long one, which quotes what it was given, the middle is left out."""
+        text = super().__str__()
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
 class InvalidImageError(ActiveFreqError, ValueError):

@@ -129,6 +129,7 @@ def test_states(changes):
 @given(hostile, st.sampled_from(["size", "counts", None]))
 @example([np.int32(65536), np.int32(65536)], "size")
 @example("P" * 50, "counts")
+@example([["0" * 5000] * 2] * 2, "size")
 def test_run_lengths(value, key):
     rle = value if key is None else {**masks.to_coco_rle(IMAGE[..., 0] > 99), key: value}
     mask = holds(lambda: masks.from_coco_rle(rle))
@@ -138,6 +139,7 @@ def test_run_lengths(value, key):
 @fuzzed
 @given(hostile, hostile, hostile, hostile)
 @example([[1, 2], [1]], None, None, None)
+@example(["0" * 5000], ["0" * 5000] * 3, None, None)
 def test_calls(a, b, c, d):
     session = Session(engine=ENGINE)
     session.set_image(IMAGE)
