@@ -173,8 +173,8 @@ def planned() -> Iterator[tuple[Map, str]]:
 FUSED = {
     "freqformer_b0": ((384, 384),),
 }
-"""Network shapes for the fused ops: what is compiled depends on them by the number of keys, padded, alone.  Attention to
-fewer keys and the ops of other encoders are not compiled here; a device tries them before it uses them."""
+"""Network shapes for the fused ops: what is compiled depends on them by the number of keys, padded, alone.  Attention
+to fewer keys and the ops of other encoders are not compiled here; a device tries them before it uses them."""
 
 
 def fused() -> Iterator[Configuration]:
