@@ -169,6 +169,8 @@ class Work:
                 try:
                     await self._carry_out(op)
                 except BaseException:
+                    if safe is not None:
+                        safe.close()  # it has not begun: nobody waits for a request that failed
                     self._journal.append({"op": "void"})
                     raise
                 self.fold(op)
