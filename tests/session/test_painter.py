@@ -129,7 +129,7 @@ def test_outlines_and_changes_are_boxed_exactly(rng):
     shown = None
     mask = np.zeros((300, 400), bool)
     for _ in range(30):
-        radius, u, v = rng.uniform(19, 21), rng.uniform(47, 49), rng.uniform(31, 33)
+        radius, u, v = rng.uniform(19.5, 20.5), rng.uniform(47.5, 48.5), rng.uniform(31.5, 32.5)
         disk = 1 / (1 + np.exp(np.clip(np.hypot(x - u, y - v) - radius, -50, 50)))
         new = Painter(box, np.rint(disk * ONE).astype(np.uint16), limit(0.49))
         before = mask.copy()
