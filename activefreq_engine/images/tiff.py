@@ -125,7 +125,7 @@ def read_tiff(file: IO[bytes], max_pixels: int, name: str) -> tuple[Raster, NDAr
         if dtype.kind != "u" or raster.bits > 16 or table.size != 3 << raster.bits:
             raise InvalidImageError(f"{name} has {table.size} palette values for {raster.bits} bits; it is damaged")
         if table.max() > 255:  # else an old writer left them at 8 bits, against the standard; libtiff guesses so too
-            table = table >> 8
+            table = (table >> 8).astype(np.uint16)
         raster.kind, raster.palette = "index", table.reshape(3, -1).T.astype(np.uint8)
     elif photometric == _CMYK:
         raster.kind = "cmyk"

@@ -169,9 +169,9 @@ def launches(device: str, dry: bool) -> list[dict[str, Any]]:
 def suggestions(device: str, dry: bool) -> list[dict[str, Any]]:
     """`Session.suggest` after a click, regions found on the device and on the host."""
     on = ladder.picture()
-    session = opened(Engine(device=device, size=256 if dry else SIZE), on)
+    engine = Engine(device=device, size=256 if dry else SIZE)
+    session = opened(engine, on)
     clicks(session, on, SETTLED)
-    engine = session._engine_in_use()
     by_device, by_host = engine.uncertain_regions, lambda *_: None
     found, out = [], []
     for where, find in (("device", by_device), ("host", by_host)):
