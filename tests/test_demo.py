@@ -6,7 +6,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from activefreq_engine import Session, list_models
+from activefreq_engine.masks import to_polygons
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -44,3 +48,19 @@ def test_every_example_image_has_its_mask() -> None:
         assert truth.shape[::-1] == Image.open(image).size
         assert set(np.unique(truth)) == {0, 255}
         assert image.stem in (EXAMPLES / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("model", list_models(pretrained=True))
+def test_shipped_weights_answer_boxes_and_lassos(model: str) -> None:
+    """Weights that have not learnt them answer with next to nothing, and nothing else here would tell."""
+    with Session(model, device="cpu") as session:
+        for path in sorted((EXAMPLES / "images").glob("*.jpg")):
+            truth = np.array(Image.open(EXAMPLES / "masks" / f"{path.stem}.png")) > 0
+            ys, xs = truth.nonzero()
+            session.set_image(path)
+            boxed = session.box(xs.min(), ys.min(), xs.max() + 1, ys.max() + 1).mask
+            session.reset()
+            (outline, *_) = sorted(to_polygons(truth, holes="drop"), key=lambda p: -len(p.exterior))
+            drawn = session.lasso(outline.exterior).mask
+            for mask in (boxed, drawn):
+                assert (mask & truth).sum() / (mask | truth).sum() > 0.6
