@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from activefreq_engine.kernels import dispatch
 from activefreq_engine.kernels.distance import inscribed_points
 from activefreq_engine.kernels.region_stats import region_stats
+
+from tests.kernels.on_device.test_fused import CASES, OPS
 
 
 def freq_module(*, out=False):
@@ -27,7 +30,16 @@ def labels():
     return stats.labels, stats.counts
 
 
+def fused(name):
+    """The first case of a fused op, at float32, in which its reference computes on a CPU."""
+    arguments = next(arguments for op, arguments in CASES if op == name)
+    made = OPS[name].drawn(arguments, torch.Generator().manual_seed(int(torch.randint(2**31, ()))))
+    halves = [isinstance(a, torch.Tensor) and a.dtype == torch.float16 for a in made]
+    return (*(a.float() if half else a for a, half in zip(made, halves, strict=True)), "auto")
+
+
 SAMPLES = {
+    **{name: partial(fused, name) for name in OPS},
     "click_maps": lambda: (torch.rand(2, 6, 2) * 9, 9, 11, 2.0, "auto"),
     "distance_transform": lambda: (torch.rand(2, 9, 14) < 0.8, "auto"),
     "freq_module": freq_module,
