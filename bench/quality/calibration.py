@@ -10,7 +10,6 @@ equal width. Each object counts the same, whatever its size.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,12 +19,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from activefreq_engine import Engine, Session
-from activefreq_engine.eval import load_dataset
 from activefreq_engine.eval.clickers import RitmClicker
 from activefreq_engine.eval.datasets import Sample
 from activefreq_engine.session import boxes
 from activefreq_engine.session.zoom import EXPANSION
-from bench.tools import plots, rows
+from bench.tools import plots, rows, sets
 from bench.tools.machine import Machine
 
 BINS = 10
@@ -94,10 +92,7 @@ def main(
     engine, measured = Engine(model), []
     weights = Path(model).stem
     for folder in data:
-        name = folder.resolve().parent.name
-        found = load_dataset(folder)
-        order = np.random.default_rng(0).permutation(len(found.samples))[:limit]
-        found = replace(found, samples=tuple(found.samples[i] for i in sorted(order)))
+        name, _, found = sets.drawn(folder, limit)
         with Session(engine=engine) as session:
             clicked = [follow(session, s) for s in tqdm(found.samples, desc=name, unit="object")]
         own = table(name, weights, clicked)

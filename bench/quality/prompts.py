@@ -9,7 +9,6 @@ object's place in the set.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,14 +18,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from activefreq_engine import BoxPrompt, Engine, Lasso, Scribble, Session, click_batch
-from activefreq_engine.eval import load_dataset, metrics
+from activefreq_engine.eval import metrics
 from activefreq_engine.eval.clickers import RitmClicker
 from activefreq_engine.eval.datasets import Sample
 from activefreq_engine.masks import to_polygons
 from activefreq_engine.session import boxes
 from activefreq_engine.train import prompts as drawn
 from activefreq_engine.types import Prompt
-from bench.tools import rows
+from bench.tools import rows, sets
 from bench.tools.machine import Machine
 
 LOOSE = 0.1
@@ -89,14 +88,11 @@ def main(
     """Measure what one prompt of each kind brings, by set."""
     engine, weights = Engine(model), Path(model).stem
     for folder in data:
-        name = folder.resolve().parent.name
-        whole = load_dataset(folder)
-        order = sorted(np.random.default_rng(0).permutation(len(whole.samples))[:limit])
-        part = replace(whole, samples=tuple(whole.samples[i] for i in order))
+        name, places, part = sets.drawn(folder, limit)
         with Session(engine=engine) as session:
             found = [
                 answered(session, s, np.random.default_rng(i))
-                for i, s in zip(order, tqdm(part.samples, desc=name, unit="object"), strict=True)
+                for i, s in zip(places, tqdm(part.samples, desc=name, unit="object"), strict=True)
             ]
         own = table(name, weights, found)
         for row in own:
