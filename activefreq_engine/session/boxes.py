@@ -64,6 +64,13 @@ def to_network(x: float, y: float, box: Box, height: int, width: int) -> tuple[f
     return (x - box[0]) * width / (box[2] - box[0]), (y - box[1]) * height / (box[3] - box[1])
 
 
+def network_pixel(x: float, y: float, box: Box, height: int, width: int) -> tuple[int, int]:
+    """(column, row) of the network grid of `box` that an image pixel's centre lies in; of one beside the box, the
+    nearest."""
+    u, v = to_network(int(x) + 0.5, int(y) + 0.5, box, height, width)
+    return min(max(int(u), 0), width - 1), min(max(int(v), 0), height - 1)
+
+
 def to_image(
     region: tuple[float, float, float, float], box: Box, height: int, width: int
 ) -> tuple[float, float, float, float]:

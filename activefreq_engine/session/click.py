@@ -78,7 +78,7 @@ def advance(
     raise if nobody wants the outcome any more.
     """
     turns = [
-        None if _agrees(picture, step, new) else _turn(engine, picture, step, new)
+        None if _agrees(picture, step, new) else prepare(engine, picture, step, new)
         for (picture, step), new in zip(states, passes, strict=True)
     ]
     asked = [t for t in turns if t is not None]
@@ -139,7 +139,7 @@ def _unmoved(picture: Picture, step: Step, new: Pass) -> Outcome:
     return Outcome(replace(step, event=event, canvas=canvas, passes=(*step.passes, new)), shown.mask, None)
 
 
-def _turn(engine: Engine, picture: Picture, step: Step, new: Pass) -> _Turn:
+def prepare(engine: Engine, picture: Picture, step: Step, new: Pass) -> _Turn:
     """Decide where to look and prepare what the network sees there."""
     height, width = picture.shape
     marks = with_marks(step.canvas.marks, new.marks)
@@ -207,8 +207,7 @@ def _held(turn: _Turn, box: Box, found: NDArray[np.uint16], previous: NDArray[An
     before = turn.step.canvas.sample(box, h, w) if previous is None else levels.probabilities(previous)
 
     def at(click: Click) -> tuple[int, int]:
-        u, v = boxes.to_network(int(click.x) + 0.5, int(click.y) + 0.5, box, h, w)
-        return min(max(int(u), 0), w - 1), min(max(int(v), 0), h - 1)
+        return boxes.network_pixel(click.x, click.y, box, h, w)
 
     _, pieces = cv2.connectedComponents((before > turn.picture.settings.threshold).astype(np.uint8), connectivity=8)
     shown = [c for c in clicks if c not in old and boxes.contains(box, c)]  # or overruled by one that is
@@ -242,9 +241,7 @@ def _focus(engine: Engine, turn: _Turn, answer: StepAnswer) -> tuple[Box, Refine
         previous, at = np.zeros_like(previous), at[-1:] or [Click(*turn.box[:2])]
     found = []
     for click in at:
-        u, v = boxes.to_network(int(click.x) + 0.5, int(click.y) + 0.5, turn.box, h, w)
-        # a negative click may lie outside the region
-        pixel = min(max(int(u), 0), w - 1), min(max(int(v), 0), h - 1)
+        pixel = boxes.network_pixel(click.x, click.y, turn.box, h, w)  # a negative click may lie outside the region
         found.append(zoom.focus_box(previous, answer.probs, pixel, turn.picture.settings.threshold))
     corners = np.array([f for f in found if f is not None])
     if not len(corners):

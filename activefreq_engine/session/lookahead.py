@@ -24,7 +24,7 @@ from activefreq_engine.acselect import AcSelect, check_count
 from activefreq_engine.runtime import levels
 from activefreq_engine.runtime.engine import Engine
 from activefreq_engine.session import boxes
-from activefreq_engine.session.click import _turn
+from activefreq_engine.session.click import prepare
 from activefreq_engine.session.history import Pass, Scene
 from activefreq_engine.session.suggest import propose
 from activefreq_engine.types import Click, Suggestion
@@ -61,14 +61,13 @@ def _scores(engine: Engine, scene: Scene, candidates: list[Suggestion]) -> list[
     history, picture = scene.history, scene.picture
     threshold = picture.settings.threshold
     clicks = [Click(s.x, s.y, s.positive) for s in candidates]
-    turns = [_turn(engine, picture, history.step, Pass((click,), scene.view)) for click in clicks]
+    turns = [prepare(engine, picture, history.step, Pass((click,), scene.view)) for click in clicks]
     scores = []
     for s, turn, answer in zip(candidates, turns, engine.run([t.request for t in turns]), strict=True):
         picture.features.keep(turn.box, answer.features)
         before, after = levels.probabilities(turn.request.previous), answer.probs
-        h, w = before.shape
-        u, v = boxes.to_network(s.x + 0.5, s.y + 0.5, turn.box, h, w)
-        p = float(before[min(max(int(v), 0), h - 1), min(max(int(u), 0), w - 1)])
+        u, v = boxes.network_pixel(s.x, s.y, turn.box, *before.shape)
+        p = float(before[v, u])
         wrong = p if s.positive else 1.0 - p
         scores.append(wrong**2 * math.sqrt(1.0 - _iou(before > threshold, after > threshold)))
     return scores
