@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -142,7 +143,7 @@ def build_sam2(config_file: str | None = None, ckpt_path: Any = None, device: st
     return Sam(ckpt_path, device)
 
 
-class _Predictor:
+class _Predictor(ABC):
     """What both predictors share: pictures with their masks, by prompts in pixels of the picture."""
 
     mask_threshold = 0.0
@@ -158,8 +159,9 @@ class _Predictor:
         """Where the network runs."""
         return self.model.device
 
+    @abstractmethod
     def _extent(self, picture: Picture) -> Extent:
-        raise NotImplementedError
+        """Where the low-resolution mask of a picture lies."""
 
     def _open(self, images: Sequence[NDArray[np.uint8]], sizes: Sequence[tuple[int, int]] | None = None) -> None:
         self._pictures = [prompts.open_picture(image, self.model.engine) for image in images]
