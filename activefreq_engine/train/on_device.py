@@ -22,7 +22,7 @@ from ..models import normalise
 from ..models.freqformer import GuidedFeatures, ImageFeatures
 from .config import TrainConfig
 from .losses import coarse_loss
-from .prompts import MARGIN, SCRIBBLE
+from .prompts import INWARD, OUTWARD, SCRIBBLE
 from .sampler import CLICK, PROMPT, Sampler, between, chance
 from .simulate import DEEPEST, OUTLINED, PROMPTS
 from .state import Ema
@@ -60,9 +60,9 @@ def loose_boxes(regions: Tensor, u: Tensor) -> Tensor:
     for k, filled in enumerate((across, down)):
         at = torch.arange(filled.shape[1], device=regions.device)
         first, end = filled.int().argmax(1), filled.shape[1] - filled.flip(1).int().argmax(1)
-        off = (u[:, 1 + 2 * k : 3 + 2 * k] * 2 - 1) * MARGIN * (end - first)[:, None]
+        off = (u[:, 1 + 2 * k : 3 + 2 * k] * (OUTWARD + INWARD) - INWARD) * (end - first)[:, None]
         off = torch.where(u[:, :1] < 0.5, 0.0, off).round()
-        low, high = (v.clamp(0, filled.shape[1] - 1) for v in (first + off[:, 0], end - 1 + off[:, 1]))
+        low, high = (v.clamp(0, filled.shape[1] - 1) for v in (first - off[:, 0], end - 1 + off[:, 1]))
         sides.append((at, low[:, None], torch.maximum(low, high)[:, None]))
     (x, x0, x1), (y, y0, y1) = sides
     inside = ((y >= y0) & (y <= y1))[:, :, None] & ((x >= x0) & (x <= x1))[:, None]

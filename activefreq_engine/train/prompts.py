@@ -12,16 +12,23 @@ from numpy.typing import NDArray
 from ..types import Box
 
 Prompt = Literal["click", "box", "lasso", "scribble"]
-MARGIN = 0.1
-"""Half of the boxes are exact; the sides of the others are off by up to so much of the object's extent, either way."""
+OUTWARD, INWARD = 0.2, 0.05
+"""Half of the boxes are exact; the sides of the others lie up to OUTWARD of the object's extent outside it, or up to
+INWARD inside: people cut off little and leave room."""
 SCRIBBLE = 8
 """Most disks that show a scribble to the network."""
 KNEES = 3
 """Most pixels drawn by chance that a scribble leads through."""
 
 
-def loose_box(region: NDArray[np.bool_], rng: np.random.Generator, margin: float = MARGIN) -> Box | None:
-    """The box (x0, y0, x1, y1) around a region, with sides that are off by chance; None for an empty region."""
+def loose_box(region: NDArray[np.bool_], rng: np.random.Generator, outward: float = OUTWARD) -> Box | None:
+    """The box (x0, y0, x1, y1) around a region, with sides that are off by chance; None for an empty region.
+
+    Args:
+        region: bool `[H, W]`.
+        rng: source of chance.
+        outward (float): how far outside a side may lie, as a part of the region's extent.
+    """
     ys, xs = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
     if not len(ys):
         return None
@@ -29,10 +36,10 @@ def loose_box(region: NDArray[np.bool_], rng: np.random.Generator, margin: float
     x0, y0, x1, y1 = int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
     if rng.random() < 0.5:
         return x0, y0, x1, y1
-    dx, dy = margin * (x1 - x0), margin * (y1 - y0)
-    off = np.rint(rng.uniform(-1, 1, 4) * (dx, dy, dx, dy)).astype(int)
-    x0, y0 = min(max(0, x0 + int(off[0])), width - 1), min(max(0, y0 + int(off[1])), height - 1)
-    return x0, y0, min(width, max(x0 + 1, x1 + int(off[2]))), min(height, max(y0 + 1, y1 + int(off[3])))
+    extent = np.array((x1 - x0, y1 - y0) * 2)
+    left, top, right, bottom = np.rint(rng.uniform(-INWARD, outward, 4) * extent).astype(int).tolist()
+    x0, y0 = min(max(0, x0 - left), width - 1), min(max(0, y0 - top), height - 1)
+    return x0, y0, min(width, max(x0 + 1, x1 + right)), min(height, max(y0 + 1, y1 + bottom))
 
 
 def lasso(region: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:

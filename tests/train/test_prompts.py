@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from activefreq_engine.train.prompts import MARGIN, SCRIBBLE, lasso, loose_box, scribble
+from activefreq_engine.train.prompts import INWARD, OUTWARD, SCRIBBLE, lasso, loose_box, scribble
 
 from .conftest import disk
 
@@ -24,14 +24,15 @@ def test_boxes_are_exact_or_off_by_a_little(rng: np.random.Generator) -> None:
     boxes = np.array([loose_box(region, rng) for _ in range(200)])
     exact = (30, 10, 71, 51)
     assert 0.3 < np.mean([tuple(b) == exact for b in boxes.tolist()]) < 0.75
-    assert np.abs(boxes - exact).max() <= np.ceil(MARGIN * 41)
-    assert np.abs(boxes - exact).max() > 1
+    outward = (boxes - exact) * (-1, -1, 1, 1)
+    assert -round(INWARD * 41) <= outward.min() < 0
+    assert round(OUTWARD * 41) // 2 < outward.max() <= round(OUTWARD * 41)
 
 
 def test_boxes_stay_in_the_image_and_hold_something(rng: np.random.Generator) -> None:
     for region in (np.ones((H, W), bool), disk(H, W, 0, 0, 1), disk(H, W, W - 1, H - 1, 0)):
         for _ in range(30):
-            x0, y0, x1, y1 = loose_box(region, rng, margin=0.6)
+            x0, y0, x1, y1 = loose_box(region, rng, outward=0.6)
             assert 0 <= x0 < x1 <= W
             assert 0 <= y0 < y1 <= H
     assert loose_box(np.zeros((H, W), bool), rng) is None
