@@ -68,6 +68,7 @@ def train(
     save_every: float = 120.0,
     validation: Validation | None = None,
     packed: Path | None = None,
+    model: FreqFormer | None = None,
 ) -> Path:
     """Train, or go on with the run in `out`.
 
@@ -85,6 +86,8 @@ def train(
         save_every (float): seconds between saves.
         validation (Validation, optional): held-out data to evaluate on now and then.
         packed (path, optional): packed data to use instead of `out/data`; packed there first if it is not.
+        model (FreqFormer, optional): train this one, with its weights, in place of the one that `config` describes: a
+            network with a module of your own.  It is changed.
 
     Returns:
         Path: the averaged weights.
@@ -104,7 +107,7 @@ def train(
         # gloo beside nccl: what the processes agree on about the run lies on the CPU
         dist.init_process_group("cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
-        return _Run(config, out, target, world, rank).train(save_every, validation, packed or out / "data")
+        return _Run(config, out, target, world, rank, model).train(save_every, validation, packed or out / "data")
     except torch.OutOfMemoryError as e:
         raise ActiveFreqError(
             f"batch {config.batch} at {max(size for _, size in config.sizes)} pixels does not fit into the memory of "
@@ -137,8 +140,16 @@ def pick_device(name: str, world: int = 1) -> torch.device:
 class _Run:
     """One call of `train`."""
 
-    def __init__(self, config: TrainConfig, out: Path, device: torch.device, world: int, rank: int) -> None:
-        self.config, self.out, self.device = config, out, device
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: Path,
+        device: torch.device,
+        world: int,
+        rank: int,
+        given: FreqFormer | None = None,
+    ) -> None:
+        self.config, self.out, self.device, self.given = config, out, device, given
         self.world, self.rank, self.chief = world, rank, rank == 0
         self.state_path = out / "state.safetensors"
         self.teacher = None if config.teacher is None else Teacher(Path(config.teacher))
@@ -259,7 +270,7 @@ class _Run:
         resumed = self.state_path.exists()
         torch.manual_seed(config.seed)
         checkpoint = None if resumed else config.init
-        model = create_model(config.model, checkpoint=checkpoint, **config.overrides)
+        model = self.given or create_model(config.model, checkpoint=checkpoint, **config.overrides)
         if config.guide is not None:
             model = with_guide(model, None if resumed else load_teacher(Path(config.guide)).trunk)
         self.model: FreqFormer = model.to(device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,10 @@ def load_state(
 
 def averaged(model: FreqFormer, ema: Ema) -> FreqFormer:
     """A copy of the model with the averaged weights, on the CPU, in evaluation mode."""
-    copy = FreqFormer(model.config)
-    copy.load_state_dict(ema.state)
-    return copy.eval()
+    out = deepcopy(model).cpu()
+    out.decoder.compose_fuse = False
+    out.load_state_dict(ema.state)
+    return out.eval()
 
 
 def export(

@@ -8,8 +8,7 @@ it was; one that has ended is not run again.  The encoder comes from a network w
 favours that arm a little, if any.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,11 +16,13 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from safetensors.torch import load_file
 from torch import nn
 
 from activefreq_engine import Engine
 from activefreq_engine.eval import Report, evaluate, load_dataset, metrics, read_json, write_json
-from activefreq_engine.models import FreqFormer, create_model, freqnet, load_checkpoint, save_checkpoint
+from activefreq_engine.models import FreqFormer, create_model, load_checkpoint
+from activefreq_engine.models.freqnet import FreqBlock
 from activefreq_engine.runtime.engine import resolve_device
 from activefreq_engine.train.loop import TrainConfig, train
 from bench.tools import rows
@@ -31,7 +32,7 @@ from bench.tools.machine import Machine
 class DepthWise(nn.Conv2d):
     """In the place of `FreqModule`: a depth-wise convolution of all channels, 81 weights each where that has 83."""
 
-    def __init__(self, channels: int, axes: str, kind: str) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 9, padding=4, groups=channels)
 
 
@@ -40,17 +41,19 @@ class Arm:
     """One decoder."""
 
     overrides: Mapping[str, Any] = field(default_factory=dict)  # of the model's configuration
-    module: type[nn.Module] = freqnet.FreqModule
+    module: Callable[[int], nn.Module] | None = None  # in the place of `FreqModule`, for so many channels
 
-    @contextmanager
-    def built(self) -> Iterator[None]:
-        """Models are built with this arm's module meanwhile."""
-        usual = freqnet.FreqModule
-        vars(freqnet)["FreqModule"] = self.module
-        try:
-            yield
-        finally:
-            vars(freqnet)["FreqModule"] = usual
+    def start(self, source: FreqFormer, seed: int) -> FreqFormer:
+        """`source`'s encoder and click embedding, a new decoder."""
+        torch.manual_seed(seed)
+        model = create_model(refiner_width=0, **self.overrides)
+        if self.module is not None:
+            for block in model.decoder.modules():
+                if isinstance(block, FreqBlock):
+                    block.freq = self.module(block.fc2.out_channels)
+        model.encoder.load_state_dict(source.encoder.state_dict())
+        model.click_embed.load_state_dict(source.click_embed.state_dict())
+        return model
 
 
 REFERENCE = "multi-axis"
@@ -60,17 +63,6 @@ ARMS = {
     "no filter": Arm({"filter": "none"}),
     "depth-wise 9x9": Arm(module=DepthWise),
 }
-
-
-def start(arm: Arm, source: FreqFormer, path: Path, seed: int) -> int:
-    """Write the arm's first checkpoint: `source`'s encoder, a new decoder.  Returns the decoder's parameters."""
-    torch.manual_seed(seed)
-    model = create_model(refiner_width=0, **arm.overrides)
-    model.encoder.load_state_dict(source.encoder.state_dict())
-    model.click_embed.load_state_dict(source.click_embed.state_dict())
-    if not path.exists():
-        save_checkpoint(model, path, {"note": "encoder of a trained network, new decoder"})
-    return sum(p.numel() for p in model.decoder.parameters())
 
 
 def table(reports: Mapping[str, Report], parameters: Mapping[str, int], steps: int) -> list[dict[str, Any]]:
@@ -124,26 +116,25 @@ def main(
     parameters = {}
     for number, (name, arm) in enumerate(ARMS.items()):
         folder = out / str(number)
-        folder.mkdir(parents=True, exist_ok=True)
-        with arm.built():
-            parameters[name] = start(arm, source, folder / "start.safetensors", seed=0)
-            if not (folder / "report.json").exists():
-                config = TrainConfig(
-                    data=(str(train_data),),
-                    overrides={"refiner_width": 0, **arm.overrides},
-                    init=str(folder / "start.safetensors"),
-                    steps=steps,
-                    batch=batch,
-                    sizes=((0.0, size),),
-                    warmup=min(50, steps),
-                    ema=0.99,
-                    workers=1,
-                )
-                weights = train(config, folder, device=device, packed=packed or out / "data")
-                engine = Engine(str(weights), device=device, plan=False)
-                report = evaluate(data, model=name, engine=engine, refine=False, max_clicks=clicks)
-                write_json(report, folder / "report.json")
-            reports[name] = read_json(folder / "report.json")
+        model = arm.start(source, seed=0)
+        parameters[name] = sum(p.numel() for p in model.decoder.parameters())
+        if not (folder / "report.json").exists():
+            config = TrainConfig(
+                data=(str(train_data),),
+                overrides={"refiner_width": 0, **arm.overrides},
+                steps=steps,
+                batch=batch,
+                sizes=((0.0, size),),
+                warmup=min(50, steps),
+                ema=0.99,
+                workers=1,
+            )
+            weights = train(config, folder, device=device, packed=packed or out / "data", model=model)
+            model.load_state_dict(load_file(weights))
+            engine = Engine(model.eval(), device=device, plan=False)
+            report = evaluate(data, model=name, engine=engine, refine=False, max_clicks=clicks)
+            write_json(report, folder / "report.json")
+        reports[name] = read_json(folder / "report.json")
         typer.echo(f"{name}: {reports[name].metrics()['miou']}, NoC@90 {reports[name].metrics()['noc90']:.2f}")
     rows.write(csv, table(reports, parameters, steps), Machine(str(resolve_device(device))).describe(), replace="arm")
 

@@ -2,28 +2,24 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from activefreq_engine.models import create_model, freqnet
+from activefreq_engine.models import FreqFormer, create_model
+from activefreq_engine.models.freqnet import FreqModule
 from bench.quality import ablation
 from bench.tools import rows
 from tests.train.conftest import write_pairs
 
 
-def built(name: str) -> torch.nn.Module:
-    arm = ablation.ARMS[name]
-    with arm.built():
-        return create_model(refiner_width=0, **arm.overrides)
+def built(name: str, seed: int = 0) -> FreqFormer:
+    return ablation.ARMS[name].start(create_model(pretrained=True), seed)
 
 
 @pytest.mark.parametrize("name", ablation.ARMS)
-def test_an_arm_answers_at_odd_sizes_and_leaves_the_modules_as_they_were(name: str) -> None:
-    usual = freqnet.FreqModule
+def test_an_arm_answers_at_odd_sizes(name: str) -> None:
     model = built(name)
-    assert freqnet.FreqModule is usual
     logits = model(torch.rand(1, 3, 96, 160), torch.zeros(1, 3, 96, 160))
     assert logits.shape == (1, 1, 96, 160)
     assert logits.isfinite().all()
@@ -50,10 +46,12 @@ def test_it_trains_evaluates_and_compares(tmp_path: Path, monkeypatch: pytest.Mo
     assert float(first["miou2_more"]) == 0
     difference = float(second["miou2"]) - float(first["miou2"])
     assert float(second["miou2_more"]) == pytest.approx(difference, abs=1e-2)
-    starts = [
-        ablation.load_checkpoint(tmp_path / "out" / "0" / "start.safetensors"),
-        create_model(pretrained=True),
-    ]
-    encoders, heads = ([m.get_parameter(k) for m in starts] for k in ("click_embed.proj.weight", "decoder.head.weight"))
-    assert np.array_equal(*(e.detach().numpy() for e in encoders))
-    assert not torch.equal(*heads)
+
+
+def test_arms_have_the_encoder_of_their_source_and_a_decoder_of_their_own() -> None:
+    source = create_model(pretrained=True)
+    for name in ablation.ARMS:
+        model = built(name)
+        assert torch.equal(model.click_embed.proj.weight, source.click_embed.proj.weight)
+        assert not torch.equal(model.decoder.head.weight, source.decoder.head.weight)
+        assert any(isinstance(m, FreqModule) for m in model.modules()) == (name != "depth-wise 9x9")
