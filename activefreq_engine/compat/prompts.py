@@ -30,7 +30,7 @@ _LEAST = 2.0**-17  # below any probability that a layer can hold but 0: the logi
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Prompt:
+class MaskPrompt:
     """What one mask is asked for by.  All in pixels of the picture."""
 
     clicks: tuple[Click, ...] = ()
@@ -95,7 +95,7 @@ def read_logits(logits: Any, extent: Extent, picture: Picture) -> NDArray[np.flo
     return probs
 
 
-def answer(engine: Engine, picture: Picture, prompts: Sequence[Prompt]) -> list[Canvas]:
+def answer(engine: Engine, picture: Picture, prompts: Sequence[MaskPrompt]) -> list[Canvas]:
     """The canvas for each prompt.  The same prompts have the same answer, whatever was asked before."""
     found = [_start(picture, p) for p in prompts]
     # a box takes a pass of its own, before the clicks, as in `Session.predict`
@@ -109,7 +109,7 @@ def answer(engine: Engine, picture: Picture, prompts: Sequence[Prompt]) -> list[
     return [step.canvas for step in found]
 
 
-def _start(picture: Picture, prompt: Prompt) -> Step:
+def _start(picture: Picture, prompt: MaskPrompt) -> Step:
     """The state that the clicks of a prompt add to."""
     blank = Scene.of(picture).blank
     if prompt.start is None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from activefreq_engine.compat import prompts
-from activefreq_engine.compat.prompts import LOW, THRESHOLDS, Extent, Prompt
+from activefreq_engine.compat.prompts import LOW, THRESHOLDS, Extent, MaskPrompt
 from activefreq_engine.compat.transforms import ResizeLongestSide
 from activefreq_engine.errors import InvalidArgumentError, InvalidClickError, InvalidImageError, NoImageError
 from activefreq_engine.images import load_image
@@ -172,7 +172,7 @@ class _Predictor(ABC):
             raise NoImageError("the predictor has no image; call set_image first")
         return self._pictures[index]
 
-    def _masks(self, index: int, asked: Sequence[Prompt], multimask: bool, logits: bool) -> list[Answer]:
+    def _masks(self, index: int, asked: Sequence[MaskPrompt], multimask: bool, logits: bool) -> list[Answer]:
         """The answer to each prompt."""
         picture = self._opened(index)
         return [
@@ -468,7 +468,7 @@ class SAM2ImagePredictor(_Predictor):
         return picture.shape[1], picture.shape[0]
 
 
-def _prompts(picture: Picture, points: Any, labels: Any, corners: Any, masks: Any, extent: Extent) -> list[Prompt]:
+def _prompts(picture: Picture, points: Any, labels: Any, corners: Any, masks: Any, extent: Extent) -> list[MaskPrompt]:
     """Batches of prompts in pixels of the picture, one by one."""
     if points is not None and points.ndim != 3:
         raise InvalidClickError(f"point_coords has shape {points.shape}; expected [B, N, 2]")
@@ -483,13 +483,13 @@ def _prompts(picture: Picture, points: Any, labels: Any, corners: Any, masks: An
     return [_prompt(picture, p, sign, c, m, extent) for p, sign, c, m in zip(*columns, strict=True)]
 
 
-def _prompt(picture: Picture, points: Any, labels: Any, corners: Any, mask: Any, extent: Extent) -> Prompt:
+def _prompt(picture: Picture, points: Any, labels: Any, corners: Any, mask: Any, extent: Extent) -> MaskPrompt:
     """One prompt in pixels of the picture, checked."""
     if points is None and corners is None and mask is None:
         raise InvalidArgumentError("nothing says what to segment; give points, a box or mask_input")
     if corners is not None and mask is not None:
         raise InvalidArgumentError("box and mask_input are both a start; give one of them")
-    return Prompt(
+    return MaskPrompt(
         prompts.read_points(picture, points, labels),
         None if corners is None else check_box(picture, corners.tolist()),
         None if mask is None else prompts.read_logits(mask, extent, picture),

@@ -29,7 +29,7 @@ SHARED_LIMIT = 48 * 1024
 
 
 @dataclass(frozen=True)
-class Resources:
+class CudaResources:
     """One row of the table: what a kernel needs, in registers a thread and bytes."""
 
     kernel: str
@@ -62,7 +62,7 @@ def find_nvrtc() -> Path | None:
     return None
 
 
-def compile_source(path: Path, arch: int) -> Iterator[Resources]:
+def compile_source(path: Path, arch: int) -> Iterator[CudaResources]:
     """Compile one ``.cu`` file as CuPy does and read the assembler's report.
 
     Raises:
@@ -90,7 +90,7 @@ def compile_source(path: Path, arch: int) -> Iterator[Resources]:
     yield from read_report(text, arch, f"{major.value}.{minor.value}")
 
 
-def read_report(text: str, arch: int, nvrtc: str) -> Iterator[Resources]:
+def read_report(text: str, arch: int, nvrtc: str) -> Iterator[CudaResources]:
     """The rows that the assembler's verbose output describes, by name."""
 
     def number(pattern: str, part: str) -> int:
@@ -98,7 +98,7 @@ def read_report(text: str, arch: int, nvrtc: str) -> Iterator[Resources]:
         return int(found[1]) if found else 0
 
     for part in sorted(text.split("Compiling entry function '")[1:]):
-        yield Resources(
+        yield CudaResources(
             kernel=part.split("'")[0],
             arch=arch,
             nvrtc=nvrtc,
@@ -109,16 +109,16 @@ def read_report(text: str, arch: int, nvrtc: str) -> Iterator[Resources]:
         )
 
 
-def table() -> list[Resources]:
+def table() -> list[CudaResources]:
     """Every kernel for every architecture."""
     return [row for arch in ARCHITECTURES for path in SOURCES for row in compile_source(path, arch)]
 
 
-def write(rows: list[Resources]) -> None:
+def write(rows: list[CudaResources]) -> None:
     """Record the table; a change shows up in review."""
     TABLE.parent.mkdir(exist_ok=True)
     with TABLE.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Resources)], lineterminator="\n")
+        writer = csv.DictWriter(file, [f.name for f in fields(CudaResources)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(map(asdict, rows))
 

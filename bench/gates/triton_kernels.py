@@ -83,7 +83,7 @@ class Configuration:
 
 
 @dataclass(frozen=True)
-class Resources:
+class TritonResources:
     """One row of the table."""
 
     configuration: str
@@ -252,7 +252,7 @@ def compile_offline(call: KernelCall, arch: int) -> Any:
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=call.options)
 
 
-def measure(configuration: Configuration, arch: int) -> Resources:
+def measure(configuration: Configuration, arch: int) -> TritonResources:
     """Compile and read the binary."""
     compiled = compile_offline(configuration.call, arch)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -267,7 +267,7 @@ def measure(configuration: Configuration, arch: int) -> Resources:
     def count(pattern: str) -> int:
         return len(re.findall(pattern, assembly))
 
-    return Resources(
+    return TritonResources(
         configuration.name,
         arch,
         triton.__version__,
@@ -290,7 +290,7 @@ def _tool(name: str, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def faults(configuration: Configuration, r: Resources, proven: Collection[tuple[str, int, str]]) -> list[str]:
+def faults(configuration: Configuration, r: TritonResources, proven: Collection[tuple[str, int, str]]) -> list[str]:
     """Limits that these resources break; `proven` as `read_proven` has it."""
     out = []
     allowed, _ = WAIVED.get(configuration.waiver, (0, ""))
@@ -323,7 +323,7 @@ def read_proven() -> set[tuple[str, int, str]]:
     return {(row["configuration"], int(row["arch"]), row["triton"]) for row in rows}
 
 
-def differences(r: Resources, table: list[Resources]) -> list[str]:
+def differences(r: TritonResources, table: list[TritonResources]) -> list[str]:
     """How these resources differ from the recorded ones; a Triton version without a table has none to differ from."""
     mine = [t for t in table if (t.triton, t.arch) == (r.triton, r.arch)]
     recorded = next((t for t in mine if t.configuration == r.configuration), None)
@@ -333,16 +333,16 @@ def differences(r: Resources, table: list[Resources]) -> list[str]:
     return [f"{name} was {old}, is {new}" for name, old, new in pairs if old != new]
 
 
-def read_table() -> list[Resources]:
+def read_table() -> list[TritonResources]:
     """The recorded rows; none when there is no table yet."""
     if not TABLE.exists():
         return []
     with TABLE.open(newline="") as file:
-        types = {f.name: str if f.name in ("configuration", "triton") else int for f in fields(Resources)}
-        return [Resources(**{k: types[k](v) for k, v in row.items()}) for row in csv.DictReader(file)]
+        types = {f.name: str if f.name in ("configuration", "triton") else int for f in fields(TritonResources)}
+        return [TritonResources(**{k: types[k](v) for k, v in row.items()}) for row in csv.DictReader(file)]
 
 
-def write_table(rows: list[Resources], only: str = "") -> None:
+def write_table(rows: list[TritonResources], only: str = "") -> None:
     """Replace the rows of the Triton versions and architectures in `rows` whose names hold `only`; keep the others.
 
     Runs of two Triton versions may write at the same time.
@@ -352,7 +352,7 @@ def write_table(rows: list[Resources], only: str = "") -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         kept = [r for r in read_table() if (r.triton, r.arch) not in fresh or only not in r.configuration]
         file.truncate(0)
-        writer = csv.DictWriter(file, [f.name for f in fields(Resources)], lineterminator="\n")
+        writer = csv.DictWriter(file, [f.name for f in fields(TritonResources)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(r) for r in sorted(kept + rows, key=lambda r: (r.triton, r.arch, r.configuration)))
 

@@ -59,7 +59,7 @@ class CheckStep:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepOutcome:
     """How a step went."""
 
     name: str
@@ -159,12 +159,12 @@ def interrupted(number: int, frame: object) -> None:
     os._exit(128 + number)
 
 
-def run(step: CheckStep, seconds: float, environment: dict[str, str]) -> Outcome:
+def run(step: CheckStep, seconds: float, environment: dict[str, str]) -> StepOutcome:
     """Run a step, for so many seconds at most; then it is killed, and what it started with it."""
     if step.lacks:
-        return Outcome(step.name, "skipped", 0, step.lacks)
+        return StepOutcome(step.name, "skipped", 0, step.lacks)
     if seconds < WORTH_IT:
-        return Outcome(step.name, "skipped", 0, f"no time was left; go on with --only '{step.name}'")
+        return StepOutcome(step.name, "skipped", 0, f"no time was left; go on with --only '{step.name}'")
     start = time.monotonic()
     command = step.command.replace("{seconds}", f"{max(1.0, 0.8 * seconds - 5):.0f}")
     full = [*step.tool, sys.executable, "-m", *shlex.split(command)]
@@ -184,9 +184,9 @@ def run(step: CheckStep, seconds: float, environment: dict[str, str]) -> Outcome
         lines = [line.rpartition("\r")[2] for line in output.read().strip().split("\n")]
     took = round(time.monotonic() - start, 1)
     if code == 0:
-        return Outcome(step.name, "passed", took, lines[-1][:200])
+        return StepOutcome(step.name, "passed", took, lines[-1][:200])
     why = f"killed after {took} s" if code is None else f"exit status {code}"
-    return Outcome(step.name, "failed", took, "\n".join([*lines[-60:], f"{why}: {' '.join(full)}"]))
+    return StepOutcome(step.name, "failed", took, "\n".join([*lines[-60:], f"{why}: {' '.join(full)}"]))
 
 
 @dataclass(frozen=True)
@@ -343,7 +343,7 @@ def targets(out: Path) -> list[CheckTarget]:
     return right + click_targets(clicks, models, peers) + on_device + op_targets(read_ops(out / "ops.csv"))
 
 
-def record(out: Path, outcomes: Sequence[Outcome], machine: Machine) -> None:
+def record(out: Path, outcomes: Sequence[StepOutcome], machine: Machine) -> None:
     """Write gpu_check.json; steps of earlier calls stay in it unless they have run again."""
     file = out / "gpu_check.json"
     known = json.loads(file.read_text())["steps"] if file.exists() else []
@@ -403,7 +403,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupted)
     environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONUNBUFFERED": "1"}
-    outcomes: list[Outcome] = []
+    outcomes: list[StepOutcome] = []
 
     def one(step: CheckStep) -> None:
         left = end - time.monotonic()

@@ -74,7 +74,7 @@ def transformers_sam() -> tuple[ModuleType, ModuleType]:
     return configuration_sam, modeling_sam
 
 
-class Sam(nn.Module):
+class SamNetwork(nn.Module):
     """An image encoder with SAM's prompt encoder and mask decoder, random weights, evaluation mode.
 
     Args:
@@ -148,7 +148,7 @@ class _VisionTransformer(nn.Module):
         return self.model(image).last_hidden_state
 
 
-def mobile_sam(checkpoint: str | Path) -> Sam:
+def mobile_sam(checkpoint: str | Path) -> SamNetwork:
     """MobileSAM with its published weights.
 
     Args:
@@ -158,7 +158,7 @@ def mobile_sam(checkpoint: str | Path) -> Sam:
         Missing: there is no such file, it is another one, or transformers is not installed.
     """
     state = read_checkpoint(checkpoint)
-    sam = Sam(_Embedding())
+    sam = SamNetwork(_Embedding())
     sam.load_state_dict(
         {f"encoder.model.{k}": v for k, v in from_mobile_sam(state).items()}
         | {rename(k): v for k, v in state.items() if not k.startswith("image_encoder.")}
@@ -166,9 +166,9 @@ def mobile_sam(checkpoint: str | Path) -> Sam:
     return sam
 
 
-def sam_vit_b() -> Sam:
+def sam_vit_b() -> SamNetwork:
     """SAM with its ViT-B encoder and random weights, for latency alone."""
-    return Sam(_VisionTransformer())
+    return SamNetwork(_VisionTransformer())
 
 
 def read_checkpoint(path: str | Path) -> Mapping[str, Tensor]:
@@ -207,16 +207,16 @@ class SamStep:
     """bool `[H, W]` at image resolution."""
 
 
-class SamPredictor:
+class SamPeer:
     """Clicks in, masks out.  Coordinates are (x, y) image pixels, as in `Session`.
 
     Args:
-        sam (Sam): the model; it may be shared.
+        sam (SamNetwork): the model; it may be shared.
         embeddings (path, optional): folder that keeps image embeddings, so that an image is encoded once in all runs.
         device (str): where the model is. Default: "cpu".
     """
 
-    def __init__(self, sam: Sam, embeddings: Path | None = None, device: str = "cpu") -> None:
+    def __init__(self, sam: SamNetwork, embeddings: Path | None = None, device: str = "cpu") -> None:
         self.sam = sam
         self.device = torch.device(device)
         self.embeddings = embeddings

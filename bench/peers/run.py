@@ -47,7 +47,7 @@ def accuracy(data: Dataset, method: str, out: Path, work: Path, checkpoint: Path
     if name == "activefreq":
         options["model"] = model
     elif name == "mobile_sam":
-        options["predictors"] = [mobile_sam.SamPredictor(mobile_sam.mobile_sam(checkpoint), work / "embeddings")]
+        options["predictors"] = [mobile_sam.SamPeer(mobile_sam.mobile_sam(checkpoint), work / "embeddings")]
     else:
         options["predictors"] = [GrabCutPredictor()]
     count = len(data.samples)
@@ -69,8 +69,8 @@ def accuracy(data: Dataset, method: str, out: Path, work: Path, checkpoint: Path
 def latency(data: Dataset, out: Path, checkpoint: Path, model: str, skip: Sequence[str], device: str) -> None:
     """Time all methods and write `out/latency.csv`; methods that are skipped keep the times they have there."""
 
-    def sam(model: mobile_sam.Sam) -> mobile_sam.SamPredictor:
-        return mobile_sam.SamPredictor(model.to(device), device=device)
+    def sam(model: mobile_sam.SamNetwork) -> mobile_sam.SamPeer:
+        return mobile_sam.SamPeer(model.to(device), device=device)
 
     makers: dict[str, Callable[[], Any]] = {
         "activefreq": lambda: Session(model, device=device),

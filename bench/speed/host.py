@@ -30,7 +30,7 @@ from activefreq_engine.session.zoom import EXPANSION
 from bench.tools import rows
 from bench.tools.clicking import SETTLED, ClickTimes, telling
 from bench.tools.machine import Machine
-from bench.tools.scene import Scene, scene
+from bench.tools.scene import Spot, scene
 
 SIDE, SIZE = 1200, 384
 SMALL, LARGE = 180, 300
@@ -110,7 +110,7 @@ def disk(shape: tuple[int, ...], part: float, seed: int, everywhere: bool) -> ND
     return np.rint(ONE / (1 + np.exp(-(rim - np.hypot(y, x)) * max(shape) / 2))).astype(np.uint16)
 
 
-class StandIn(Engine):
+class StandInEngine(Engine):
     """An engine whose work is done before it is asked."""
 
     def __init__(self, case: Case) -> None:
@@ -166,8 +166,8 @@ def one_thread() -> Iterator[None]:
 def measure(case: Case, objects: int) -> Share:
     """Each object gets `AT_HAND` clicks, of which the first do not count.  One thread: older steps would be packed by
     another one, beside clicks that follow each other so closely."""
-    on: Scene = scene(SIDE, SIDE, case.radius)
-    session = Session(engine=StandIn(case))
+    on: Spot = scene(SIDE, SIDE, case.radius)
+    session = Session(engine=StandInEngine(case))
     session.set_image(on.image, copy=False)
     times: list[float] = []
     pieces: list[float] = []

@@ -30,7 +30,7 @@ from activefreq_engine.runtime.engine import StepAnswer, StepRequest
 from bench.tools import memory, plots, rows
 from bench.tools.clicking import SETTLED, ClickTimes, clicks, next_clicks, opened
 from bench.tools.machine import Machine
-from bench.tools.scene import Scene, scene
+from bench.tools.scene import Spot, scene
 from bench.tools.verify import sessions_agree
 
 CLICKS = 20
@@ -88,7 +88,7 @@ CUDA = (
 )
 
 
-def picture() -> Scene:
+def picture() -> Spot:
     return scene(1200, 1200, radius=180)
 
 

@@ -43,7 +43,7 @@ class _Coarse(NamedTuple):
     embedding: Tensor
 
 
-class StandIn(nn.Module):
+class StandInNetwork(nn.Module):
     """Answers like a network, by the clicks alone: bright where positive disks are near, dark at negative ones."""
 
     def __init__(self) -> None:
@@ -133,7 +133,7 @@ class Worker:
 def soak(clicks: int, answered: int, samples: int) -> list[dict[str, Any]]:
     """One row for each sample."""
     torch.set_num_threads(1)
-    engine, stand_in = Engine(device="cpu"), Engine(StandIn(), device="cpu")
+    engine, stand_in = Engine(device="cpu"), Engine(StandInNetwork(), device="cpu")
     share = answered / clicks
     workers = [Worker(n, engine, stand_in, share, SESSIONS // THREADS) for n in range(THREADS)]
     found = []

@@ -13,7 +13,7 @@ from activefreq_engine.session import zoom
 from activefreq_engine.session.canvas import Canvas, Layer
 from activefreq_engine.session.history import Step
 from activefreq_engine.session.session import push_step
-from bench.tools.scene import Scene
+from bench.tools.scene import Spot
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ClickTimes:
         return cls(len(t), p50, q1, q3, p95 if len(t) >= 20 else math.nan, p99 if len(t) >= 100 else math.nan)
 
 
-def opened(engine: Engine, scene: Scene) -> Session:
+def opened(engine: Engine, scene: Spot) -> Session:
     """A new session on the scene's image."""
     session = Session(engine=engine)
     session.set_image(scene.image, copy=False)
@@ -56,7 +56,7 @@ def click(session: Session, c: Click) -> float:
     return 1e3 * (perf_counter() - start)
 
 
-def clicks(session: Session, scene: Scene, count: int, seed: int = 0) -> list[float]:
+def clicks(session: Session, scene: Spot, count: int, seed: int = 0) -> list[float]:
     """The time of each of so many clicks on the current object."""
     return [click(session, c) for c in islice(scene.clicks(seed), count)]
 
@@ -65,7 +65,7 @@ SETTLED = 2
 """After so many clicks the network has zoomed in on a small object: the next ones find their image features known."""
 
 
-def next_clicks(sessions: Sequence[Session], scene: Scene, count: int, seed: int = 0) -> list[list[float]]:
+def next_clicks(sessions: Sequence[Session], scene: Spot, count: int, seed: int = 0) -> list[list[float]]:
     """Each session makes so many clicks on a blank object; the times of those after the first `SETTLED`.
 
     The sessions take turns, so that a machine that slows down slows all of them; a whole sequence each, so that each
@@ -76,7 +76,7 @@ def next_clicks(sessions: Sequence[Session], scene: Scene, count: int, seed: int
     return [clicks(session, scene, count, seed)[SETTLED:] for session in sessions]
 
 
-def profiled(session: Session, scene: Scene, count: int, seed: int = 0) -> list[tuple[float, set[str]]]:
+def profiled(session: Session, scene: Spot, count: int, seed: int = 0) -> list[tuple[float, set[str]]]:
     """As `clicks`, and the stages that each click went through, see `ClickResult.timings`."""
     result = []
     for c in islice(scene.clicks(seed), count):
@@ -87,7 +87,7 @@ def profiled(session: Session, scene: Scene, count: int, seed: int = 0) -> list[
     return result
 
 
-def close_in(session: Session, scene: Scene) -> None:
+def close_in(session: Session, scene: Spot) -> None:
     """Put a blank object where good clicks would bring it: its mask is the scene's, the region fits it.
 
     How many clicks the network takes for that, in a large image, then plays no part.

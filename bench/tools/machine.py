@@ -26,7 +26,7 @@ class Times:
 
 
 @dataclass(frozen=True)
-class Limits:
+class MachineLimits:
     """What the device reaches in simple cases, measured by `Machine.limits`; the floors are computed from it."""
 
     node_us: float
@@ -111,7 +111,7 @@ class Machine:
         if self.gpu:
             torch.cuda.synchronize(self.device)
 
-    def limits(self) -> Limits:
+    def limits(self) -> MachineLimits:
         """Measure the device's limits; a second or two."""
         side = 4096 if self.gpu else 64
         tiny, out = torch.zeros(2, 1, device=self.device)
@@ -124,7 +124,7 @@ class Machine:
         large = torch.empty(16 * side * side, device=self.device)
         copy = torch.empty_like(large)
         a = torch.randn(side, side, device=self.device).half()
-        return Limits(
+        return MachineLimits(
             node_us=self.measure(self.graph(nodes)[0]).median / chain,
             bytes_per_us=2 * large.nbytes / self.measure(lambda: copy.copy_(large)).median,
             flops_per_us=2 * side**3 / self.measure(lambda: a @ a).median,

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.tools.machine import Limits, Machine, Run, tensors
+from bench.tools.machine import Machine, MachineLimits, Run, tensors
 
 OURS = ("ours", "public op")
 """Implementations whose failure fails the run; where a competitor fails, there is merely no comparison."""
@@ -66,7 +66,7 @@ class Check:
     dry: bool
     deadline: float
     """Of `time.monotonic`; what has not begun by then is skipped."""
-    limits: Limits
+    limits: MachineLimits
     rows: list[Measurement] = field(default_factory=list)
     slow: set[tuple[str, str]] = field(default_factory=set)
     """Competitors (op, name) that took too long once: they are not asked again."""

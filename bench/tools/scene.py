@@ -18,7 +18,7 @@ TEMPLATE = 512  # the spot is drawn on a grid of this side and enlarged
 
 
 @dataclass(frozen=True)
-class Scene:
+class Spot:
     """A picture and its object."""
 
     image: NDArray[np.uint8]
@@ -48,7 +48,7 @@ class Scene:
             yield Click(self.x + reach * np.cos(angle), self.y + reach * np.sin(angle), positive)
 
 
-def scene(height: int, width: int, radius: int | None = None, seed: int = 0) -> Scene:
+def scene(height: int, width: int, radius: int | None = None, seed: int = 0) -> Spot:
     """A dark spot with a ragged rim in the middle of bright, uneven ground.
 
     Args:
@@ -72,7 +72,7 @@ def scene(height: int, width: int, radius: int | None = None, seed: int = 0) -> 
         w = weight[y0 : y0 + 256, :, None].astype(np.uint16)
         part = image[top + y0 : top + y0 + len(w), left : left + side]
         part[:] = (part * (255 - w) + spot[y0 : y0 + 256] * w) // 255
-    return Scene(image, x, y, radius)
+    return Spot(image, x, y, radius)
 
 
 def _texture(

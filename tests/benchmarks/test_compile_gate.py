@@ -132,7 +132,7 @@ def test_the_recorded_table_holds_what_ships_and_nothing_else(gate):
 
 @needs_triton
 def test_the_limits_can_be_broken(gate, monkeypatch, tmp_path):
-    good = gate.Resources("some kernel", 80, "9.9.9", 4, 128, 0, 0, 20480, 76, 0, 0, 1720)
+    good = gate.TritonResources("some kernel", 80, "9.9.9", 4, 128, 0, 0, 20480, 76, 0, 0, 1720)
     plain = gate.Configuration(good.configuration, None, multiplies=True)
     waived = gate.Configuration(good.configuration, None, multiplies=True, waiver="tf32x3")
     assert gate.faults(plain, good, set()) == []

@@ -12,9 +12,9 @@ import torch
 from activefreq_engine.kernels import triton_support
 
 from bench.gpu import check as gpu_check
-from bench.gpu.check import CheckStep, Outcome, chosen, click_targets, op_targets, read_ops
+from bench.gpu.check import CheckStep, StepOutcome, chosen, click_targets, op_targets, read_ops
 from bench.tools import measurements, rows
-from bench.tools.machine import Limits, Machine, commit
+from bench.tools.machine import Machine, MachineLimits, commit
 from bench.tools.measurements import Check, Measurement, poison
 from tests import cuda_on_host
 
@@ -113,8 +113,8 @@ def test_how_a_step_went(tmp_path):
 
 def test_steps_of_earlier_calls_are_kept_until_they_run_again(tmp_path):
     machine = Machine("cpu")
-    gpu_check.record(tmp_path, [Outcome("a", "passed", 1, "old"), Outcome("b", "failed", 1, "old")], machine)
-    gpu_check.record(tmp_path, [Outcome("a", "skipped", 0, "late"), Outcome("b", "passed", 2, "new")], machine)
+    gpu_check.record(tmp_path, [StepOutcome("a", "passed", 1, "old"), StepOutcome("b", "failed", 1, "old")], machine)
+    gpu_check.record(tmp_path, [StepOutcome("a", "skipped", 0, "late"), StepOutcome("b", "passed", 2, "new")], machine)
     found = json.loads((tmp_path / "gpu_check.json").read_text())["steps"]
     assert [(s["name"], s["status"], s["detail"]) for s in found] == [("a", "passed", "old"), ("b", "passed", "new")]
 
@@ -240,7 +240,7 @@ def test_steps_are_chosen_by_name(tmp_path):
 
 def check(seconds=60.0):
     return Check(
-        Machine("cpu"), True, time.monotonic() + seconds, Limits(node_us=2, bytes_per_us=100, flops_per_us=1000)
+        Machine("cpu"), True, time.monotonic() + seconds, MachineLimits(node_us=2, bytes_per_us=100, flops_per_us=1000)
     )
 
 
@@ -269,7 +269,7 @@ def test_what_comes_too_late_is_said_to_be_skipped():
 
 
 def test_floors():
-    limits = Limits(node_us=2, bytes_per_us=100, flops_per_us=1000)
+    limits = MachineLimits(node_us=2, bytes_per_us=100, flops_per_us=1000)
     assert limits.floor_us(100) == 2
     assert limits.floor_us(1000, 3000) == 10
     assert limits.floor_us(100, 30000, nodes=6) == 30

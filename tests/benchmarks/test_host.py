@@ -5,7 +5,7 @@ import pytest
 
 from activefreq_engine import Session
 from bench.speed import first_click, host
-from bench.speed.host import CASES, SIDE, StandIn, measure
+from bench.speed.host import CASES, SIDE, StandInEngine, measure
 from bench.tools.clicking import clicks
 from bench.tools.scene import scene
 
@@ -25,7 +25,7 @@ def test_the_hosts_share_of_a_click_stays_small(case):
 def test_the_masks_are_those_of_the_answers(case):
     """And what is painted click by click is what the canvas paints at once."""
     on = scene(SIDE, SIDE, case.radius)
-    session = Session(engine=StandIn(case))
+    session = Session(engine=StandInEngine(case))
     session.set_image(on.image, copy=False)
     clicks(session, on, 9)
     if not case.refine:  # a stand-in does not know which part of the object it is to redraw

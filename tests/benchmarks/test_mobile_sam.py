@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.peers.mobile_sam import SIDE, Missing, Sam, SamPredictor, network_input, read_checkpoint, rename, scaled_size
+from bench.peers.mobile_sam import (
+    SIDE,
+    Missing,
+    SamNetwork,
+    SamPeer,
+    network_input,
+    read_checkpoint,
+    rename,
+    scaled_size,
+)
 
 
 def published_shapes() -> dict[str, tuple[int, ...]]:
@@ -53,12 +62,12 @@ def test_every_published_tensor_has_its_place() -> None:
     pytest.importorskip("transformers", reason="SAM's decoder comes from transformers")
     state = {rename(name): torch.randn(shape) for name, shape in published_shapes().items()}
     assert len(state) == len(published_shapes())
-    assert Sam(nn.Identity()).load_state_dict(state)
+    assert SamNetwork(nn.Identity()).load_state_dict(state)
 
 
 def test_decoder_answers_with_three_masks_then_one() -> None:
     pytest.importorskip("transformers", reason="SAM's decoder comes from transformers")
-    sam = Sam(nn.Identity())
+    sam = SamNetwork(nn.Identity())
     embedding, points = torch.randn(1, 256, 64, 64), torch.tensor([[10.0, 500.0], [700.0, 3.0]])
     labels = torch.tensor([1, 0])
     logits, quality = sam.decode(embedding, points, labels, None)
@@ -95,7 +104,7 @@ def image(height: int, width: int, seed: int = 0) -> np.ndarray:
 def test_prompts_and_masks() -> None:
     """The best of three masks at first, then its logits as a prompt; all clicks, in pixels of the square."""
     sam = FakeSam()
-    predictor = SamPredictor(sam)
+    predictor = SamPeer(sam)
     predictor.set_image(image(100, 200))
     mask = predictor.click(50, 25).mask
     assert (mask.shape, mask.dtype) == ((100, 200), np.bool_)
@@ -116,7 +125,7 @@ def test_prompts_and_masks() -> None:
 
 
 def test_nothing_is_left_of_the_image_before() -> None:
-    predictor = SamPredictor(FakeSam())
+    predictor = SamPeer(FakeSam())
     predictor.set_image(image(60, 40))
     predictor.click(1, 2)
     predictor.set_image(image(30, 50))
@@ -128,7 +137,7 @@ def test_nothing_is_left_of_the_image_before() -> None:
 def test_images_are_encoded_once(tmp_path: Path) -> None:
     sam = FakeSam()
     for _ in range(2):
-        predictor = SamPredictor(sam, tmp_path / "embeddings")
+        predictor = SamPeer(sam, tmp_path / "embeddings")
         for seed in (0, 1):
             predictor.set_image(image(20, 30, seed))
     assert sam.encoded == 2

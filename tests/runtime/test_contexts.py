@@ -111,7 +111,7 @@ def test_one_capture_for_each_shape_and_batch_size(model, rng):
     assert runner.waits == 9 + 2 + 5 + 2
 
 
-class StandIn:
+class StandInFused:
     """For a click by fused kernels, which read the answer before where they write the next one."""
 
     def __init__(self, plan):
@@ -131,7 +131,7 @@ def test_the_answer_before_stays_on_the_device(model, rng, monkeypatch):
 
     def planned(*arguments):
         made = plan(*arguments)
-        return replace(made, fused=StandIn(made))
+        return replace(made, fused=StandInFused(made))
 
     monkeypatch.setattr(Folded, "plan", planned)
     ours, plain, known = engine_on(model, FakeGraphs()), Engine(model, precision="fp32"), []
