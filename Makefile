@@ -59,8 +59,9 @@ endif
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
+# A process for each core, each of one thread.  `.venv/bin/python -m pytest FILE` runs in one process.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist worksteal
 
 # Chromium by your system's package manager; CHROMIUM=/path/to/it if it is not /usr/bin/chromium.
 test-browser: $(INSTALLED)

@@ -92,6 +92,7 @@ setup(
             "nvidia-cuda-nvrtc-cu12; sys_platform == 'linux'",  # compiles the CUDA sources offline
             "pycocotools",  # the format that mask export must agree with
             "pydicom",  # writes the DICOM files that reading is tested with
+            "pytest-xdist>=3.6.1",  # runs the tests in a process for each core; older ones not in its main thread
             "pyvips[binary]",  # writes the pictures that reading is tested with
             "shapely",  # what polygons must be valid and of the right area by
             "tifffile",  # as pyvips

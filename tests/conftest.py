@@ -23,6 +23,8 @@ def pytest_configure(config: pytest.Config) -> None:
     cache = tempfile.TemporaryDirectory(prefix="activefreq-tests-", ignore_cleanup_errors=True)
     config.add_cleanup(cache.cleanup)
     os.environ["ACTIVEFREQ_CACHE"] = cache.name
+    for name in [n for n in os.environ if n.startswith("PYTEST_XDIST_")]:
+        del os.environ[name]  # a pytest that a test starts is nobody's worker; pytest-benchmark would not measure there
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -1,5 +1,6 @@
 """The GPU check runs on a machine without one, so that it does not fail on the day for a silly reason."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -26,11 +27,32 @@ pytestmark = [
 ]
 
 
-def test_the_dry_run_does_it_all(tmp_path):
-    command = [sys.executable, "-m", "bench.gpu.check", "--dry-run", "--out", str(tmp_path), "--minutes", "60"]
+def dry_run(out, *arguments):
+    command = [sys.executable, "-m", "bench.gpu.check", "--dry-run", "--out", str(out), "--minutes", "60", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     print(done.stdout, done.stderr)
     assert done.returncode == 0
+
+
+def test_a_dry_run_of_what_is_quick(tmp_path):
+    dry_run(tmp_path, "--only", "models", "compile", "racecheck")
+    assert {row["call"] for row in rows.read(tmp_path / "models.csv")} == {"next click", "refine"}
+    summary = json.loads((tmp_path / "gpu_check.json").read_text())
+    expected = {"models": "passed", "compile": "passed", "racecheck": "skipped"}
+    assert {s["name"]: s["status"] for s in summary["steps"]} == expected
+    assert "1 kernels" in (tmp_path / "gpu_check.txt").read_text()
+
+
+def test_every_step_is_a_module_that_imports(tmp_path):
+    names = {s.command.split()[0] for s in gpu_check.steps(tmp_path, None, None)}
+    assert len(names) > 8
+    for name in names:
+        assert callable(importlib.import_module(name).main)
+
+
+@pytest.mark.slow
+def test_the_dry_run_does_it_all(tmp_path):
+    dry_run(tmp_path)
     seen = {(row.op, row.implementation, row.graph) for row in read_ops(tmp_path / "ops.csv")}
     expected = {
         "region_stats": ({"ours"}, {"ours", "public op", "cv2 on the host", "cupyx.scipy.ndimage"}),

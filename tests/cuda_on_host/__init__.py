@@ -6,6 +6,7 @@
 import ctypes
 import functools
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -87,12 +88,13 @@ def build(source: str, *, sanitize: bool = False, more: tuple[str, ...] = ()) ->
     library = CACHE / f"{key}.so"
     if not library.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
-        unit = CACHE / f"{key}.cpp"
+        unit = CACHE / f"{key}.{os.getpid()}.cpp"  # another process may be making the same
         unit.write_text(text)
-        done = subprocess.run([GPP, *flags, "-o", library.with_suffix(".part"), unit], capture_output=True, text=True)
+        done = subprocess.run([GPP, *flags, "-o", unit.with_suffix(".part"), unit], capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"g++ cannot compile {unit}:\n{done.stderr}")
-        library.with_suffix(".part").rename(library)
+        unit.replace(CACHE / f"{key}.cpp")
+        unit.with_suffix(".part").replace(library)
     loaded = ctypes.CDLL(str(library))
     loaded.switches.restype = ctypes.c_ulong
     return loaded
