@@ -201,7 +201,7 @@ class Engine:
         `watch` is told the time of "prepare" (what depends on the image alone, where it is not known) and "click".
         `go_on` is called while other clicks have the engine, to raise if nobody wants the answers any more.
         """
-        return shortage.guarded(lambda: self._run(requests, watch, go_on))
+        return shortage.guarded(lambda: self._run(requests, watch, go_on), ask=self._needs_memory)
 
     def _run(
         self, requests: Sequence[StepRequest], watch: Stopwatch | None, go_on: Callable[[], None] | None
@@ -233,7 +233,7 @@ class Engine:
 
         `watch` is told the time of "refine"; `go_on` as for `run`.
         """
-        return shortage.guarded(lambda: self._refine(requests, watch, go_on))
+        return shortage.guarded(lambda: self._refine(requests, watch, go_on), ask=self._needs_memory)
 
     def _refine(
         self, requests: Sequence[RefineRequest], watch: Stopwatch | None, go_on: Callable[[], None] | None
@@ -258,6 +258,11 @@ class Engine:
 
         self._alone(work, go_on)
         return out
+
+    @property
+    def _needs_memory(self) -> bool:
+        """Whether oneDNN does the work."""
+        return isinstance(self._executor, (CpuPlans, Modules))
 
     def _alone(self, work: Callable[[], None], go_on: Callable[[], None] | None) -> None:
         """Do it while no other thread has the engine."""

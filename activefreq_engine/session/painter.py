@@ -24,7 +24,7 @@ the next the cells that changed sides.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,9 @@ _STRIP = 1 << 20  # pixels of the inside filled at once, for the same reason
 _LARGE = 1 << 19  # pixels of the inside from which on its runs are looked for
 _RUN = 512  # pixels that are filled one by one while a run of them begins and ends
 _ALL = 4  # levels of a cell
+_NEAR = 8  # rows and columns that are read one by one at each side of a box
+_CORNERS = np.arange(2)[:, None]
+_LOW_BITS = np.uint64(0x0707070707070707)
 
 
 @lru_cache(maxsize=16)
@@ -84,13 +87,19 @@ class _Axis:
         """Cell k has the pixels from `edges[k]` to `edges[k + 1]`, at least one."""
         count = np.diff(self.edges)
         within = np.minimum(np.arange(count.max())[:, None], count - 1)  # the last one of a smaller cell comes again
-        self.pixels: NDArray[np.intp] = self.edges[:-1] + within
+        self.pixels: NDArray[np.int32] = (self.edges[:-1] + within).astype(np.int32)
         """`[most pixels of a cell, cells]`."""
         self.weights: NDArray[np.uint32] = weight[self.pixels]
 
 
 _axis = lru_cache(maxsize=64)(_Axis)
 """The regions of an object stay the same for many clicks."""
+
+
+@lru_cache(maxsize=64)
+def _starts(pixels: int, values: int, origin: int, width: int) -> NDArray[np.intp]:
+    """`_Axis.pixels`, down an image of this width, as indices into the flat image; `origin` is that of the box."""
+    return _axis(pixels, values).pixels.astype(np.intp) * width + origin
 
 
 class Painter:
@@ -114,18 +123,24 @@ class Painter:
             levels = np.pad(levels, [(0, int(side == 1)) for side in levels.shape], mode="edge")
         self._levels, self._width = np.ascontiguousarray(levels), levels.shape[1]
         self._most = len(self._y.pixels) * len(self._x.pixels)
-        self._sides = self._count()
+        self._above = (self._levels.reshape(-1) > np.uint16(self.limit >> 16)).view(np.uint8)
+        """`[h w]`: 1 for levels above the limit."""
 
-    def _count(self) -> NDArray[np.uint8]:
-        """`[cells]`: how many of each cell's levels are above the limit, 0 to 4.  Cell (i, j) is entry i w + j, and 0
-        where j is the last column, which begins no cell."""
-        w = self._width
-        above = (self._levels.reshape(-1) > np.uint16(self.limit >> 16)).view(np.uint8)
-        pairs = above[:-1] + above[1:]
-        sides = np.empty(above.size - w, np.uint8)
-        np.add(pairs[:-w], pairs[w:], out=sides[:-1])
-        sides[w - 1 :: w] = 0
-        return sides
+    @cached_property
+    def _sides(self) -> NDArray[np.uint8]:
+        """`[cells]`: how many of each cell's levels are above the limit, 0 to 4; see `_counted`."""
+        return self._counted(self._above)[: self._above.size - self._width]
+
+    def _counted(self, levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The sum of each cell's four numbers.  Cell (i, j) is entry i w + j, and 0 where j is the last column, which
+        begins no cell; zeros fill it up to a multiple of 8."""
+        w, count = self._width, levels.size - self._width
+        columns = levels[:-w] + levels[w:]
+        sums = np.empty(-(-count // 8) * 8, np.uint8)
+        np.add(columns[:-1], columns[1:], out=sums[: count - 1])
+        sums[w - 1 : count : w] = 0
+        sums[count:] = 0
+        return sums
 
     def paint(self, strip: NDArray[np.float32], y0: int, y1: int) -> None:
         """Write the probabilities of image rows y0 to y1 into float32 `[y1 - y0, W]`."""
@@ -162,8 +177,8 @@ class Painter:
             return
         flat = mask.reshape(-1)
         for part in self._parts(cells):
-            at, sums = self._pixels(part, mask.shape[1])
-            flat[at] = sums > self.limit
+            i, j = self._places(part)
+            flat[self._at(i, j, mask.shape[1])] = self._sums(part, i, j) > self.limit
 
     def repaint(
         self, mask: NDArray[np.bool_], before: Painter, clicks: Sequence[Click]
@@ -180,8 +195,7 @@ class Painter:
             pixel that lies elsewhere is in neither.  None when so much has changed that `threshold` is quicker; the
             mask is then as it was.
         """
-        # times 65, in 8 bits, 0 and 4 stay what they are, and 1 to 3 become what no count is
-        cells = np.flatnonzero(self._sides != before._sides * np.uint8(65))
+        cells = self._unsettled(before)
         if cells.size * self._most > (self.box[2] - self.box[0]) * (self.box[3] - self.box[1]) // 4:
             return None
         width, flat = mask.shape[1], mask.reshape(-1)
@@ -191,15 +205,25 @@ class Painter:
         for pixel, label in pixels:
             flat[pixel] = label
         for part in self._parts(cells):
-            at, sums = self._pixels(part, width)
+            i, j = self._places(part)
+            at, found = self._at(i, j, width).reshape(-1), (self._sums(part, i, j) > self.limit).reshape(-1)
             old = flat.take(at)
-            flat[at] = sums > self.limit
+            flat[at] = found
             for pixel, label in pixels:
                 flat[pixel] = label
-            new = flat.take(at)
-            inside = union(inside, _bounds(at[new], width))
-            changed = union(changed, _bounds(at[new != old], width))
+            changed = union(changed, _bounds(at.take(np.flatnonzero(flat.take(at) != old)), width))
+            inside = union(inside, self._bounds(i, j))
+        if inside is not None:
+            inside = _shrunk(mask, inside)
         return inside, changed
+
+    def _unsettled(self, before: Painter) -> NDArray[np.intp]:
+        """The cells of which not all levels, now and before, lie on one side of the limit."""
+        # of eight numbers 0 or 1 the sum has one of the lower three bits unless all are the same
+        sums = self._counted(self._above + before._above).view(np.uint64) & _LOW_BITS
+        words = np.flatnonzero(sums != 0)  # most have nothing; bools are what NumPy looks through quickly
+        found = np.flatnonzero(sums.take(words).view(np.uint8) != 0)
+        return words.take(found >> 3) * 8 + (found & 7)
 
     def fits(self, other: Painter | None) -> bool:
         """Whether both have cells, and the same ones."""
@@ -213,8 +237,14 @@ class Painter:
         mask."""
         if self._dense:
             return False
-        grid = self._sides.reshape(-1, self._width)[:, :-1]
-        return not any(int(line.max()) == _ALL for line in (grid[0], grid[-1], grid[:, 0], grid[:, -1]))
+        rows = self._above.reshape(-1, self._width)
+        ends = ((0, 1), (-1, -2))
+        for one, two in (*((rows[k], rows[m]) for k, m in ends), *((rows[:, k], rows[:, m]) for k, m in ends)):
+            if one.any():
+                along = one & two
+                if (along[:-1] & along[1:]).any():
+                    return False
+        return True
 
     def _fill(self, out: NDArray[np.bool_]) -> None:
         """True in all cells that lie within the mask."""
@@ -245,18 +275,35 @@ class Painter:
         for start in range(0, len(cells), step):
             yield cells[start : start + step]
 
-    def _pixels(self, cells: NDArray[np.intp], width: int) -> tuple[NDArray[np.intp], NDArray[np.uint32]]:
-        """Of each pixel of some cells its index in a flat mask of this width, and its sum.  Some come twice."""
-        levels, w = self._levels.reshape(-1), self._width
-        i, j = np.divmod(cells, w)
-        down, right = self._y.weights.take(i, 1)[:, None], self._x.weights.take(j, 1)
+    def _places(self, cells: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Row and column of each cell."""
+        i = (cells.astype(np.uint32) // np.uint32(self._width)).astype(np.intp)
+        return i, cells - i * self._width
+
+    def _at(self, i: NDArray[np.intp], j: NDArray[np.intp], width: int) -> NDArray[np.intp]:
+        """`[rows, columns, cells]`: the pixels of some cells, as indices into a flat mask of this width.  Some come
+        twice."""
+        x0, y0, _, y1 = self.box
+        starts = _starts(y1 - y0, self.shape[0], y0 * width + x0, width)
+        return starts.take(i, 1)[:, None] + self._x.pixels.take(j, 1)
+
+    def _sums(self, cells: NDArray[np.intp], i: NDArray[np.intp], j: NDArray[np.intp]) -> NDArray[np.uint32]:
+        """`[rows, columns, cells]`: their sums."""
+        w = self._width
+        above = self._levels.reshape(-1).take(cells + _CORNERS[:2]).astype(np.uint32)
+        below = self._levels.reshape(-1).take(cells + (_CORNERS[:2] + w)).astype(np.uint32)
         # differences below zero wrap around, and what is added to them brings them back
-        a, b, c, d = (levels.take(cells + k).astype(np.uint32) for k in (0, 1, w, w + 1))
-        before = a * _PARTS + (c - a) * down
-        after = b * _PARTS + (d - b) * down
-        sums = before * _PARTS + (after - before) * right
-        rows = (self._y.pixels.take(i, 1) + self.box[1]) * width + self.box[0]
-        return (rows[:, None] + self._x.pixels.take(j, 1)).reshape(-1), sums.reshape(-1)
+        left, right = above[:, None] * _PARTS + (below - above)[:, None] * self._y.weights.take(i, 1)
+        sums: NDArray[np.uint32] = (right - left)[:, None] * self._x.weights.take(j, 1)
+        sums += (left * _PARTS)[:, None]
+        return sums
+
+    def _bounds(self, i: NDArray[np.intp], j: NDArray[np.intp]) -> Box:
+        """The box of the pixels of some cells, which are in the order of their rows."""
+        x0, y0 = self.box[:2]
+        ys, xs = self._y.edges, self._x.edges
+        left, right, top, bottom = xs[j.min()], xs[j.max() + 1], ys[i[0]], ys[i[-1] + 1]
+        return x0 + int(left), y0 + int(top), x0 + int(right), y0 + int(bottom)
 
     def _rows(self, first: int, last: int) -> NDArray[np.uint32]:
         """The sums of all pixels in some rows of the box."""
@@ -281,6 +328,21 @@ def _bounds(at: NDArray[np.intp], width: int) -> Box | None:
     first, last = int(at.min()), int(at.max())
     at %= width
     return int(at.min()), first // width, int(at.max()) + 1, last // width + 1
+
+
+def _shrunk(mask: NDArray[np.bool_], box: Box) -> Box | None:
+    """The box of the mask's pixels in a box that is hardly larger."""
+    x0, y0, x1, y1 = box
+    for _ in range(_NEAR):
+        top, bottom = mask[y0, x0:x1].any(), mask[y1 - 1, x0:x1].any()
+        left, right = mask[y0:y1, x0].any(), mask[y0:y1, x1 - 1].any()
+        if top and bottom and left and right:
+            return x0, y0, x1, y1
+        y0, y1, x0, x1 = y0 + (not top), y1 - (not bottom), x0 + (not left), x1 - (not right)
+        if x0 >= x1 or y0 >= y1:
+            return None
+    found = mask_bbox(mask[y0:y1, x0:x1])
+    return None if found is None else (found[0] + x0, found[1] + y0, found[2] + x0, found[3] + y0)
 
 
 def _within(axis: _Axis, start: int, stop: int) -> slice:

@@ -3,7 +3,9 @@
 A box maps linearly onto the whole network grid, by the geometry rule of `activefreq_engine.conventions`.
 """
 
+from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -25,8 +27,10 @@ FOCUS_PART = 1 / 3  # a change smaller than this part of the object is looked at
 FOCUS_REACH = 0.2  # these surroundings: click +- this part of the object's longer side (FocalClick)
 SHARP = 1.5  # image pixels to a network pixel up to which the refiner has nothing to add (docs/experiments.md, 5 and 9)
 MIN_FOCUS = 16.0  # smallest side of a focus box, network pixels
+_EMPTY = (-1.0,) * (2 * SLOTS)
 
 
+@lru_cache(maxsize=64)
 def network_shape(box: Box, size: int) -> tuple[int, int]:
     """(height, width) of the network input for a region: the long side becomes `size`, the short side the nearest
     multiple of 32 to its proportional length.  The rest, under 16 network pixels, is a stretch: no padding."""
@@ -123,7 +127,13 @@ def next_roi(
         return None
     said: Box | None = None
     for mark in marks:
-        if isinstance(mark, (Click, Drawn)) and mark.positive:
+        if type(mark) is Click and mark.positive:  # all that most objects have: in place
+            x, y = int(mark.x), int(mark.y)
+            if said is None:
+                said = x, y, x + 1, y + 1
+            elif not (said[0] <= x < said[2] and said[1] <= y < said[3]):
+                said = min(said[0], x), min(said[1], y), max(said[2], x + 1), max(said[3], y + 1)
+        elif isinstance(mark, Drawn) and mark.positive:
             said = union(said, pixel_box(mark))
     object_box = union(mask_box, said) or mask_box
     wanted = to_pixels(expand(object_box, EXPANSION, min_crop), (0, 0, width, height))
@@ -185,18 +195,16 @@ def point_slots(clicks: Sequence[Click], box: Box, height: int, width: int) -> N
     A click means the centre of its pixel.  The newest `SLOTS` of each sign inside the box are kept, positive ones
     first; (-1, -1) marks an empty slot.  Where a pixel was clicked again the newest click counts.
     """
-    slots = np.full((2 * SLOTS, 2), -1, np.float32)
     x0, y0, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
-    standing = _standing(clicks, box)
-    for first, positive in ((0, True), (SLOTS, False)):
-        pixels = [pixel for pixel, c in standing.items() if c.positive == positive][-SLOTS:]
-        if pixels:
-            # click_maps counts from pixel centres; the first half pixel must not read as an empty slot
-            slots[first : first + len(pixels)] = [
-                (max(0.0, (x + 0.5 - x0) * width / w - 0.5), max(0.0, (y + 0.5 - y0) * height / h - 0.5))
-                for x, y in pixels
-            ]
-    return slots
+    inside: list[float] = []
+    outside: list[float] = []
+    for (x, y), c in _standing(clicks, box).items():
+        # click_maps counts from pixel centres; the first half pixel must not read as an empty slot
+        at = max(0.0, (x + 0.5 - x0) * width / w - 0.5), max(0.0, (y + 0.5 - y0) * height / h - 0.5)
+        (inside if c.positive else outside).extend(at)
+    both = [(*side[-2 * SLOTS :], *_EMPTY[len(side) :]) for side in (inside, outside)]
+    # ten times as quick as `np.array` of a list
+    return np.frombuffer(array("f", both[0] + both[1]), np.float32).reshape(2 * SLOTS, 2)
 
 
 def left_out(clicks: Sequence[Click], box: Box) -> list[Click]:

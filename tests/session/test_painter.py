@@ -182,15 +182,15 @@ def test_a_mask_costs_its_outline(monkeypatch):
     levels = np.zeros((256, 256), np.uint16)
     cv2.circle(levels, (128, 128), 60, ONE, -1)
     computed = 0
-    pixels = Painter._pixels
+    sums = Painter._sums
 
-    def counted(self, cells, width):
+    def counted(self, cells, i, j):
         nonlocal computed
-        at, found = pixels(self, cells, width)
-        computed += at.size
-        return at, found
+        found = sums(self, cells, i, j)
+        computed += found.size
+        return found
 
-    monkeypatch.setattr(Painter, "_pixels", counted)
+    monkeypatch.setattr(Painter, "_sums", counted)
     mask = np.zeros((2560, 2560), bool)
     Painter((0, 0, 2560, 2560), levels, limit(0.5)).threshold(mask, blank=True)
     assert abs(mask.mean() - (levels > ONE / 2).mean()) < 0.001
