@@ -42,7 +42,8 @@ class Journal:
         """Hand one event to the operating system: it survives this process, not yet the machine."""
         data = (json.dumps(event, separators=(",", ":"), allow_nan=False) + "\n").encode()
         written = os.write(self._file, data)
-        if written != len(data):
+        if written != len(data):  # half a line would spoil the next one
+            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
             raise OSError(f"only {written} of {len(data)} bytes fitted on the disk of {self.folder}")
 
     def sync(self) -> None:

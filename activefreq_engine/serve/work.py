@@ -10,7 +10,7 @@ import asyncio
 import base64
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -165,20 +165,25 @@ class Work:
                     self.fold(op)
                     return True
                 self._journal.append(op.model_dump(exclude_none=True))
-                safe = self.run(self._journal.sync) if self._fsync else None
+                # the disk works while the network does; the answer waits for both
+                safe = asyncio.ensure_future(self._sync())
                 try:
                     await self._carry_out(op)
                 except BaseException:
-                    if safe is not None:
-                        safe.close()  # it has not begun: nobody waits for a request that failed
                     self._journal.append({"op": "void"})
+                    await asyncio.wait([safe])
+                    await self._sync()
                     raise
                 self.fold(op)
-                if safe is not None:
-                    await safe
+                await safe
                 return True
             finally:
                 self.seq = max(self.seq, op.seq or 0)
+
+    async def _sync(self) -> None:
+        """What the journal has survives a power cut from here on, if that is wanted."""
+        if self._fsync and self._journal is not None:
+            await self.run(self._journal.sync)
 
     def _possible(self, op: ops.AnyOp) -> bool:
         """Whether there is anything to do.  Refuses what cannot be done, before it is written down."""
@@ -341,6 +346,7 @@ class Work:
                 "height": picture.height,
                 "slices": picture.slices,
                 "range": picture.range() if picture.windowed else None,
+                "region": None if picture.region is None else asdict(picture.region),
             },
             "slice": self.index,
             "window": self.window,

@@ -24,7 +24,7 @@ from websockets.exceptions import ConnectionClosed
 from activefreq_engine import Engine, Session
 from activefreq_engine.cli import main
 from activefreq_engine.serve.errors import ConflictError, NotFoundError
-from activefreq_engine.serve.journal import Journals
+from activefreq_engine.serve.journal import Journal, Journals
 
 from .client import HEIGHT, WIDTH, Client, picture
 from .conftest import Server
@@ -217,6 +217,46 @@ def test_a_torn_last_line_is_cut_off(tmp_path: Path) -> None:
     journal.append({"op": "reset"})
     journal.close()
     assert file.read_bytes() == whole + b'{"op":"reset"}\n'
+
+
+def test_half_a_line_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk takes a part of a line; the next one must not be glued to it."""
+    journals, name = Journals(tmp_path), "a" * 16
+    journal = journals.create(name, "model", 256)
+    whole = (tmp_path / name / "events.jsonl").read_bytes()
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda file, data: write(file, data[:9]))
+        with pytest.raises(OSError, match="9 of"):
+            journal.append({"op": "undo"})
+    assert (tmp_path / name / "events.jsonl").read_bytes() == whole
+    journal.append({"op": "redo"})
+    journal.close()
+    assert journals.open(name, "model", 256).events == [{"op": "redo"}]
+
+
+def test_an_answer_waits_for_the_disk(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, lines, sync = Server(engine, tmp_path), [], Journal.sync
+
+    def slow(journal: Journal) -> None:
+        seen = (journal.folder / "events.jsonl").read_bytes().count(b"\n")
+        time.sleep(0.1)
+        sync(journal)
+        lines.append(seen)
+
+    monkeypatch.setattr(Journal, "sync", slow)
+    try:
+        with Client(server.url) as client:
+            client.begin()
+            client.ask("click", x=60, y=60, positive=True)
+            assert lines[-1] == 3, "the head, the picture, and the click that was answered"
+            client.ask("undo")
+            assert lines[-1] == 4
+            client.raw(json.dumps({"op": "lasso", "points": [[1, 3], [4, 3], [2, 3]], "seq": 3}))
+            assert client.take("done", "error")["type"] == "error"
+            assert lines[-1] == 6, "what failed was taken back before that was told"
+    finally:
+        server.close()
 
 
 def test_a_journal_that_cannot_be_used_says_why(tmp_path: Path) -> None:
