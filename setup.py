@@ -97,6 +97,7 @@ setup(
             "shapely",  # what polygons must be valid and of the right area by
             "tifffile",  # as pyvips
             "ruff",
+            "schemathesis>=4.32",  # makes requests from the server's OpenAPI document
             "scipy",  # the definitions that region statistics and distances must agree with
             "zarr",  # reads large TIFF by region
             "triton>=3.6; sys_platform == 'linux'",  # kernels run in its interpreter and compile offline, without a GPU

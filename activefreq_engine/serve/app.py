@@ -16,7 +16,7 @@ from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from activefreq_engine import __version__, masks
 from activefreq_engine.errors import ActiveFreqError
@@ -25,7 +25,7 @@ from activefreq_engine.serve import exports, label_studio, nninteractive, ops
 from activefreq_engine.serve.errors import NotFoundError, TooLargeError
 from activefreq_engine.serve.live import Lives
 from activefreq_engine.serve.progress import Status
-from activefreq_engine.serve.security import FAILED, Gate, Guard
+from activefreq_engine.serve.security import FAILED, JSON_BYTES, Gate, Guard
 from activefreq_engine.serve.sessions import Sessions
 from activefreq_engine.serve.work import Work
 
@@ -56,6 +56,16 @@ _WORDS: dict[int | str, dict[str, Any]] = {
         422: "A parameter is not of the right kind",
         503: "All places are taken",
     }.items()
+}
+
+_EXPORTS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The file",
+        "content": {
+            **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("image/png", "application/gzip")},
+            **{kind: {"schema": {"type": "object"}} for kind in ("application/json", "application/geo+json")},
+        },
+    }
 }
 
 
@@ -131,7 +141,8 @@ def create_app(sessions: Sessions, gate: Gate, studio: label_studio.LabelStudio 
     nninteractive.add_routes(app, sessions, _body)
     label_studio.add_routes(app, sessions, studio, _body)
     _page_routes(app)
-    return Guard(app, gate, is_open=_is_open, is_large=_is_large)
+    limits = sessions.limits
+    return Guard(app, gate, is_open=_is_open, most=lambda path: limits.upload if _is_large(path) else JSON_BYTES)
 
 
 def _server_routes(app: FastAPI, sessions: Sessions) -> None:
@@ -215,10 +226,8 @@ def _session_routes(app: FastAPI, sessions: Sessions) -> None:
         return await step(identity, body, rle)
 
     @app.post("/v1/sessions/{identity}/prompts")
-    async def prompt(
-        identity: Identity, body: Annotated[ops.PromptOp, Field(discriminator="op")], rle: Rle = True
-    ) -> StepAnswer:
-        """A click, a box, a scribble or a lasso on the current object; `op` says which."""
+    async def prompt(identity: Identity, body: ops.PromptBody, rle: Rle = True) -> StepAnswer:
+        """A click, a box, a scribble or a lasso on the current object; `op` says which, a click needs none."""
         return await step(identity, body, rle)
 
     @app.post("/v1/sessions/{identity}/mask")
@@ -316,7 +325,7 @@ def _reading_routes(app: FastAPI, sessions: Sessions) -> None:
         shown = heat_colours(values) if colours else np.rint(values * 255).astype(np.uint8)
         return Response(await work.run(_png, shown), media_type="image/png")
 
-    @app.get("/v1/sessions/{identity}/exports/{format_}", response_class=Response, responses=_file("*/*"))
+    @app.get("/v1/sessions/{identity}/exports/{format_}", response_class=Response, responses=_EXPORTS)
     async def export(identity: Identity, format_: Literal["png", "labels", "coco", "geojson", "nifti"]) -> Response:
         """The masks as a file; `png` is the current object alone."""
         work = await sessions.get(identity)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from activefreq_engine.serve.errors import ServeError
 from activefreq_engine.types import BoxPrompt, Click, Lasso, Prompt, Scribble
@@ -12,13 +12,16 @@ from activefreq_engine.types import BoxPrompt, Click, Lasso, Prompt, Scribble
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Point = Annotated[list[Finite], Field(min_length=2, max_length=2)]
 Points = Annotated[list[Point], Field(min_length=1, max_length=10_000)]
+_whole = BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)
+Whole = Annotated[int, _whole]
+"""JSON has one kind of number: 3.0 is an integer, and not every language can write it otherwise."""
 
 
 class Op(BaseModel):
     """Base of all; `seq` numbers the requests of a page, so that one that is sent again is not carried out twice."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    seq: Annotated[int, Field(ge=1, lt=2**32)] | None = None
+    seq: Annotated[int, Field(ge=1, lt=2**32), _whole] | None = None
 
 
 class ClickOp(Op):
@@ -76,6 +79,20 @@ PromptOp = ClickOp | BoxOp | ScribbleOp | LassoOp
 """What is answered by the network."""
 
 
+def _kind(prompt: Any) -> Any:
+    return prompt.get("op", "click") if isinstance(prompt, dict) else getattr(prompt, "op", None)
+
+
+PromptBody = Annotated[
+    Annotated[ClickOp, Tag("click")]
+    | Annotated[BoxOp, Tag("box")]
+    | Annotated[ScribbleOp, Tag("scribble")]
+    | Annotated[LassoOp, Tag("lasso")],
+    Discriminator(_kind),
+]
+"""One of these in a request of its own; a click needs no `op`."""
+
+
 class MaskOp(Op):
     """Go on from a mask: a picture file (PNG, say) of the picture's size, base64; every value but 0 is inside."""
 
@@ -111,21 +128,21 @@ class SelectOp(Op):
     """Go to an object that exists."""
 
     op: Literal["select"] = "select"
-    object: int
+    object: Whole
 
 
 class DeleteOp(Op):
     """Remove an object with all its steps; this cannot be undone."""
 
     op: Literal["delete"] = "delete"
-    object: int
+    object: Whole
 
 
 class RenameOp(Op):
     """Name an object, for the list and for exports."""
 
     op: Literal["rename"] = "rename"
-    object: int
+    object: Whole
     name: Annotated[str, Field(max_length=100)]
 
 
@@ -133,7 +150,7 @@ class SliceOp(Op):
     """Go to a slice of a volume, counted from 0."""
 
     op: Literal["slice"] = "slice"
-    index: int
+    index: Whole
 
 
 class WindowOp(Op):

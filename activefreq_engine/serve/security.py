@@ -109,13 +109,13 @@ def _host_of(url: str) -> str | None:
 class Guard:
     """ASGI middleware: the gate before every request, limits on bodies, headers on answers, words instead of traces.
 
-    `open_paths` need no token (the page's own files); `large_paths` end the paths whose bodies have their own limit.
+    Args:
+        is_open: of a path, whether it needs no token (the page's own files).
+        most: of a path, how many bytes a request's body may have.
     """
 
-    def __init__(
-        self, app: Any, gate: Gate, *, is_open: Callable[[str], bool], is_large: Callable[[str], bool]
-    ) -> None:
-        self._app, self._gate, self._is_open, self._is_large = app, gate, is_open, is_large
+    def __init__(self, app: Any, gate: Gate, *, is_open: Callable[[str], bool], most: Callable[[str], int]) -> None:
+        self._app, self._gate, self._is_open, self._most = app, gate, is_open, most
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -138,14 +138,15 @@ class Guard:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started, taken, refused = False, 0, False
+        most = self._most(scope["path"])
 
         async def limited() -> MutableMapping[str, Any]:
             nonlocal taken, refused
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > JSON_BYTES and not self._is_large(scope["path"]):
+            if taken > most:
                 refused = True
-                raise TooLargeError(f"the request has more than {JSON_BYTES} bytes")
+                raise TooLargeError(f"the request has more than {most} bytes")
             return message
 
         async def with_headers(message: MutableMapping[str, Any]) -> None:
@@ -165,7 +166,7 @@ class Guard:
                 if not started:
                     await _refuse(send, 500, FAILED)
         if refused and not started:
-            await _refuse(send, TooLargeError.status, f"the request has more than {JSON_BYTES} bytes")
+            await _refuse(send, TooLargeError.status, f"the request has more than {most} bytes")
 
 
 def bearer(headers: Iterable[tuple[bytes, bytes]]) -> str | None:

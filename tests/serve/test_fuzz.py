@@ -1,37 +1,50 @@
-"""Rubbish for the WebSocket and for every path of the OpenAPI document: no 5xx, no hang, no growth."""
+"""Rubbish for the WebSocket, for every path of the OpenAPI document and in packed arrays: no 5xx, no hang, no growth.
+
+FUZZ_EXAMPLES (make fuzz-serve) draws more of it than CI does.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from websockets.exceptions import ConnectionClosed
 
 from activefreq_engine import Engine
+from activefreq_engine.serve import packing
 from activefreq_engine.serve.sessions import Limits
 
 from .client import Client, picture, png
 from .conftest import Server
 
-SETTINGS = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "20"))
+SETTINGS = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 200), st.integers(), st.floats(), st.text(max_size=20), st.just("click")
 )
 VALUES = st.recursive(
     SCALARS, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=6), v, max_size=3), max_leaves=5
 )
-OPS = ("click", "mask", "undo", "redo", "reset", "next", "select", "delete", "rename", "slice", "window", "uncertainty")
+OPS = (
+    *("click", "box", "scribble", "lasso", "mask", "undo", "redo", "reset"),
+    *("next", "select", "delete", "rename", "slice", "window", "uncertainty"),
+)
 MESSAGES = st.fixed_dictionaries(
     {"op": st.sampled_from(OPS) | SCALARS},
     optional={
         "x": st.floats(-10, 200) | VALUES,
         "y": st.floats(-10, 120) | VALUES,
+        **{side: st.floats(-10, 200) | VALUES for side in ("x0", "y0", "x1", "y1")},
+        "points": st.lists(st.lists(st.floats(-10, 200), min_size=2, max_size=2), max_size=6) | VALUES,
         "positive": st.booleans() | VALUES,
         "object": st.integers(0, 4) | VALUES,
         "name": st.text(max_size=120) | VALUES,
@@ -43,6 +56,7 @@ MESSAGES = st.fixed_dictionaries(
         "extra": VALUES,
     },
 )
+DRAWN = ("/add_scribble_interaction", "/add_lasso_interaction", "/add_initial_seg_interaction")
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +105,13 @@ def test_the_websocket_closes_on_what_is_no_object(fuzzed: Server, data: str | b
         client.http.delete(f"/v1/sessions/{identity}")
 
 
-@settings(SETTINGS, max_examples=50)
+@settings(SETTINGS, max_examples=EXAMPLES * 5 // 2)
 @given(st.data())
 def test_rest_answers_rubbish(fuzzed: Server, data: st.DataObject) -> None:
     with fuzzed.http() as http:
         paths = _paths(http)
         method, path = data.draw(st.sampled_from(paths))
-        identity = data.draw(st.sampled_from([_session(fuzzed, http), "x", "..", "é"]))
+        identity = data.draw(st.sampled_from([existing_session(fuzzed, http), "x", "..", "é"]))
         path = path.replace("{identity}", identity)
         for name in ("{number}", "{format_}"):
             path = path.replace(
@@ -107,12 +121,35 @@ def test_rest_answers_rubbish(fuzzed: Server, data: st.DataObject) -> None:
             st.dictionaries(st.sampled_from(["k", "rle", "slice", "name", "colours"]), st.text(max_size=8), max_size=2)
         )
         body = data.draw(VALUES | MESSAGES)
-        headers = {"X-Lease-Token": data.draw(st.sampled_from([_lease(fuzzed, http), "x"]))}
+        headers = {"X-Lease-Token": data.draw(st.sampled_from([existing_lease(fuzzed, http), "x"]))}
         answer = http.request(method, path, params=query, content=json.dumps(body), headers=headers)
         assert answer.status_code < 500 or answer.status_code == 503, (method, path, query, body, answer.text)
         if answer.status_code >= 400:
             assert isinstance(answer.json()["detail"], str), answer.text
     assert len(fuzzed.sessions) <= 4
+
+
+@SETTINGS
+@given(hnp.arrays(st.sampled_from(list(packing.DTYPES.values())), hnp.array_shapes(min_dims=1, max_dims=4)), st.data())
+def test_packed_arrays_are_answered(fuzzed: Server, array: np.ndarray, data: st.DataObject) -> None:
+    """nnInteractive's requests with arrays of any kind, shape and value, whole and spoiled."""
+    packed = bytearray(packing.pack(array))
+    for place in data.draw(st.lists(st.integers(0, len(packed) - 1), max_size=2)):
+        packed[place] = data.draw(st.integers(0, 255))
+    shape = data.draw(st.sampled_from([array.shape[1:], (1, 9, 7), (3, 8, 8)]))
+    with fuzzed.http() as http:
+        headers = {"X-Lease-Token": existing_lease(fuzzed, http)}
+        box = [[0, int(n)] for n in shape]
+        drawn = packing.pack(data.draw(hnp.arrays(np.uint8, shape, elements=st.integers(0, 1))))
+        meta = {"X-Meta": json.dumps({"interaction_bbox": data.draw(st.sampled_from([None, box, box[:2]]))})}
+        asked = [
+            http.post("/set_image", content=bytes(packed), headers=headers),
+            http.post("/set_target_buffer", json={"shape": shape, "dtype": "uint8"}, headers=headers),
+            http.post(data.draw(st.sampled_from(DRAWN)), content=drawn, headers={**headers, **meta}),
+            http.post("/predict", headers=headers),
+        ]
+        for answer in asked:
+            assert answer.status_code < 500, (array.dtype, array.shape, answer.text)
 
 
 def _paths(http: httpx.Client) -> list[tuple[str, str]]:
@@ -122,7 +159,7 @@ def _paths(http: httpx.Client) -> list[tuple[str, str]]:
     return _PATHS
 
 
-def _session(server: Server, http: httpx.Client) -> str:
+def existing_session(server: Server, http: httpx.Client) -> str:
     found = [i for i, w in server.sessions._works.items() if w.connections == 0]
     if found:
         return found[0]
@@ -134,7 +171,7 @@ def _session(server: Server, http: httpx.Client) -> str:
     return identity
 
 
-def _lease(server: Server, http: httpx.Client) -> str:
+def existing_lease(server: Server, http: httpx.Client) -> str:
     leases = list(server.sessions.others._leases)
     return leases[0] if leases else http.post("/claim").json().get("lease_token", "x")
 

@@ -72,7 +72,8 @@ def test_prompts_over_rest_are_those_of_a_session(http: httpx.Client, path: str,
         {"op": "scribble", "points": [[1, 2, 3]]},
         {"op": "lasso", "points": [[1, 2]] * 10_001},
         {"op": "star", "points": [[1, 2]]},
-        {"x": 1, "y": 2},
+        {"x": 1},
+        [],
     ):
         refused = http.post(f"{path}/prompts", json=body)
         assert refused.status_code in (400, 422)
