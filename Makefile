@@ -2,10 +2,11 @@
 #   make demo      segment the example images, write out/demo.png
 #   make test      the test suite
 #   make test-browser  the page under mouse, keyboard and touch, in Chromium
-#   make test-tools    real Label Studio, CVAT and napari; some gigabytes of them go to build/tools
+#   make test-tools    real Label Studio, CVAT, napari and X-AnyLabeling; some gigabytes of them go to build/tools
 #   make test-kills    the server killed 100 times in the middle of work: nothing may be lost
 #   make test-slow the checks that take many minutes: planted bugs, every kernel configuration
 #   make fuzz      hostile input at every door, FUZZ_EXAMPLES (12500) for each of eight; the tests draw 60
+#   make fuzz-serve  the same for the server: SERVE_EXAMPLES (500) for each operation of its OpenAPI document, its WebSocket, packed arrays
 #   make soak      a million clicks beside each other: memory, handles, threads and latency must stay flat
 #   make lint      ruff and mypy
 #   make docs      these pages and the reference as a site, in build/site; any warning fails it
@@ -27,7 +28,7 @@ ifeq ($(filter $(TORCH),cpu cuda12 cuda13),)
 $(error TORCH=$(TORCH) is not known: use TORCH=cpu, TORCH=cuda12 or TORCH=cuda13)
 endif
 
-.PHONY: install demo test test-browser test-tools test-kills test-slow lint docs layout bench fuzz soak clean
+.PHONY: install demo test test-browser test-tools test-kills test-slow lint docs layout bench fuzz fuzz-serve soak clean
 
 install: $(INSTALLED)
 
@@ -72,16 +73,17 @@ test-browser: $(INSTALLED)
 build/tools/%/installed: $(INSTALLED)
 	$(BIN)/python -m venv build/tools/$*
 	build/tools/$*/bin/python -m pip install --quiet $(TOOL_$*)
-	test $* = label-studio || { $(BIN)/python -c '$(SITE)' > "$$(build/tools/$*/bin/python -c '$(SITE)')/lent.pth" && \
+	test -z "$(filter $*,cvat napari)" || { $(BIN)/python -c '$(SITE)' > "$$(build/tools/$*/bin/python -c '$(SITE)')/lent.pth" && \
 	  build/tools/$*/bin/python -m pip install --quiet --no-deps -e .; }
 	@touch $@
 
 SITE = import sysconfig; print(sysconfig.get_path("purelib"))
 TOOL_label-studio = label-studio==1.23.2
 TOOL_cvat = cvat-sdk==2.80.0 cvat-cli==2.80.0
+TOOL_x-anylabeling = x-anylabeling-cvhub==4.2.1
 TOOL_napari = napari==0.9.2 PyQt6 pytest pytest-qt opencv-python-headless
 
-test-tools: $(INSTALLED) build/tools/label-studio/installed build/tools/cvat/installed build/tools/napari/installed
+test-tools: $(INSTALLED) $(foreach tool,label-studio cvat napari x-anylabeling,build/tools/$(tool)/installed)
 	ACTIVEFREQ_TOOLS=build/tools $(BIN)/python -m pytest tests/tools
 
 test-kills: $(INSTALLED)
@@ -110,6 +112,9 @@ bench: $(INSTALLED)
 
 fuzz: $(INSTALLED)
 	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),12500) $(BIN)/python -m pytest tests/session/test_hostile.py
+
+fuzz-serve: $(INSTALLED)
+	FUZZ_EXAMPLES=$(or $(SERVE_EXAMPLES),500) $(BIN)/python -m pytest -s tests/serve/test_openapi.py tests/serve/test_fuzz.py
 
 # SOAK="--clicks 20000 --answered 2000" makes it short
 soak: $(INSTALLED)

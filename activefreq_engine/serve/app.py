@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from activefreq_engine import __version__, masks
 from activefreq_engine.errors import ActiveFreqError
 from activefreq_engine.overlay import heat_colours
-from activefreq_engine.serve import exports, label_studio, nninteractive, ops
+from activefreq_engine.serve import exports, label_studio, nninteractive, ops, samapi, x_anylabeling
 from activefreq_engine.serve.errors import NotFoundError, TooLargeError
 from activefreq_engine.serve.live import Lives
 from activefreq_engine.serve.progress import Status
@@ -140,6 +140,8 @@ def create_app(sessions: Sessions, gate: Gate, studio: label_studio.LabelStudio 
     _folder_routes(app, sessions)
     nninteractive.add_routes(app, sessions, _body)
     label_studio.add_routes(app, sessions, studio, _body)
+    samapi.add_routes(app, sessions)
+    x_anylabeling.add_routes(app, sessions)
     _page_routes(app)
     limits = sessions.limits
     return Guard(app, gate, is_open=_is_open, most=lambda path: limits.upload if _is_large(path) else JSON_BYTES)
@@ -440,6 +442,8 @@ def _is_open(path: str) -> bool:
 
 
 def _is_large(path: str) -> bool:
-    if path in nninteractive.ARRAY_PATHS or path.startswith(label_studio.PREFIX + "/"):
+    if path in (*nninteractive.ARRAY_PATHS, samapi.PATH, x_anylabeling.PREDICT):
+        return True
+    if path.startswith(label_studio.PREFIX + "/"):
         return True
     return path.startswith("/v1/sessions/") and path.endswith(("/image", "/mask"))

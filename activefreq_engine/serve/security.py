@@ -171,8 +171,10 @@ class Guard:
 
 def bearer(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     """The token of an ``Authorization`` header: ``Bearer``'s, or the password of ``Basic``, which is all that Label
-    Studio can send."""
+    Studio can send; or of a header ``Token``, which is what X-AnyLabeling sends."""
     for name, value in headers:
+        if name.lower() == b"token" and value:
+            return value.decode("latin-1")
         if name.lower() == b"authorization":
             scheme, _, token = value.decode("latin-1").partition(" ")
             if scheme.lower() == "bearer":
