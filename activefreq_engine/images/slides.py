@@ -64,6 +64,17 @@ class Slide:
         sizes = [a.shape[1:3] if self._first else a.shape[:2] for a in self._levels]
         return [(int(h), int(w)) for h, w in sizes]
 
+    def covered(self, box: Box, level: int = 0) -> tuple[float, float, float, float]:
+        """(x0, y0, x1, y1) in pixels of the full size: what `read` gives of a box, which are whole pixels of the level.
+
+        Raises:
+            InvalidArgumentError: as `read`.
+        """
+        rows, columns = self._cells(box, level)
+        (height, width), (h, w) = self.shape, self.levels[level]
+        x, y = width / w, height / h
+        return columns.start * x, rows.start * y, columns.stop * x, rows.stop * y
+
     def read(self, box: Box, level: int = 0) -> NDArray[Any]:
         """A part of the picture, in the file's own type.
 
@@ -78,15 +89,8 @@ class Slide:
             InvalidArgumentError: no such level, or no part of the picture.
             InvalidImageError: more than `MAX_PIXELS`, or the file is damaged there.
         """
-        if not 0 <= level < len(self._levels):
-            raise InvalidArgumentError(f"level is {level!r}; there are 0 to {len(self._levels) - 1}")
-        (height, width), (h, w) = self.shape, self.levels[level]
-        x0, x1 = (min(max(x, 0), width) * w / width for x in (box[0], box[2]))
-        y0, y1 = (min(max(y, 0), height) * h / height for y in (box[1], box[3]))
-        rows, columns = slice(int(y0), int(np.ceil(y1))), slice(int(x0), int(np.ceil(x1)))
+        rows, columns = self._cells(box, level)
         shape = rows.stop - rows.start, columns.stop - columns.start
-        if min(shape) <= 0:
-            raise InvalidArgumentError(f"box {box} is no part of the picture of width {width}, height {height}")
         if shape[0] * shape[1] > MAX_PIXELS:
             raise InvalidImageError(
                 f"box {box} has {shape[0] * shape[1]} pixels at level {level}; allowed are {MAX_PIXELS}: take a higher "
@@ -98,6 +102,18 @@ class Slide:
         except Exception as error:  # codecs raise what they like
             raise InvalidImageError(f"cannot decode box {box} at level {level}: {error}") from error
         return np.ascontiguousarray(np.moveaxis(found, 0, -1) if self._first else found)
+
+    def _cells(self, box: Box, level: int) -> tuple[slice, slice]:
+        """Rows and columns of a level that a box of the full size touches."""
+        if not 0 <= level < len(self._levels):
+            raise InvalidArgumentError(f"level is {level!r}; there are 0 to {len(self._levels) - 1}")
+        (height, width), (h, w) = self.shape, self.levels[level]
+        x0, x1 = (min(max(x, 0), width) * w / width for x in (box[0], box[2]))
+        y0, y1 = (min(max(y, 0), height) * h / height for y in (box[1], box[3]))
+        rows, columns = slice(int(y0), int(np.ceil(y1))), slice(int(x0), int(np.ceil(x1)))
+        if rows.stop <= rows.start or columns.stop <= columns.start:
+            raise InvalidArgumentError(f"box {box} is no part of the picture of width {width}, height {height}")
+        return rows, columns
 
     def close(self) -> None:
         """Close the file."""

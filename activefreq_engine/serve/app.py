@@ -16,13 +16,13 @@ from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from activefreq_engine import __version__, masks
 from activefreq_engine.errors import ActiveFreqError
 from activefreq_engine.overlay import heat_colours
 from activefreq_engine.serve import exports, label_studio, nninteractive, ops, samapi, x_anylabeling
-from activefreq_engine.serve.errors import NotFoundError, TooLargeError
+from activefreq_engine.serve.errors import NotFoundError, ServeError, TooLargeError
 from activefreq_engine.serve.live import Lives
 from activefreq_engine.serve.progress import Status
 from activefreq_engine.serve.security import FAILED, JSON_BYTES, Gate, Guard
@@ -68,6 +68,8 @@ _EXPORTS: dict[int | str, dict[str, Any]] = {
     }
 }
 
+Pixel = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+
 
 class NewSession(BaseModel):
     """How a session begins."""
@@ -75,6 +77,8 @@ class NewSession(BaseModel):
     model_config = ConfigDict(extra="forbid")
     picture: str | None = None
     """A picture of the server's folder, by its name in `GET /v1/pictures`; it keeps its session."""
+    box: tuple[Pixel, Pixel, Pixel, Pixel] | None = None
+    """Of a slide: the region (x0, y0, x1, y1) in pixels of its full size; all of it, coarsely, by default."""
 
 
 class PictureStatus(BaseModel):
@@ -176,9 +180,11 @@ def _session_routes(app: FastAPI, sessions: Sessions) -> None:
     async def create_session(body: NewSession | None = None) -> dict[str, Any]:
         """Begin a session, with a picture of the server's folder if one is named."""
         if body is None or body.picture is None:
+            if body is not None and body.box is not None:
+                raise ServeError("a box is of a picture of the folder; name that one as well")
             work = await sessions.create()
         else:
-            work = await sessions.of_picture(body.picture)
+            work = await sessions.of_picture(body.picture, body.box)
         return work.state()
 
     @app.get("/v1/sessions/{identity}")
@@ -345,7 +351,13 @@ def _folder_routes(app: FastAPI, sessions: Sessions) -> None:
         folder, progress = sessions.folder_or_refuse()
         names = await asyncio.to_thread(folder.names)
         return [
-            {"name": n, "status": progress.status.get(n, "open"), "session": progress.sessions.get(n)} for n in names
+            {
+                "name": n,
+                "status": progress.status.get(n, "open"),
+                "session": progress.sessions.get(n),
+                "regions": [{"box": b, "session": s} for b, s in progress.regions.get(n, {}).items()],
+            }
+            for n in names
         ]
 
     @app.put("/v1/pictures/status")
@@ -362,12 +374,26 @@ def _folder_routes(app: FastAPI, sessions: Sessions) -> None:
         """All pictures that are done, as one COCO file."""
         _, progress = sessions.folder_or_refuse()
         document = exports.empty_coco()
-        for name in sorted(n for n, status in progress.status.items() if status == "done" and n in progress.sessions):
-            work = await sessions.get(progress.sessions[name])
-            async with work.lock:
-                document = await exports.coco_document(work, name, document)
+        for name in sorted(n for n, status in progress.status.items() if status == "done"):
+            for identity in progress.all_sessions(name):
+                work = await sessions.get(identity)
+                async with work.lock:
+                    document = await exports.coco_document(work, name, document)
         headers = {"content-disposition": "attachment; filename*=UTF-8''annotations.json"}
         return JSONResponse(document, headers=headers)
+
+    @app.get("/v1/pictures/geojson")
+    async def slide_geojson(picture: str) -> Response:
+        """What was outlined in a slide and in its regions, in pixels of its full size."""
+        _, progress = sessions.folder_or_refuse()
+        found = []
+        for identity in progress.all_sessions(picture):
+            work = await sessions.get(identity)
+            async with work.lock:
+                found += await exports.features(work)
+        name = quote(f"{Path(picture).stem}.geojson")
+        headers = {"content-disposition": f"attachment; filename*=UTF-8''{name}"}
+        return JSONResponse(exports.feature_collection(found), headers=headers)
 
 
 def _page_routes(app: FastAPI) -> None:

@@ -54,6 +54,8 @@ async def coco_document(work: Work, file_name: str, document: dict[str, Any] | N
         image.update(width=picture.width, height=picture.height)
         if picture.slices > 1:
             image["slice"] = index
+        if picture.region is not None:
+            image["region"] = picture.region.box
         images.append(image)
         for number, name in work.objects.items():
             mask = await work.mask(number, index)
@@ -70,15 +72,37 @@ async def coco_document(work: Work, file_name: str, document: dict[str, Any] | N
 
 
 async def geojson(work: Work) -> Export:
-    """All objects on the current slice as polygons with their holes, in image pixels, y down."""
+    """All objects on the current slice as polygons with their holes, in image pixels, y down; of a slide's region in
+    pixels of the slide's full size."""
+    return _json(feature_collection(await features(work))), "application/geo+json", ".geojson"
+
+
+def feature_collection(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """GeoJSON's document of some features."""
+    return {"type": "FeatureCollection", "features": found}
+
+
+async def features(work: Work) -> list[dict[str, Any]]:
+    """GeoJSON's features, one for each object on the current slice."""
     features = []
     for number, name in work.objects.items():
         geometry = masks.to_geojson(await work.mask(number))
         if not geometry["coordinates"]:
             continue
+        if (region := work.opened().region) is not None:
+            x0, y0, x1, y1 = region.box
+            scale = (x1 - x0) / work.opened().width, (y1 - y0) / work.opened().height
+            geometry["coordinates"] = _placed(geometry["coordinates"], (x0, y0), scale)
         properties = {"objectType": "annotation", "object": number, "classification": {"name": name or "object"}}
         features.append({"type": "Feature", "geometry": geometry, "properties": properties})
-    return _json({"type": "FeatureCollection", "features": features}), "application/geo+json", ".geojson"
+    return features
+
+
+def _placed(coordinates: Any, corner: tuple[float, float], scale: tuple[float, float]) -> Any:
+    """Nested lists of points, scaled and moved."""
+    if isinstance(coordinates[0], (int, float)):
+        return [round(c + v * s, 3) for v, c, s in zip(coordinates, corner, scale, strict=True)]
+    return [_placed(part, corner, scale) for part in coordinates]
 
 
 async def nifti(work: Work) -> Export:

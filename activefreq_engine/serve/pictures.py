@@ -6,15 +6,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from activefreq_engine.images import Window, image_size, load_image, load_values, load_volume
+from activefreq_engine.errors import InvalidImageError
+from activefreq_engine.images import Slide, Window, image_size, load_image, load_values, load_volume
 from activefreq_engine.images.volumes import VOLUME_SUFFIXES, TooManyPixelsError
 from activefreq_engine.images.window import choose_window
 from activefreq_engine.serve.errors import NotFoundError, TooLargeError
+from activefreq_engine.types import Box
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+SLIDE_SUFFIXES = (".svs", ".ndpi", ".scn", ".bif")
+SUFFIXES = PICTURE_SUFFIXES + SLIDE_SUFFIXES + VOLUME_SUFFIXES
+REGION_PIXELS = 2**22
+"""Of a slide's region, so many are shown and clicked in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """The part of a slide that a picture shows.  All in pixels of the slide's full size."""
+
+    box: tuple[float, float, float, float]
+    """x0, y0, x1, y1; the picture may have fewer pixels than the box."""
+    width: int
+    """Of the slide."""
+    height: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,6 +46,8 @@ class Picture:
     """Origin, spacing and direction of a volume, as SimpleITK names them; empty for a plain picture."""
     window: Window | None = None
     """Values shown as black and white, where the file says so."""
+    region: Region | None = None
+    """Of the slide that this is a part of."""
 
     @property
     def width(self) -> int:
@@ -91,6 +111,45 @@ def _read_volume(data: bytes, name: str, max_pixels: int) -> Picture:
     return Picture(name, volume.planes, geometry, volume.window)
 
 
+def is_slide(path: Path, max_pixels: int) -> bool:
+    """Whether a file is opened by region: a slide's name, a pyramid, or a TIFF of more pixels than are opened whole."""
+    if path.name.lower().endswith(SLIDE_SUFFIXES):
+        return True
+    if not path.name.lower().endswith((".tif", ".tiff")):
+        return False
+    try:
+        with Slide(path) as slide:
+            return len(slide.levels) > 1 or slide.shape[0] * slide.shape[1] > max_pixels
+    except InvalidImageError:  # without tifffile, or not by it: it is read, or refused, as other pictures are
+        return False
+
+
+def read_region(path: Path, name: str, box: Box | None) -> Picture:
+    """A part of a slide, from the finest level at which it has at most `REGION_PIXELS`; all of it by default.
+
+    Args:
+        box: (x0, y0, x1, y1) in pixels of the full size.
+
+    Raises:
+        InvalidImageError: no slide that can be read.
+        InvalidArgumentError: the box is no part of it.
+    """
+    with Slide(path) as slide:
+        height, width = slide.shape
+        box = box or (0, 0, width, height)
+        for level in range(len(slide.levels)):
+            x0, y0, x1, y1 = slide.covered(box, level)
+            h, w = slide.levels[level]
+            if (x1 - x0) * w / width * (y1 - y0) * h / height <= REGION_PIXELS:
+                break
+        pixels = slide.read(box, level)
+        region = Region(slide.covered(box, level), width, height)
+    shrink = (pixels.shape[0] * pixels.shape[1] / REGION_PIXELS) ** 0.5
+    if shrink > 1:
+        pixels = cv2.resize(pixels, None, fx=1 / shrink, fy=1 / shrink, interpolation=cv2.INTER_AREA)
+    return Picture(Path(name).name, pixels[None], region=region)
+
+
 def _check(pixels: int, most: int, name: str) -> None:
     if pixels > most:
         raise TooLargeError(f"{name} has {pixels} pixels; this server takes {most}")
@@ -106,7 +165,7 @@ class Folder:
         """Paths relative to the folder, with forward slashes, sorted; links that lead out are left out."""
         found = []
         for path in sorted(self.root.rglob("*")):
-            if not path.name.lower().endswith(PICTURE_SUFFIXES + VOLUME_SUFFIXES):
+            if not path.name.lower().endswith(SUFFIXES):
                 continue
             name = path.relative_to(self.root).as_posix()
             if not any(part.startswith(".") for part in Path(name).parts) and self._inside(path) is not None:
@@ -120,14 +179,22 @@ class Folder:
             NotFoundError: there is no such file inside the folder.
             TooLargeError: it is larger than `max_bytes`.
         """
-        path = self._inside(self.root / name) if "\0" not in name else None
-        if path is None or not name.lower().endswith(PICTURE_SUFFIXES + VOLUME_SUFFIXES):
-            raise NotFoundError(f"there is no picture {name!r} in the folder")
-        with path.open("rb") as file:
+        with self.path(name).open("rb") as file:
             data = file.read(max_bytes + 1)
         if len(data) > max_bytes:
             raise TooLargeError(f"{name} has more than {max_bytes} bytes, which is what this server takes")
         return data
+
+    def path(self, name: str) -> Path:
+        """The file of one of `names`.
+
+        Raises:
+            NotFoundError: there is no such file inside the folder.
+        """
+        path = self._inside(self.root / name) if "\0" not in name else None
+        if path is None or not name.lower().endswith(SUFFIXES):
+            raise NotFoundError(f"there is no picture {name!r} in the folder")
+        return path
 
     def _inside(self, path: Path) -> Path | None:
         """The real path of a file, links followed, if it lies in the folder."""

@@ -17,6 +17,8 @@ class Progress:
     def __init__(self, folder: Path, directory: Path | None) -> None:
         self.sessions: dict[str, str] = {}
         """Picture -> session."""
+        self.regions: dict[str, dict[tuple[int, ...], str]] = {}
+        """Slide -> its regions that were opened, (x0, y0, x1, y1) in its pixels -> session."""
         self.status: dict[str, Status] = {}
         """Picture -> "done" or "skipped"; what is missing is open."""
         self._file: Path | None = None
@@ -25,9 +27,18 @@ class Progress:
             self._file = directory / f"folder-{name}.jsonl"
             self._read(self._file)
 
-    def begin(self, picture: str, session: str) -> None:
-        """A session was made for a picture."""
-        self._note({"picture": picture, "session": session})
+    def begin(self, picture: str, session: str, box: tuple[int, ...] | None = None) -> None:
+        """A session was made for a picture, or for a region of a slide."""
+        self._note({"picture": picture, "session": session, **({} if box is None else {"box": box})})
+
+    def session(self, picture: str, box: tuple[int, ...] | None = None) -> str | None:
+        """The session of a picture, or of a region of a slide."""
+        return self.sessions.get(picture) if box is None else self.regions.get(picture, {}).get(box)
+
+    def all_sessions(self, picture: str) -> list[str]:
+        """The session of a picture and those of its regions, as far as there are any."""
+        whole = [self.sessions[picture]] if picture in self.sessions else []
+        return [*whole, *self.regions.get(picture, {}).values()]
 
     def mark(self, picture: str, status: Status) -> None:
         """A person says how far a picture is."""
@@ -42,7 +53,9 @@ class Progress:
         self._fold(event)
 
     def _fold(self, event: dict[str, Any]) -> None:
-        if "session" in event:
+        if "box" in event:
+            self.regions.setdefault(event["picture"], {})[tuple(event["box"])] = event["session"]
+        elif "session" in event:
             self.sessions[event["picture"]] = event["session"]
         elif event["status"] == "open":
             self.status.pop(event["picture"], None)

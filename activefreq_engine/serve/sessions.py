@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from activefreq_engine import Engine
 from activefreq_engine.errors import ActiveFreqError
 from activefreq_engine.serve import ops
 from activefreq_engine.serve.batches import Batches
 from activefreq_engine.serve.errors import ConflictError, FullError, GoneError, NotFoundError, TooLargeError
 from activefreq_engine.serve.journal import Journal, Journals
-from activefreq_engine.serve.pictures import Folder, Picture, read_picture
+from activefreq_engine.serve.pictures import Folder, Picture, is_slide, read_picture, read_region
 from activefreq_engine.serve.progress import Progress
 from activefreq_engine.serve.work import Work
 
@@ -115,26 +117,34 @@ class Sessions:
             await self._run(work._journal.write_picture, data)
         await work.set_picture(picture, {"sha256": hashlib.sha256(data).hexdigest()})
 
-    async def of_picture(self, path: str) -> Work:
-        """The session of a picture of the folder: the one it has, else a new one.
+    async def of_picture(self, path: str, box: tuple[int, int, int, int] | None = None) -> Work:
+        """The session of a picture of the folder, or of a region of a slide: the one it has, else a new one.
 
         Raises:
+            ConflictError: a region of what is no slide.
             NotFoundError: there is no folder, or no such picture in it.
             InvalidImageError, TooLargeError: it cannot be used.
             FullError: as `create`.
         """
         folder, progress = self.folder_or_refuse()
-        known = progress.sessions.get(path)
+        known = progress.session(path, box)
         if known is not None:
             try:
                 return await self.get(known)
             except (NotFoundError, GoneError):
                 _log.info("the session of %s is gone; it gets a new one", path)
-        data = await self._run(folder.read, path, self.limits.upload)
-        picture = await self._decode(data, path)
+        if await self._run(is_slide, folder.path(path), self.limits.pixels):
+            picture = await self._run(read_region, folder.path(path), path, box)
+            source = {"path": path, "box": box, "sha256": await self._run(_fingerprint, picture)}
+        elif box is not None:
+            raise ConflictError(f"{path} is opened whole; regions are for slides")
+        else:
+            data = await self._run(folder.read, path, self.limits.upload)
+            picture = await self._decode(data, path)
+            source = {"path": path, "sha256": hashlib.sha256(data).hexdigest()}
         work = await self.create()
-        await work.set_picture(picture, {"path": path, "sha256": hashlib.sha256(data).hexdigest()})
-        progress.begin(path, work.id)
+        await work.set_picture(picture, source)
+        progress.begin(path, work.id, box)
         return work
 
     def folder_or_refuse(self) -> tuple[Folder, Progress]:
@@ -234,6 +244,14 @@ class Sessions:
         return work
 
     async def _picture_of(self, journal: Journal, event: dict[str, Any]) -> Picture:
+        if "box" in event:
+            path = self.folder_or_refuse()[0].path(event["path"])
+            picture: Picture = await self._run(read_region, path, event["path"], event["box"] and tuple(event["box"]))
+            if await self._run(_fingerprint, picture) != event["sha256"]:
+                raise ConflictError(
+                    f"the slide {event['name']} is not the one that was clicked on; bring that one back"
+                )
+            return picture
         if "path" in event:
             data = await self._run(self.folder_or_refuse()[0].read, event["path"], self.limits.upload)
         else:
@@ -252,6 +270,10 @@ class Sessions:
 
     async def _run(self, function: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self.threads, function, *arguments)
+
+
+def _fingerprint(picture: Picture) -> str:
+    return hashlib.sha256(np.ascontiguousarray(picture.planes).data).hexdigest()
 
 
 def _free(work: Work) -> bool:

@@ -486,3 +486,42 @@ def test_a_folder_is_gone_through(new_page: Callable[..., Any], tmp_path: Path, 
     assert [i["file_name"] for i in coco["images"]] == ["0.png"]
     assert len(coco["annotations"]) == 1
     served.kill()
+
+
+def test_a_slide_is_looked_at_closer(new_page: Callable[..., Any], tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    pytest.importorskip("zarr")
+    (tmp_path / "images").mkdir()
+    pixels = picture(3000, 2000)
+    with tifffile.TiffWriter(tmp_path / "images" / "slide.tif") as out:
+        out.write(pixels, subifds=1, tile=(256, 256), photometric="rgb", compression="deflate")
+        out.write(pixels[::4, ::4], subfiletype=1, tile=(256, 256), photometric="rgb", compression="deflate")
+    served = Served(tmp_path / "journal", "--images", str(tmp_path / "images"))
+    page = new_page()
+    page.goto(served.url)
+    until(page, "!document.querySelector('#folder').hidden")
+    page.keyboard.press("]")
+    opened(page, 750)
+    until(page, "document.querySelector('#slide-where').textContent === '1 : 4'")
+    box = page.locator("#picture").bounding_box()
+    page.mouse.move(box["x"] + 0.35 * box["width"], box["y"] + 0.6 * box["height"])
+    page.mouse.wheel(0, -700)
+    page.keyboard.press("v")
+    until(page, "document.querySelector('#slide-where').textContent === 'full size'")
+    page.mouse.click(box["x"] + 0.35 * box["width"], box["y"] + 0.6 * box["height"])
+    clicked(page, 1)
+    page.reload()
+    clicked(page, 1)
+    until(page, "!document.querySelector('#slide').hidden")
+    with page.expect_download() as download:
+        page.locator("#slide-export").click()
+    (feature,) = json.loads(Path(download.value.path()).read_bytes())["features"]
+    mask = masks.from_geojson(feature, 2000, 3000)
+    y, x = np.mgrid[:2000, :3000]
+    blob = ((x - 0.35 * 3000) / (0.2 * 3000)) ** 2 + ((y - 0.6 * 2000) / (0.27 * 2000)) ** 2 < 1
+    assert mask[1200, 1050]
+    assert (mask & blob).sum() > 0.7 * mask.sum()
+    page.locator("#slide-whole").click()
+    opened(page, 750)
+    assert page.locator("#slide-regions button").count() == 1
+    served.kill()

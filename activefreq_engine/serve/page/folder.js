@@ -5,7 +5,7 @@ const $ = id => document.getElementById(id);
 const SIGNS = { done: '✓', skipped: '–', open: '' };
 
 export class Folder {
-  // app: {open(name), notice(text), state}
+  // app: {open(name, box), notice(text), visible(), state}
   constructor(app) {
     this.app = app;
     this.pictures = [];
@@ -13,6 +13,10 @@ export class Folder {
     $('folder-next').onclick = () => this.go(1);
     $('folder-done').onclick = () => this.mark('done');
     $('folder-skip').onclick = () => this.mark('skipped');
+    $('slide-closer').onclick = () => this.closer();
+    $('slide-whole').onclick = () => this.app.open(this.pictures[this.place].name);
+    $('slide-export').onclick = () => download(`v1/pictures/geojson?picture=${encodeURIComponent(this.pictures[this.place].name)}`)
+      .catch(error => app.notice(error.message));
     $('folder-export').onclick = () => download('v1/pictures/coco').catch(error => app.notice(error.message));
   }
 
@@ -23,21 +27,54 @@ export class Folder {
     this.update();
   }
 
-  async session(name) {
-    const answer = await call('POST', 'v1/sessions', { picture: name });
-    this.current = name;
-    return (await answer.json()).id;
+  async session(name, box) {
+    const answer = await call('POST', 'v1/sessions', { picture: name, box });
+    const { id: session } = await answer.json(), picture = this.pictures.find(p => p.name === name);
+    if (!box) picture.session = session;
+    else if (!picture.regions.some(region => region.session === session)) picture.regions.push({ box, session });
+    return session;
+  }
+
+  // --- slides: the whole of it is shown coarsely, and regions of it finely, each a session of its own ---
+
+  // What is on the screen, in pixels of the slide's full size.
+  get onScreen() {
+    const { picture } = this.app.state, [x0, y0, x1, y1] = picture.region.box;
+    const x = (x1 - x0) / picture.width, y = (y1 - y0) / picture.height, [a, b, c, d] = this.app.visible();
+    return [x0 + a * x, y0 + b * y, x0 + c * x, y0 + d * y].map(Math.round);
+  }
+
+  closer() { if (this.app.state?.picture?.region && this.place >= 0) this.app.open(this.pictures[this.place].name, this.onScreen); }
+
+  updateSlide() {
+    const region = this.app.state?.picture?.region, picture = this.pictures[this.place];
+    $('slide').hidden = !region || !picture;
+    if ($('slide').hidden) return;
+    const [x0, y0, x1, y1] = region.box, whole = x1 - x0 >= region.width && y1 - y0 >= region.height;
+    const shrunk = (x1 - x0) / this.app.state.picture.width;
+    $('slide-where').textContent = shrunk > 1.005 ? `1 : ${+shrunk.toPrecision(2)}` : 'full size';
+    $('slide-whole').disabled = whole;
+    $('slide-regions').replaceChildren(...picture.regions.map(({ box, session }, i) => {
+      const item = document.createElement('li'), button = document.createElement('button');
+      Object.assign(button, { type: 'button', textContent: `Region ${i + 1}`, onclick: () => this.app.open(picture.name, box) });
+      const count = document.createElement('span');
+      Object.assign(count, { className: 'count', textContent: `${box[2] - box[0]} × ${box[3] - box[1]} at ${box[0]}, ${box[1]}` });
+      button.append(count);
+      button.setAttribute('aria-current', session === this.app.state.id);
+      item.append(button);
+      return item;
+    }));
   }
 
   key(key) {
     if (!this.pictures.length) return null;
-    return { '[': () => this.go(-1), ']': () => this.go(1), d: () => this.mark('done'), k: () => this.mark('skipped') }[key] ?? null;
+    return { v: () => this.closer(), '[': () => this.go(-1), ']': () => this.go(1), d: () => this.mark('done'), k: () => this.mark('skipped') }[key] ?? null;
   }
 
   // The place of the picture that is open; -1 when it is none of the folder's.
   get place() {
     const id = this.app.state?.id;
-    return this.pictures.findIndex(p => p.session === id || p.name === this.current);
+    return id ? this.pictures.findIndex(p => p.session === id || p.regions.some(region => region.session === id)) : -1;
   }
 
   go(by) {
@@ -60,6 +97,7 @@ export class Folder {
   }
 
   update() {
+    this.updateSlide();
     if (!this.pictures.length) return;
     const counts = { done: 0, skipped: 0, open: 0 };
     for (const picture of this.pictures) counts[picture.status]++;

@@ -11,6 +11,11 @@ const $ = id => document.getElementById(id);
 const LAST = 'activefreq.last';
 const PROMPTS = new Set(['click', 'box', 'scribble', 'lasso']);
 const ON_STEPS = new Set([...PROMPTS, 'mask', 'undo', 'redo', 'reset']);
+const WEIGHTS = {
+  freqformer_b0: 'for skin lesions in dermoscopic images',
+  freqformer_b0_general: 'for pictures of any kind',
+  freqformer_b0_guided: 'for pictures of any kind; slower at the first click in each new region, better on photographs',
+};
 const WORDS = { on: 'connected', off: 'reconnecting', gone: 'ended', elsewhere: 'open in another tab', refused: 'refused', token: 'token needed' };
 
 const app = {
@@ -33,7 +38,7 @@ const objects = new Objects($('objects'), {
   rename: (object, name) => send({ op: 'rename', object, name }),
   remove: async object => { if (await ask(`Delete object ${object}? This cannot be undone.`)) send({ op: 'delete', object }); },
 });
-const folder = new Folder({ open: name => openNew({ picture: name }), notice, get state() { return app.state; } });
+const folder = new Folder({ open: (name, box) => openNew({ picture: name, box }), notice, visible: () => view.visible(), get state() { return app.state; } });
 
 // --- opening ---
 
@@ -41,7 +46,7 @@ async function openNew(body, file) {
   try {
     notice('');
     said(`Opening ${file?.name ?? body.picture}`);
-    const session = body.picture ? await folder.session(body.picture) : (await (await call('POST', 'v1/sessions', body)).json()).id;
+    const session = body.picture ? await folder.session(body.picture, body.box) : (await (await call('POST', 'v1/sessions', body)).json()).id;
     if (file) await call('PUT', `v1/sessions/${session}/image?name=${encodeURIComponent(file.name.slice(0, 200))}`, file);
     connect(session);
   } catch (error) { failed(error); }
@@ -434,6 +439,8 @@ async function start() {
   try {
     const info = await get('v1/info');
     $('link').textContent = 'ready';
+    const weights = `Weights: ${info.model}${info.model in WEIGHTS ? `, ${WEIGHTS[info.model]}` : ''}.`;
+    for (const place of document.querySelectorAll('.weights')) place.textContent = weights;
     if (info.folder) await folder.load();
   } catch (error) { return failed(error); }
   const session = new URLSearchParams(location.hash.slice(1)).get('s');

@@ -80,6 +80,13 @@ export class View {
     return x >= 0 && y >= 0 && x < this.width && y < this.height ? { x, y } : null;
   }
 
+  // The part of the picture that is on the screen: x0, y0, x1, y1.
+  visible() {
+    const { clientWidth: w, clientHeight: h } = this.stage;
+    const inside = (v, most) => Math.min(most, Math.max(0, v / this.scale));
+    return [inside(-this.x, this.width), inside(-this.y, this.height), inside(w - this.x, this.width), inside(h - this.y, this.height)];
+  }
+
   // --- marks: prompts as the server tells them, some `waiting`; the suggested one, the keyboard's cross ---
 
   setMarks(prompts) {
