@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import numpy as np
@@ -172,13 +173,19 @@ def many(url: str, count: int, seconds: float, server: int) -> dict[str, Any]:
     before = _resident(server)
     process = multiprocessing.get_context("spawn").Process(target=_clients, args=(url, count, seconds, queue))
     process.start()
-    times = queue.get()
+    times, during = None, []
+    while times is None:
+        try:
+            times = queue.get(timeout=max(1.0, seconds / 20))
+        except Empty:
+            during.append(_resident(server))
     process.join()
     return {
         "sessions": count,
         "clicks_per_s": len(times) / seconds,
         **spread(times),
         "server_mb_before": before,
+        "server_mb_during": during,
         "server_mb_after": _resident(server),
     }
 
@@ -242,11 +249,13 @@ def text(report: dict[str, Any]) -> str:
         lines.append(f"| {names[key]} | {row['p50']:.1f} | {row['p25']:.1f} to {row['p75']:.1f} | {row['p95']:.1f} |")
     lines += [
         "",
-        "| sessions at once | clicks a second | p50 ms | p95 ms | server MB before, after |",
+        "| sessions at once | clicks a second | p50 ms | p95 ms | server MB: before, start, middle, end, after |",
         "|---|---|---|---|---|",
     ]
     for row in report["sessions"]:
-        memory = f"{row['server_mb_before']:.0f}, {row['server_mb_after']:.0f}" if row["server_mb_before"] else "-"
+        during = row["server_mb_during"] or [row["server_mb_after"]]
+        held = [row["server_mb_before"], during[0], during[len(during) // 2], during[-1], row["server_mb_after"]]
+        memory = "; ".join(f"{mb:.0f}" for mb in held) if row["server_mb_before"] else "-"
         lines.append(
             f"| {row['sessions']} | {row['clicks_per_s']:.1f} | {row['p50']:.0f} | {row['p95']:.0f} | {memory} |"
         )
