@@ -14,8 +14,7 @@ from activefreq_engine.errors import InvalidArgumentError, InvalidMaskError
 from activefreq_engine.images import MAX_PIXELS
 from activefreq_engine.images.raster import strips
 from activefreq_engine.masks.png import as_mask
-
-Ring = NDArray[np.int32]
+from activefreq_engine.masks.simplify import Ring, simplified
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,9 +41,9 @@ def to_polygons(mask: Any, *, holes: Literal["keep", "drop"] = "keep", tolerance
     Args:
         mask: see `as_mask`.
         holes: "keep" lists them with their piece, and `from_polygons` restores the mask exactly; "drop" fills them.
-        tolerance (float): leave out corners that lie within so many pixels of the simplified outline
-            (Douglas-Peucker).  0 keeps the outline exact.  Above 0 a ring may come to cross itself where the mask is
-            thinner than the tolerance.
+        tolerance (float): leave out corners that lie within so many pixels of the line that replaces them
+            (Douglas-Peucker).  0 keeps the outline exact.  Polygons stay valid, and apart from each other, also where
+            the mask is thinner than the tolerance: there more corners are kept.
 
     Raises:
         InvalidMaskError: not a mask.
@@ -70,12 +69,11 @@ def to_polygons(mask: Any, *, holes: Literal["keep", "drop"] = "keep", tolerance
     east = (x[starts + 1] > x[starts]).astype(np.int64)
     _, labels = cv2.connectedComponents(image, connectivity=4)
     pieces = labels[y[starts] - 1 + east, x[starts] - 1 + east].tolist()
+    if tolerance > 0:
+        rings = simplified(rings, float(tolerance))
     outer: dict[int, Ring] = {}
     inner: dict[int, list[Ring]] = {}
     for ring, area, piece in zip(rings, areas.tolist(), pieces, strict=True):
-        if tolerance > 0:
-            fewer = cv2.approxPolyDP(ring[:, None], float(tolerance), closed=True)[:, 0]
-            ring = fewer.astype(np.int32) if len(fewer) > 2 else ring
         ring += (left, top)
         if area > 0:
             outer[piece] = ring

@@ -113,17 +113,44 @@ def test_pixels_that_touch_by_a_corner():
         assert np.array_equal(masks.from_polygons(polygons, *mask.shape), mask)
 
 
-@pytest.mark.parametrize("tolerance", [0.5, 1, 2.5])
-def test_simplified_outlines_keep_within_the_tolerance(rng, tolerance):
-    mask = blobs(rng)
-    exact, fewer = masks.to_polygons(mask), masks.to_polygons(mask, tolerance=tolerance)
-    assert sum(len(p.exterior) for p in fewer) < 0.95 * sum(len(p.exterior) for p in exact)
-    for a, b in zip(exact, fewer, strict=True):
-        outline = shapely.LinearRing(b.exterior)
-        assert max(outline.distance(shapely.Point(p)) for p in a.exterior) <= tolerance + 1e-9 or len(b.exterior) < 4
-        assert len(b.exterior) >= 3
-    shapely.geometry.shape(masks.to_geojson(mask, tolerance=tolerance))
-    masks.from_labelme(masks.to_labelme({"a": mask}, "x.png", tolerance=tolerance))
+def thin(rng: np.random.Generator) -> np.ndarray:
+    """Lines, noise and blobs that lie closer together than outlines may move."""
+    height, width = rng.integers(4, 45, 2)
+    y, x = np.mgrid[:height, :width]
+    mask = rng.random((height, width)) < rng.choice([0, 0.02, 0.5])
+    for _ in range(rng.integers(1, 9)):
+        cy, cx, stretched = rng.uniform(0, height), rng.uniform(0, width), rng.uniform(0.1, 1)
+        mask ^= ((y - cy) / stretched) ** 2 + (x - cx) ** 2 < rng.uniform(1, 25) ** 2
+    return mask
+
+
+def test_simplified_outlines_are_valid_and_within_the_tolerance(rng):
+    """Of masks too thin for the tolerance: no ring crosses itself or another, none changes its side."""
+    exact_corners = corners = 0
+    for _ in range(150):
+        mask, tolerance = thin(rng), float(rng.choice([0.4, 1, 2.5, 6, 30]))
+        exact, fewer = masks.to_polygons(mask), masks.to_polygons(mask, tolerance=tolerance)
+        geometry = shapely.geometry.shape(masks.to_geojson(mask, tolerance=tolerance))
+        assert geometry.is_valid, shapely.is_valid_reason(geometry)
+        for a, b in zip(exact, fewer, strict=True):
+            assert len(a.holes) == len(b.holes)
+            for ring, simple in zip((a.exterior, *a.holes), (b.exterior, *b.holes), strict=True):
+                exact_corners, corners = exact_corners + len(ring), corners + len(simple)
+                assert set(map(tuple, simple.tolist())) <= set(map(tuple, ring.tolist()))
+                away = shapely.distance(shapely.LinearRing(simple), shapely.points(ring))
+                assert away.max() <= tolerance + 1e-9
+        assert all(shapely.Polygon(p.exterior, p.holes).exterior.is_ccw for p in fewer)
+    assert corners < 0.97 * exact_corners
+
+
+def test_a_tolerance_of_a_pixel_halves_the_corners(rng):
+    y, x = np.mgrid[:300, :410]
+    mask = abs(np.hypot((x - 200) / 1.3, y - 150) - 90) < rng.uniform(10, 40)  # a ring
+    assert sum(len(p.exterior) for p in masks.to_polygons(mask, tolerance=1)) < 0.5 * sum(
+        len(p.exterior) for p in masks.to_polygons(mask)
+    )
+    masks.from_labelme(masks.to_labelme({"a": mask}, "x.png", tolerance=1))
+    masks.from_yolo(masks.to_yolo(mask, tolerance=1), *mask.shape)
     for bad in (-1, "2", float("nan")):
         with pytest.raises(InvalidArgumentError, match="tolerance"):
             masks.to_polygons(mask, tolerance=bad)
