@@ -16,6 +16,7 @@ import typer
 
 from activefreq_engine.conventions import THRESHOLD
 from activefreq_engine.errors import ActiveFreqError, InvalidArgumentError, InvalidPromptError
+from activefreq_engine.files import write_file
 from activefreq_engine.segment.prompts import Prompts, parse_box, parse_click, parse_lasso, parse_scribble, read_prompts
 from activefreq_engine.types import BoxPrompt, Click
 
@@ -333,7 +334,9 @@ def _segment(session: Session, job: _Job) -> _Outcome:
     if job.overlay is not None:
         rgb = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
         picture = draw_suggestions(draw_prompts(draw_mask(rgb, mask), prompts), suggestions)
-        Image.fromarray(picture).save(job.overlay)
+        out = io.BytesIO()
+        Image.fromarray(picture).save(out, "PNG")
+        write_file(job.overlay, out.getvalue())
     best = suggestions[0] if suggestions else None
     report = {
         "image": job.image,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
 from ..errors import DatasetError, InvalidImageError
-from ..files import write_file
+from ..files import beside, write_file
 from ..images import load_image, load_labels
 from ..images.folders import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, listing, match
 from .mix import Objects, Source
@@ -143,24 +144,29 @@ def pack(folders: Sequence[Path | Source], target: Path, max_side: int = 384) ->
 
 
 class PackWriter:
-    """Writes a packed folder, image by image.  Its index comes last: without it nothing there counts."""
+    """Writes a packed folder, image by image, beside what is there; `finish` puts it in its place.
+
+    The index comes last: without it nothing there counts.
+    """
 
     def __init__(self, target: Path) -> None:
         self.target = target
         target.mkdir(parents=True, exist_ok=True)
-        (target / "index.json").unlink(missing_ok=True)  # it would describe the files that are about to be overwritten
         self.entries: list[dict[str, Any]] = []
         self.objects: list[tuple[list[int], int, tuple[int, ...], NDArray[Any]]] = []
         self.offset = 0
 
     def __enter__(self) -> PackWriter:
-        self.images = open(self.target / "images.u8", "wb")
-        self.labels = open(self.target / "labels.u16", "wb")
+        with ExitStack() as files:
+            self.images, self.labels, self._objects = (
+                files.enter_context(files.enter_context(beside(self.target / name)).open("wb"))
+                for name in ("images.u8", "labels.u16", "objects.npz")
+            )
+            self._files = files.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.images.close()
-        self.labels.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        self._files.__exit__(kind, error, trace)  # nothing is left to do after `finish`
 
     def add(self, image: Pixels, labels: NDArray[Any], objects: Objects | None, source: int, name: str) -> None:
         """One image `[H, W, 3]` and its label map; it is left out where no object has `MIN_AREA` pixels."""
@@ -184,13 +190,15 @@ class PackWriter:
             raise DatasetError(f"no object of at least {MIN_AREA} pixels in {named}; are the masks empty?")
         widest = max(len(values) for values, *_ in self.objects)
         np.savez(
-            self.target / "objects.npz",
+            self._objects,
             # an object of fewer values repeats its first one
             values=np.array([v + v[:1] * (widest - len(v)) for v, *_ in self.objects], np.uint16),
             entry=np.array([e for _, e, *_ in self.objects], np.int64),
             box=np.array([box for *_, box, _ in self.objects], np.int32),
             edges=np.stack([edges for *_, edges in self.objects]).astype(np.int16),
         )
+        (self.target / "index.json").unlink(missing_ok=True)  # that of what is replaced now
+        self._files.close()
         write_file(self.target / "index.json", json.dumps({**facts, "entries": self.entries}).encode())
 
 

@@ -6,8 +6,10 @@ here are its features of the user's images, and no tensor of it enters a trained
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +21,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..errors import InvalidArgumentError, ModelLoadError
+from ..errors import DatasetError, InvalidArgumentError, ModelLoadError
 from ..files import write_file
 from ..models import normalise
 from ..models.tinyvit import EMBEDDING, MobileSamEncoder, from_mobile_sam
 from .data import pack
-from .teacher import STRIDE
+from .teacher import STRIDE, Teacher
 
 SHA256 = "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f"  # of the published mobile_sam.pt
 LEAST_STD = 0.02  # channels that hardly vary would become rounding noise when standardised
@@ -96,12 +98,20 @@ def make_teacher(
     pixels = np.memmap(folder / "images.u8", np.uint8, mode="r")
     grid = side // STRIDE
     bytes_each = EMBEDDING * grid * grid * 2
+    names = [str(e["id"]) for e in entries]
+    with contextlib.suppress(DatasetError):
+        made = Teacher(out)
+        if (made.images, made.grid) == (names, grid):
+            return out
     out.mkdir(parents=True, exist_ok=True)
-    (out / "teacher.json").unlink(missing_ok=True)
+    # what was interrupted goes on if it was made of the same images at the same size
+    partial = out / f"features.{hashlib.sha256(json.dumps([side, entries]).encode()).hexdigest()[:16]}.partial"
+    for other in set(out.glob("features.*.partial")) - {partial}:
+        other.unlink()
     target = torch.device(device)
     encoder = encoder.to(target)
     narrow = precision(target)
-    with (out / "features.f16").open("ab") as f:
+    with partial.open("ab") as f:
         done = min(f.tell() // bytes_each, len(entries))
         f.truncate(done * bytes_each)
         for entry in tqdm(entries[done:], desc="teacher", initial=done, total=len(entries), disable=None):
@@ -111,11 +121,13 @@ def make_teacher(
             with torch.autocast(target.type, dtype=narrow, enabled=narrow is not None):
                 features = encoder(x)[1]
             f.write(features[0].float().half().cpu().numpy().tobytes())
-    features_map: NDArray[Any] = np.memmap(
-        out / "features.f16", np.float16, mode="r", shape=(len(entries), EMBEDDING, grid, grid)
-    )
-    mean, std = _moments(features_map, entries, grid)
-    facts = {"images": [e["id"] for e in entries], "channels": EMBEDDING, "grid": grid, "mean": mean, "std": std}
+        f.flush()
+        os.fsync(f.fileno())
+    shape = (len(entries), EMBEDDING, grid, grid)
+    mean, std = _moments(np.memmap(partial, np.float16, mode="r", shape=shape), entries, grid)
+    (out / "teacher.json").unlink(missing_ok=True)  # that of what is replaced now
+    partial.replace(out / "features.f16")
+    facts = {"images": names, "channels": EMBEDDING, "grid": grid, "mean": mean, "std": std}
     write_file(out / "teacher.json", json.dumps(facts).encode())
     return out
 

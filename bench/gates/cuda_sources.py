@@ -21,6 +21,8 @@ from activefreq_engine.kernels import cupy_impl
 from activefreq_engine.kernels.distance import cupy_impl as distance
 from activefreq_engine.kernels.region_stats import cupy_impl as region_stats
 
+from activefreq_engine.files import beside
+
 TABLE = Path(__file__).parents[1] / "results" / "cuda_resources.csv"
 SOURCES = (region_stats.SOURCE, distance.SOURCE)
 ARCHITECTURES = (80, 90)
@@ -117,7 +119,7 @@ def table() -> list[CudaResources]:
 def write(rows: list[CudaResources]) -> None:
     """Record the table; a change shows up in review."""
     TABLE.parent.mkdir(exist_ok=True)
-    with TABLE.open("w", newline="") as file:
+    with beside(TABLE) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, [f.name for f in fields(CudaResources)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(map(asdict, rows))

@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 
+from activefreq_engine.files import write_file
 from bench.gpu import masks
 from bench.tools import rows
 from bench.tools.machine import Machine
@@ -354,8 +355,8 @@ def record(out: Path, outcomes: Sequence[StepOutcome], machine: Machine) -> None
         "steps": list((mine | kept).values()),
         "targets": [asdict(t) for t in targets(out)],
     }
-    file.write_text(json.dumps(summary, indent=2) + "\n")
-    (out / "gpu_check.txt").write_text(report(summary))
+    write_file(file, (json.dumps(summary, indent=2) + "\n").encode())
+    write_file(out / "gpu_check.txt", report(summary).encode())
 
 
 def report(summary: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 
 from activefreq_engine.conventions import MIOU_CLICKS
 from activefreq_engine.eval import Report
+from activefreq_engine.files import write_file
 from bench.tools import plots
 from bench.tools.rows import Row
 
@@ -133,7 +134,7 @@ def insert(file: Path, text: str) -> None:
     if content.count(begin) != 1 or content.count(end) != 1 or content.index(begin) > content.index(end):
         raise ValueError(f"{file} needs the lines {begin} and {end}, once each and in this order")
     before, rest = content.split(begin)
-    file.write_text(f"{before}{begin}\n{text}{end}{rest.split(end)[1]}", encoding="utf-8")
+    write_file(file, f"{before}{begin}\n{text}{end}{rest.split(end)[1]}".encode())
 
 
 def _row(times: Sequence[Row], method: str, call: str) -> Row | None:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from activefreq_engine import Engine, Session
 from activefreq_engine.eval import Dataset, Report, evaluate, load_dataset, merge, read_json, write_json
+from activefreq_engine.files import write_file
 from bench.peers import latency as peers_latency
 from bench.peers import mobile_sam
 from bench.peers import report as peers_report
@@ -98,7 +99,7 @@ def report(out: Path, readme: Path | None) -> None:
     text = peers_report.table(reports, times)
     rows.write(out / "peers.csv", peers_report.columns(reports, times), {}, replace="method")
     peers_report.picture(reports, times, out / "peers.png")
-    (out / "peers.md").write_text(text, encoding="utf-8")
+    write_file(out / "peers.md", text.encode())
     print(text, *peers_report.ratios(times), sep="\n")
     if readme is not None:
         peers_report.insert(readme, text)

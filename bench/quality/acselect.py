@@ -14,6 +14,7 @@ tables are written anew after every variant, from all reports there are.
 
 import csv
 import hashlib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -31,6 +32,7 @@ from activefreq_engine.eval import Dataset, Report, evaluate, load_dataset, metr
 from activefreq_engine.eval.clickers import AcSelectClicker, ClickerFactory, RitmClicker
 from activefreq_engine.eval.report import dataset_digest
 from activefreq_engine.eval.runner import weights_digest
+from activefreq_engine.files import write_file
 
 RITM = "ritm"
 FOLLOWERS = {"suggest-first": 1, "suggest-any": 3}
@@ -335,10 +337,11 @@ def clicks_until(report: Report, target: float) -> dict[str, int]:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """A CSV file with the columns of the first row; an empty cell for None."""
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]) if rows else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: _plain(v) for k, v in row.items()} for row in rows)
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: _plain(v) for k, v in row.items()} for row in rows)
+    write_file(path, stream.getvalue().encode())
 
 
 def _plain(value: Any) -> Any:
@@ -363,7 +366,7 @@ def write_tables(runs: Runs, out: Path) -> str:
     head = f"{runs.data.name}, {len(runs.data.samples)} samples; {Path(runs.model).stem}, weights sha256 "
     head += f"{weights_digest(runs.model)[:12]}; " + ", ".join(f"{k} {v}" for k, v in runs.options.items())
     text = markdown(head, robots, offered, "\n".join(summary))
-    (out / "acselect.md").write_text(text, encoding="utf-8")
+    write_file(out / "acselect.md", text.encode())
     return text
 
 

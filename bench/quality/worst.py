@@ -22,6 +22,7 @@ from activefreq_engine import Click, Session
 from activefreq_engine.eval import Dataset, Report, load_dataset, metrics, read_json
 from activefreq_engine.eval.report import dataset_digest
 from activefreq_engine.eval.runner import weights_digest
+from activefreq_engine.files import beside
 from activefreq_engine.overlay import draw_mask, draw_prompts, font
 from activefreq_engine.types import Box
 
@@ -177,7 +178,9 @@ def main(
     chosen = worst(measured, count)
     cases = [replay(session, found, measured, n) for n in tqdm(chosen, desc="clicking", unit="image", disable=None)]
     out.parent.mkdir(parents=True, exist_ok=True)
-    sheet(cases, [measured.samples[n].ious for n in chosen]).save(out, quality=QUALITY)
+    with beside(out) as partial:
+        picture = sheet(cases, [measured.samples[n].ious for n in chosen])
+        picture.save(partial, Image.registered_extensions()[out.suffix.lower()], quality=QUALITY)
 
     samples = tqdm(found.samples, desc="comparing", unit="image", disable=None)
     measures = [traits(s.load_image(), s.load_mask()) for s in samples]

@@ -15,6 +15,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from activefreq_engine.files import write_file
+
 RESULTS = Path(__file__).parents[1] / "results"
 
 LatencyRun = dict[str, Any]
@@ -83,7 +85,7 @@ def main() -> None:
         print(f"\n{_machine(run)}\nthen: {_machine(before) if before else 'nothing is committed yet'}")
         print(table(run, before))
         if arguments.save:
-            file.write_text(json.dumps(run, indent=1) + "\n")
+            write_file(file, (json.dumps(run, indent=1) + "\n").encode())
             print("saved as", file)
 
 

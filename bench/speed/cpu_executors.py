@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from activefreq_engine.conventions import THRESHOLD
 from activefreq_engine.export import MANIFEST, export_onnx
+from activefreq_engine.files import beside
 from activefreq_engine.models import create_model, normalise
 from activefreq_engine.runtime.plan import Folded
 from bench.tools.cpu import describe, side_by_side
@@ -173,7 +174,7 @@ def main() -> None:
                 rows.append(row)
                 print(*row, sep="\t", flush=True)
     if options.write:
-        with RESULT.open("w", newline="") as file:
+        with beside(RESULT) as partial, partial.open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)
             writer.writerows([*row, machine] for row in rows)

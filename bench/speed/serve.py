@@ -28,6 +28,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from activefreq_engine.files import write_file
+
 ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "examples" / "images" / "ISIC_0014809.jpg"
 SIDE = 384
@@ -56,7 +58,7 @@ def main() -> None:
     print(text(report))
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_file(arguments.json, (json.dumps(report, indent=2) + "\n").encode())
 
 
 def start(journal: Path) -> tuple[subprocess.Popen[str], str]:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from activefreq_engine.files import beside
 from activefreq_engine.models.freqnet import FreqModule
 from activefreq_engine.models.mit import MIT_SPECS
 from activefreq_engine.runtime.engine import SIZES
@@ -69,7 +70,7 @@ def main() -> None:
     for row in rows:
         print(*row, sep="\t")
     if options.write:
-        with RESULT.open("w", newline="") as file:
+        with beside(RESULT) as partial, partial.open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)
             writer.writerows([*row, machine] for row in rows)

@@ -104,14 +104,28 @@ def test_a_complete_pack_is_reused_and_another_is_not(pairs: Path, tmp_path: Pat
     assert [e["source"] for e, _, _ in stored(packed)] == [0] * 8 + [1] * 3
 
 
-def test_an_interrupted_pack_leaves_no_index(pairs: Path, tmp_path: Path) -> None:
-    packed = pack([pairs], tmp_path / "packed")
+def test_a_pack_that_fails_leaves_the_old_one(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = pack([pairs], tmp_path / "out")
+    before = {p.name: p.read_bytes() for p in target.iterdir()}
+    assert sorted(before) == ["images.u8", "index.json", "labels.u16", "objects.npz"]
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "savez", full)
+        with pytest.raises(OSError, match="space"):
+            pack([pairs], target, max_side=40)
     broken = write_pairs(tmp_path / "broken", 3)
     (broken / "images" / "002.png").write_bytes(b"no image")
     with pytest.raises(DatasetError):
-        pack([pairs, broken], packed)
-    assert not (packed / "index.json").exists()  # it would describe files that are gone
-    assert len(stored(pack([pairs], packed))) == 8
+        pack([pairs, broken], target)
+    assert {p.name: p.read_bytes() for p in target.iterdir()} == before
+    pack([pairs], target, max_side=40)
+    assert sorted(p.name for p in target.iterdir()) == sorted(before)
+    assert (target / "images.u8").stat().st_size < len(before["images.u8"])
 
 
 def test_small_objects_are_dropped(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import cv2
 import numpy as np
@@ -102,6 +101,20 @@ def interrupted_after(steps, update):
     return counted
 
 
+class BreaksDown(torch.nn.Module):
+    """An encoder that is interrupted after so many images."""
+
+    def __init__(self, encoder: MobileSamEncoder, images: int) -> None:
+        super().__init__()
+        self.encoder, self.left = encoder, images
+
+    def forward(self, x):
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return self.encoder(x)
+
+
 def test_features_are_made_and_an_interrupted_making_goes_on(tmp_path, pairs):
     encoder = MobileSamEncoder().eval()
     whole = make_teacher([pairs], encoder, tmp_path / "whole", side=64)
@@ -118,15 +131,26 @@ def test_features_are_made_and_an_interrupted_making_goes_on(tmp_path, pairs):
         by_hand = encoder(x)[1][0]
     # bf16 is off by 1 to 4 % of random weights' features as a whole, single values by more
     assert (torch.from_numpy(np.array(teacher.features[3])).float() - by_hand).norm() < 0.15 * by_hand.norm()
-    # cut short in the middle of a map
+    make_teacher([pairs], BreaksDown(encoder, 0), whole, side=64)  # what is whole is kept: nobody is asked
+    # cut short, in the middle of a map
     cut = tmp_path / "cut"
-    shutil.copytree(whole, cut)
-    (cut / "teacher.json").unlink()
-    with (cut / "features.f16").open("r+b") as f:
+    with pytest.raises(KeyboardInterrupt):
+        make_teacher([pairs], BreaksDown(encoder, 6), cut, side=64)
+    (partial,) = cut.glob("features.*")
+    with partial.open("r+b") as f:
         f.truncate(5 * 256 * 16 * 2 + 100)
-    make_teacher([pairs], encoder, cut, side=64)
+    with pytest.raises(DatasetError):
+        Teacher(cut)
+    make_teacher([pairs], BreaksDown(encoder, 3), cut, side=64)  # the other three
     for name in ("features.f16", "teacher.json"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
+    # of another size, nothing is taken over; what is whole stays until then
+    with pytest.raises(KeyboardInterrupt):
+        make_teacher([pairs], BreaksDown(encoder, 7), cut, side=32)
+    assert Teacher(cut).grid == 4
+    make_teacher([pairs], encoder, cut, side=32)
+    assert Teacher(cut).grid == 2
+    assert sorted(p.name for p in cut.iterdir()) == ["data", "features.f16", "teacher.json"]
 
 
 def test_a_foreign_teacher_is_refused_unread(tmp_path):
