@@ -78,9 +78,12 @@ def _own_threads() -> Callable[[int, int], int] | None:
     `torch.set_num_threads` also sets what every thread gets, for good, that uses torch for the first time.  None where
     torch's library does not offer the calls.
     """
-    name = "libtorch_cpu.dylib" if sys.platform == "darwin" else "libtorch_cpu.so"
+    # the library that is loaded, by its own name: a frozen program may have it in two files, and both end the process
+    name = "libtorch_cpu.so"
+    if sys.platform == "darwin":
+        name = str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.dylib")
     try:
-        library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / name))
+        library = ctypes.CDLL(name, getattr(os, "RTLD_NOLOAD", 0))
         openmp = library.omp_set_num_threads  # of the OpenMP that torch was linked with
     except (OSError, AttributeError) as error:
         _log.info("clicks use all of torch's threads, also while other programs have the cores: %s", error)
