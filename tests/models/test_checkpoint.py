@@ -18,7 +18,7 @@ from activefreq_engine.models.checkpoint import weights_digest
 
 def parts(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     with safe_open(str(path), framework="pt") as f:
-        return {k: f.get_tensor(k) for k in f.keys()}, f.metadata()  # noqa: SIM118
+        return {k: f.get_tensor(k).clone() for k in f.keys()}, f.metadata()  # noqa: SIM118
 
 
 @pytest.fixture
