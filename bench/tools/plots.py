@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from activefreq_engine.files import beside
 from bench.tools.rows import Row
 
 PICTURES = Path(__file__).parents[2] / "docs" / "performance"
@@ -156,6 +157,23 @@ def sessions(rows: list[Row]) -> Any:
     return figure
 
 
+def soak(rows: list[Row], file: Path) -> None:
+    """Memory and the work of a click over the clicks that were made; the first tenth is grey."""
+    x = [number(r, "clicks") for r in rows]
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6), layout="constrained")
+        left.plot(x, [number(r, "memory MB") for r in rows], color=GREEN)
+        for name, colour in (("answered", BLUE), ("stand-in", ORANGE)):
+            label = "by the network" if name == "answered" else "by the stand-in"
+            right.plot(x, [number(r, f"{name} work p50 ms") for r in rows], color=colour, label=label, linewidth=1)
+        for axes, title, y in ((left, "Memory", "MB"), (right, "Work of a click", "ms of its thread, median")):
+            axes.axvspan(0, x[-1] / 10, color=GREY, alpha=0.15, linewidth=0)
+            finish(axes, title, "clicks", y)
+        right.legend()
+        figure.supxlabel(machine(rows), fontsize=8, color=GREY, x=0.99, ha="right")
+        save(figure, file)
+
+
 def reliability(rows: list[Row], file: Path) -> None:
     """Share of object pixels against probability, a panel for each number of clicks, a line for each set."""
     counts = sorted({int(r["clicks"]) for r in rows})
@@ -228,5 +246,6 @@ def machine(rows: list[Row]) -> str:
 
 def save(figure: Any, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file)
+    with beside(file) as partial:
+        figure.savefig(partial, format=file.suffix[1:])
     plt.close(figure)
