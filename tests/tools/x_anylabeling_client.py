@@ -1,11 +1,13 @@
 """X-AnyLabeling's own client of remote servers, asking a server of ours.  Runs in X-AnyLabeling's environment, with the
 server's address as its argument; see test_x_anylabeling.py."""
 
+import json
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
+from anylabeling import config
 from anylabeling.services.auto_labeling.remote_server import RemoteServer
 from PyQt6.QtGui import QImage
 from PyQt6.QtWidgets import QApplication
@@ -17,8 +19,11 @@ PICTURE = EXAMPLES / "images" / "ISIC_0014809.jpg"
 def main() -> None:
     application = QApplication([])
     said: list[str] = []
-    config = {"type": "remote_server", "name": "remote", "display_name": "Remote-Server"}
-    client = RemoteServer({**config, "remote_server_settings": {"server_url": sys.argv[1]}}, said.append)
+    settings = Path.home() / ".xanylabelingrc"  # where X-AnyLabeling keeps a user's settings
+    settings.write_text(json.dumps({"remote_server_settings": {"server_url": sys.argv[1]}}))
+    config.current_config_file = str(settings)
+    model = {"type": "remote_server", "name": "remote", "display_name": "Remote-Server"}
+    client = RemoteServer(model, said.append)
     (name,) = client.get_available_models()
     client.set_model_id(name)
     assert client.get_batch_processing_mode() is None

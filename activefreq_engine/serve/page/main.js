@@ -54,7 +54,7 @@ async function openNew(body, file) {
 
 function connect(session) {
   app.link?.close();
-  Object.assign(app, { state: null, ring: null, skipped: null, shown: null });
+  Object.assign(app, { state: null, ring: null, skipped: null, shown: null, latency: null });
   app.masks.clear();
   app.sent.clear();
   history.replaceState(null, '', `#s=${session}`);
