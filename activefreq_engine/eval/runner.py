@@ -93,8 +93,8 @@ def evaluate(
     Args:
         data: the samples, see `load_dataset`.
         model, device, size: as for `Session`.
-        precision: as for `Session`. Default: "fp32", in which the batch does not matter; in half precision on a GPU the
-            numbers depend on what runs side by side.
+        precision: as for `Session`. Default: "fp32", in which what runs side by side changes the last bit of a float at
+            most; in half precision on a GPU the numbers depend on it.
         engine: evaluate with this engine; `model` is then only the name in the report.
         predictors: as many as samples run side by side.
         click_batch: clicks on several `predictors` in one call; default: one after the other.
@@ -103,8 +103,8 @@ def evaluate(
         stop_at: stop a sample at this IoU; default: all clicks run, which mIoU needs.
         threshold: probability above which a pixel belongs to the mask.
         zoom, refine: as for `Session`.
-        batch_size: samples that run side by side; it changes speed and memory, and results only in half
-            precision on a GPU.
+        batch_size: samples that run side by side; it changes speed and memory, and results no more than `precision`
+            says.
         seed: seeds the clickers that draw, together with each sample's id.
         shard: (i, n), 0-based: only the i-th of n equal runs of consecutive samples; see `merge`.  They start and end
             with a batch, unless that leaves one without samples.

@@ -815,8 +815,8 @@ class Session:
 def click_batch(sessions: Sequence[Session], clicks: Sequence[Prompt]) -> list[ClickResult]:
     """One prompt on each of several sessions, in one batched pass of the engine that they share.
 
-    Each session ends in the state that its own `click`, `box`, `scribble` or `lasso` would have led to: on a CPU the
-    same bit by bit, on a GPU up to floating-point noise.  If anything raises, none of them changes.
+    Each session ends in the state that its own `click`, `box`, `scribble` or `lasso` would have led to, up to
+    floating-point noise; on an AMD CPU, where it was tried, bit by bit.  If anything raises, none of them changes.
 
     Args:
         sessions: different sessions with the same engine, each with an image; at most 500.
