@@ -46,6 +46,7 @@ def test_an_answer_moves_the_outline_as_a_network_does():
         assert 0 < moved < 1000
 
 
+@pytest.mark.slow
 def test_after_a_warm_up_the_first_click_takes_at_most_twice_the_next():
     (found,) = first_click.measure(((256, 96),))
     print(found)

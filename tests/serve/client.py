@@ -17,6 +17,7 @@ from websockets.sync.client import connect
 from activefreq_engine.serve import frames
 
 WIDTH, HEIGHT = 181, 97
+PATIENCE = 300  # seconds until something is taken to hang: a busy machine may be slow
 LESION = Path(__file__).parents[2] / "examples" / "images" / "ISIC_0014809.jpg"
 
 
@@ -40,7 +41,7 @@ class Client:
     def __init__(self, url: str, token: str | None = None) -> None:
         self.url, self.token = url, token
         self.http = httpx.Client(
-            base_url=url, timeout=60, headers={"Authorization": f"Bearer {token}"} if token is not None else {}
+            base_url=url, timeout=PATIENCE, headers={"Authorization": f"Bearer {token}"} if token is not None else {}
         )
         self.masks: dict[int, NDArray[np.bool_]] = {}
         self.state: dict[str, Any] = {}
@@ -73,7 +74,8 @@ class Client:
         self.hang_up()
         self.masks.clear()
         address = self.url.replace("http", "ws") + f"/v1/sessions/{identity}/live"
-        self._socket = self._open.enter_context(connect(address, max_size=None, compression=None))
+        waits = {"open_timeout": PATIENCE, "ping_timeout": PATIENCE}
+        self._socket = self._open.enter_context(connect(address, max_size=None, compression=None, **waits))
         self._socket.send(json.dumps({"type": "hello", "token": self.token}))
         self.take("state")
         self.seq = max(self.seq, self.state["seq"])
@@ -105,7 +107,7 @@ class Client:
     def take(self, *types: str) -> dict[str, Any]:
         """Read on to a message of one of these types."""
         while True:
-            data = self._socket.recv(timeout=60)
+            data = self._socket.recv(timeout=PATIENCE)
             if isinstance(data, bytes):
                 self._frame(data)
                 continue
@@ -122,7 +124,7 @@ class Client:
     def take_heat(self) -> NDArray[np.uint8]:
         self.heat = None
         while self.heat is None:
-            data = self._socket.recv(timeout=60)
+            data = self._socket.recv(timeout=PATIENCE)
             if isinstance(data, bytes):
                 self._frame(data)
         return self.heat

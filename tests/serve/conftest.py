@@ -28,7 +28,7 @@ else:
     from activefreq_engine.serve.security import Gate
     from activefreq_engine.serve.sessions import Limits, Sessions
 
-    from .client import Client
+    from .client import PATIENCE, Client
 
 
 class WithoutServer(pytest.Module):
@@ -69,7 +69,7 @@ class Server:
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self.socket],))
         self._thread.start()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while not self._server.started:
             assert self._thread.is_alive(), "the server does not start"
             assert time.monotonic() < deadline, "the server does not start in time"
@@ -80,11 +80,11 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def http(self, **headers: str) -> httpx.Client:
-        return httpx.Client(base_url=self.url, headers=headers, timeout=60)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE)
 
     def close(self) -> None:
         self._server.should_exit = True
-        self._thread.join(30)
+        self._thread.join(PATIENCE)
         assert not self._thread.is_alive(), "the server does not stop"
 
 

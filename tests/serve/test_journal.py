@@ -26,7 +26,7 @@ from activefreq_engine.cli import main
 from activefreq_engine.serve.errors import ConflictError, NotFoundError
 from activefreq_engine.serve.journal import Journal, Journals
 
-from .client import HEIGHT, WIDTH, Client, picture
+from .client import HEIGHT, PATIENCE, WIDTH, Client, picture
 from .conftest import Server
 
 KILLS = int(os.environ.get("ACTIVEFREQ_KILLS", "2"))
@@ -62,10 +62,10 @@ class Process:
     def stop(self) -> None:
         """kill -9."""
         self.kill()
-        self.join(30)
+        self.join(PATIENCE)
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while True:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()

@@ -20,7 +20,7 @@ from activefreq_engine import Engine, Session, masks
 from activefreq_engine.serve.errors import ServeError
 from activefreq_engine.serve.label_studio import LabelStudio
 
-from .client import HEIGHT, WIDTH, picture, png
+from .client import HEIGHT, PATIENCE, WIDTH, picture, png
 from .conftest import Server
 
 CONFIG = (
@@ -82,7 +82,7 @@ def backend(engine: Engine, studio: Any) -> Iterator[Server]:
 
 @pytest.fixture
 def ask(backend: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=backend.url + "/label-studio", timeout=60) as client:
+    with httpx.Client(base_url=backend.url + "/label-studio", timeout=PATIENCE) as client:
         assert client.post("/setup", json={"project": "1.2", "access_token": KEY}).json()["model_version"]
         yield client
 

@@ -20,7 +20,7 @@ from activefreq_engine import Engine
 from activefreq_engine.serve.security import is_loopback
 from activefreq_engine.serve.sessions import Limits
 
-from .client import Client, picture, png
+from .client import PATIENCE, Client, picture, png
 from .conftest import Server
 
 TOKEN = "a-token-of-this-test"
@@ -135,13 +135,13 @@ def test_the_websocket_wants_the_token_first(guarded: Server, known: httpx.Clien
         with connect(address) as socket:
             socket.send(json.dumps(hello))
             with pytest.raises(ConnectionClosed) as closed:
-                socket.recv(timeout=20)
+                socket.recv(timeout=PATIENCE)
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == 4401
     with connect(address) as socket:
         socket.send(json.dumps({"op": "click", "seq": 1, "x": 1, "y": 1}))
         with pytest.raises(ConnectionClosed):
-            socket.recv(timeout=20)
+            socket.recv(timeout=PATIENCE)
     with Client(guarded.url, TOKEN) as client:
         client.dial(identity)
         assert client.state["id"] == identity
@@ -233,7 +233,7 @@ def test_a_failure_of_ours_is_no_look_inside(
     assert answer.status_code == 500
     assert "secret" not in answer.text
     assert "Traceback" not in answer.text
-    deadline = time.monotonic() + 10  # the log is written after the answer
+    deadline = time.monotonic() + PATIENCE  # the log is written after the answer
     while "the secret of the server" not in caplog.text:
         assert time.monotonic() < deadline
         time.sleep(0.01)
