@@ -2,7 +2,8 @@
 #   make demo      segment the example images, write out/demo.png
 #   make test      the test suite
 #   make test-browser  the page under mouse, keyboard and touch, in Chromium
-#   make test-tools    real Label Studio, CVAT, napari and X-AnyLabeling; some gigabytes of them go to build/tools
+#   make test-tools    real Label Studio, CVAT, napari, X-AnyLabeling, labelme and others; some gigabytes of them go to build/tools
+#   make test-frozen   a program frozen by PyInstaller gives the same masks
 #   make test-kills    the server killed 100 times in the middle of work: nothing may be lost
 #   make test-slow the checks that take many minutes: planted bugs, every kernel configuration
 #   make fuzz      hostile input at every door, FUZZ_EXAMPLES (12500) for each of eight; the tests draw 60
@@ -28,7 +29,7 @@ ifeq ($(filter $(TORCH),cpu cuda12 cuda13),)
 $(error TORCH=$(TORCH) is not known: use TORCH=cpu, TORCH=cuda12 or TORCH=cuda13)
 endif
 
-.PHONY: install demo test test-browser test-tools test-kills test-slow lint docs layout bench fuzz fuzz-serve soak clean
+.PHONY: install demo test test-browser test-tools test-frozen test-kills test-slow lint docs layout bench fuzz fuzz-serve soak clean
 
 install: $(INSTALLED)
 
@@ -78,13 +79,27 @@ build/tools/%/installed: $(INSTALLED)
 	@touch $@
 
 SITE = import sysconfig; print(sysconfig.get_path("purelib"))
+SITES = import sys; print(*(p for p in sys.path if p.endswith("site-packages")), sep="\n")
 TOOL_label-studio = label-studio==1.23.2
 TOOL_cvat = cvat-sdk==2.80.0 cvat-cli==2.80.0
 TOOL_x-anylabeling = x-anylabeling-cvhub==4.2.1
 TOOL_napari = napari==0.9.2 PyQt6 pytest pytest-qt opencv-python-headless
+TOOL_onnxruntime = onnxruntime==1.15.1 "numpy<2"
+TOOL_readers = labelme==5.5.0 supervision==0.31.2 geojson==3.3.0 opencv-python-headless
 
-test-tools: $(INSTALLED) $(foreach tool,label-studio cvat napari x-anylabeling,build/tools/$(tool)/installed)
+test-tools: $(INSTALLED) $(foreach tool,label-studio cvat napari x-anylabeling onnxruntime readers,build/tools/$(tool)/installed)
 	ACTIVEFREQ_TOOLS=build/tools $(BIN)/python -m pytest tests/tools
+
+# The package as a wheel, as those have it who freeze a program.
+build/tools/frozen/installed: $(INSTALLED)
+	$(BIN)/python -m venv build/tools/frozen
+	$(BIN)/python -c '$(SITES)' > "$$(build/tools/frozen/bin/python -c '$(SITE)')/lent.pth"
+	build/tools/frozen/bin/python -m pip install --quiet pyinstaller
+	@touch $@
+
+test-frozen: build/tools/frozen/installed
+	build/tools/frozen/bin/python -m pip install --quiet --no-deps --force-reinstall .
+	ACTIVEFREQ_TOOLS=build/tools $(BIN)/python -m pytest -rA tests/tools/test_frozen.py
 
 test-kills: $(INSTALLED)
 	ACTIVEFREQ_KILLS=100 $(BIN)/python -m pytest tests/serve/test_journal.py -k kill_9

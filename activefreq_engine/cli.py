@@ -26,7 +26,7 @@ from activefreq_engine.errors import ActiveFreqError, InvalidArgumentError
 # but it has always been the grandparent of the public BadParameter.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
 
-_LAZY = {
+LAZY = {
     "serve": ("activefreq_engine.serve.command", "serve_command"),
     "segment": ("activefreq_engine.segment.command", "segment_command"),
     "eval": ("activefreq_engine.eval.cli", "eval_command"),
@@ -41,12 +41,12 @@ class _Commands(TyperGroup):
     """Imports each command only when it is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [*_LAZY, *super().list_commands(ctx)]
+        return [*LAZY, *super().list_commands(ctx)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in _LAZY:
+        if cmd_name not in LAZY:
             return super().get_command(ctx, cmd_name)
-        module, function = _LAZY[cmd_name]
+        module, function = LAZY[cmd_name]
         command = typer.Typer(add_completion=False)
         command.command(cmd_name)(getattr(importlib.import_module(module), function))
         return typer.main.get_command(command)

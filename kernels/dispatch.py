@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 import logging
 import os
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +77,8 @@ class Implementation:
         """Fingerprint of the op's folder and of what all ops share."""
         from . import verification
 
-        own = self.folder or Path(inspect.getfile(self.run)).parent
+        # the module's own file: what `inspect` finds through the function's code is a relative path in a frozen program
+        own = self.folder or Path(str(sys.modules[self.run.__module__].__file__)).parent
         return verification.source(own, Path(__file__).parent)
 
 
