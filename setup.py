@@ -30,12 +30,13 @@ version = re.search(r'^__version__ = "([^"]+)"', (ROOT / "activefreq_engine/__in
 if version is None:
     raise RuntimeError('activefreq_engine/__init__.py has no line __version__ = "..."')
 
-train = ["matplotlib"]
-evaluate = ["matplotlib", "SimpleITK"]
-export = ["onnx", "onnxscript", "onnxruntime"]
-serve = ["fastapi", "uvicorn", "websockets", "blosc2"]  # blosc2: how nnInteractive packs arrays
-bench = ["pytest", "pytest-benchmark", "matplotlib", "scipy"]
-docs = ["mkdocs-material", "mkdocstrings[python]"]
+# Lower bounds are the versions that constraints/oldest.txt names and the suite was run with; a test compares the two.
+train = ["matplotlib>=3.8"]
+evaluate = ["matplotlib>=3.8", "SimpleITK>=2.3.1"]
+export = ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.18"]
+serve = ["fastapi>=0.115", "uvicorn>=0.30", "websockets>=13", "blosc2>=2.7.1"]  # blosc2: how nnInteractive packs arrays
+bench = ["pytest>=8.4", "pytest-benchmark>=5", "matplotlib>=3.8", "scipy>=1.11.1"]
+docs = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 
 setup(
     name="activefreq-engine",
@@ -63,12 +64,12 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",
-        "numpy",
-        "safetensors",  # weights, read without unpickling
-        "opencv-python",  # distance transform, contours, resize; opencv-python-headless serves as well, see README
+        "numpy>=1.26",
+        "safetensors>=0.4.3",  # weights, read without unpickling
+        "opencv-python>=4.10.0.82",  # or opencv-python-headless, see README
         "pillow>=10.1",  # image files: EXIF orientation, 16 bit; 10.1 brought a font that scales
-        "typer",
-        "tqdm",
+        "typer>=0.16",
+        "tqdm>=4.66",
     ],
     extras_require={
         "cuda12": ["triton>=3.6; sys_platform == 'linux'", "cupy-cuda12x>=14"],
@@ -76,30 +77,31 @@ setup(
         "train": train,
         "eval": evaluate,
         "bench": bench,
-        "peers": [*bench, "transformers"],  # bench.peers.run: SAM's decoder and ViT-B, to compare with
+        "peers": [*bench, "transformers>=4.48"],  # bench.peers.run: SAM's decoder and ViT-B, to compare with
         "export": export,
         "serve": serve,
-        "slides": ["tifffile", "zarr"],  # whole-slide images and large TIFF by region
-        "medical": ["SimpleITK"],  # DICOM, NIfTI and MetaImage in `activefreq serve`
-        "napari": ["napari>=0.5", "qtpy"],
+        "slides": ["tifffile>=2024.1.30", "zarr>=2.18.3"],  # whole-slide images and large TIFF by region
+        "medical": ["SimpleITK>=2.3.1"],  # DICOM, NIfTI and MetaImage in `activefreq serve`
+        "napari": ["napari>=0.5", "qtpy>=2.4"],
         "docs": docs,
         "dev": [
             *sorted({*train, *evaluate, *bench, *export, *serve, *docs}),
-            "httpx",  # FastAPI's test client
-            "hypothesis",
-            "mypy",
+            "httpx>=0.27",  # FastAPI's test client
+            "hypothesis>=6.130.12",
+            "mypy>=1.11",
+            "nibabel>=5.2",  # reads the NIfTI labels that are written
             "nninteractive-client>=2.6",  # the real client of the protocol that we serve
-            "nvidia-cuda-nvrtc-cu12; sys_platform == 'linux'",  # compiles the CUDA sources offline
-            "pycocotools",  # the format that mask export must agree with
-            "pydicom",  # writes the DICOM files that reading is tested with
+            "nvidia-cuda-nvrtc-cu12>=12.4.99; sys_platform == 'linux'",  # compiles the CUDA sources offline
+            "pycocotools>=2.0.8",  # the format that mask export must agree with
+            "pydicom>=2.4",  # writes the DICOM files that reading is tested with
             "pytest-xdist>=3.6.1",  # runs the tests in a process for each core; older ones not in its main thread
-            "pyvips[binary]",  # writes the pictures that reading is tested with
-            "shapely",  # what polygons must be valid and of the right area by
-            "tifffile",  # as pyvips
-            "ruff",
-            "schemathesis>=4.32",  # makes requests from the server's OpenAPI document
-            "scipy",  # the definitions that region statistics and distances must agree with
-            "zarr",  # reads large TIFF by region
+            "pyvips[binary]>=3",  # writes the pictures that reading is tested with
+            "shapely>=2.0.5",  # what polygons must be valid and of the right area by
+            "tifffile>=2024.1.30",  # as pyvips
+            "ruff>=0.6",
+            "schemathesis>=4.30.1",  # makes requests from the server's OpenAPI document
+            "scipy>=1.11.1",  # the definitions that region statistics and distances must agree with
+            "zarr>=2.18.3",  # reads large TIFF by region
             "triton>=3.6; sys_platform == 'linux'",  # kernels run in its interpreter and compile offline, without a GPU
             "setuptools>=70.1",  # the packaging test builds a wheel without the network
         ],

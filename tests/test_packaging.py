@@ -1,6 +1,7 @@
 """What a user gets from `pip install`: one top-level package that works alone, quickly and quietly."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "images" / "ISIC_0014809.jpg"
@@ -128,7 +131,7 @@ def test_pyinstaller_finds_our_hook_in_the_wheel(installed: Path, tmp_path: Path
         "(folder,) = hooks.load()()\n"
         "print(*sorted(p.name for p in Path(folder).glob('hook-*.py')))"
     )
-    assert output(installed, code, tmp_path) == "hook-activefreq_engine.py"
+    assert output(installed, code, tmp_path) == "hook-activefreq_engine.cli.py hook-activefreq_engine.py"
 
 
 def test_importing_is_quick_quiet_and_leaves_gpu_packages_alone(installed: Path, tmp_path: Path) -> None:
@@ -181,6 +184,27 @@ def test_messages_name_the_checkout_and_no_name_on_an_index() -> None:
     """This package is on no index, so whoever claims its name there must not be installed in its place."""
     files = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "activefreq_engine").rglob("*.py")]
     assert not [path for path in files if "install 'activefreq-engine[" in path.read_text("utf-8")]
+
+
+def test_the_oldest_versions_are_those_that_the_package_admits(wheel: Path) -> None:
+    """Every requirement has a lower bound, constraints/oldest.txt pins it, and nothing else."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
+        lines = re.findall("^Requires-Dist: (.*)$", archive.read(name).decode(), re.MULTILINE)
+    pins = (ROOT / "constraints" / "oldest.txt").read_text("utf-8").splitlines()
+    pinned = versions("==", [line for line in pins if line and not line.startswith("#")])
+    assert pinned == versions(">=", lines)
+
+
+def versions(operator: str, requirements: list[str]) -> dict[str, set[Version]]:
+    """Package -> the version of each of its requirements, which must have this operator and no other."""
+    found: dict[str, set[Version]] = {}
+    for requirement in map(Requirement, requirements):
+        operators = [s.operator for s in requirement.specifier]
+        assert operators == [operator], f"{requirement} needs one version, after {operator}"
+        (bound,) = requirement.specifier
+        found.setdefault(canonicalize_name(requirement.name), set()).add(Version(Version(bound.version).base_version))
+    return found
 
 
 def test_the_constraints_admit_only_the_cpu_build_of_torch_on_linux() -> None:

@@ -22,7 +22,7 @@ CLICKS = ((128.0, 96.0, True), (20.0, 180.0, False), (150.0, 110.0, True))  # x,
 
 def outputs(model: FreqFormer, dtype: torch.dtype) -> dict[str, np.ndarray]:
     """Coarse logits after one and after three clicks, refined logits, each float64 and thinned out."""
-    picture = cv2.imread(str(sorted((EXAMPLES / "images").glob("*"))[0]), cv2.IMREAD_COLOR_RGB)
+    picture = cv2.imread(str(sorted((EXAMPLES / "images").glob("*"))[0]))[..., ::-1]
     picture = cv2.resize(picture, SHAPE[::-1], interpolation=cv2.INTER_AREA)
     image = normalise(torch.from_numpy(picture).permute(2, 0, 1)[None]).to(dtype)
     model = model.to(dtype).eval()
