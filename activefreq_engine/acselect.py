@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from activefreq_engine.conventions import THRESHOLD
 from activefreq_engine.errors import BackendUnavailableError, InvalidArgumentError
+from activefreq_engine.host import settings_aside
 from activefreq_engine.kernels import cupy_impl
 from activefreq_engine.kernels.distance import inscribed_points
 from activefreq_engine.kernels.region_stats import RegionStats, binary_entropy, region_stats
@@ -218,6 +219,7 @@ class AcSelect:
         largest = np.lexsort((-scores.radius, -scores.area))[0]
         return [scores._suggestion(int(largest))]
 
+    @settings_aside()
     def oracle_scores(self, probs: Array, prediction: Array, truth: Array, valid: Array | None = None) -> RegionScores:
         """The table behind `oracle`, with the regions that it drops.  Arguments and errors are those of `oracle`."""
         p = _probabilities("probs", probs)
@@ -269,6 +271,7 @@ class AcSelect:
             check_count(k)
         )
 
+    @settings_aside()
     def suggest_scores(
         self,
         probs: Array,
@@ -322,6 +325,7 @@ class AcSelect:
             **{name: column[order] for name, column in found.items()}, score=score[order], rank=rank[order]
         )
 
+    @settings_aside()
     def suggest_by(
         self,
         find: Finder,

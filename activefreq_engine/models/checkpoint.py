@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..files import beside
+from ..host import settings_aside
 from .freqformer import FreqFormer, FreqFormerConfig
 
 FORMAT = "activefreq-1"
@@ -132,7 +133,7 @@ def load_checkpoint(path: str | Path, *, expected: FreqFormerConfig | None = Non
             wanted = FreqFormer(config).state_dict()
     except (ValueError, TypeError, RuntimeError, OverflowError) as e:
         raise ModelLoadError(f"{path} describes a model that cannot be built: {str(e).splitlines()[0]}") from None
-    with safe_open(str(path), framework="pt") as f:
+    with settings_aside(), safe_open(str(path), framework="pt") as f:
         state = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (a safetensors handle is not a dict)
     if weights_digest(state) != header.get("sha256"):
         raise ModelLoadError(f"{path}: the weights do not match their sha256; the file is damaged, fetch it again")
@@ -147,6 +148,7 @@ def load_checkpoint(path: str | Path, *, expected: FreqFormerConfig | None = Non
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise ModelLoadError(f"{path} does not fit its own configuration: {'; '.join(problems[:3])}{more}")
-    model = FreqFormer(config)
+    with settings_aside():
+        model = FreqFormer(config).float()
     model.load_state_dict(state)
     return model.eval()

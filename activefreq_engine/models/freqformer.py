@@ -184,6 +184,6 @@ def check_inputs(image: Tensor, clicks: Tensor) -> None:
 
 def normalise(image: Tensor) -> Tensor:
     """uint8 or [0, 255] float RGB `[B, 3, H, W]` -> the network's normalised float32."""
-    mean = torch.tensor(IMAGE_MEAN, device=image.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGE_STD, device=image.device).view(1, 3, 1, 1)
+    mean = torch.tensor(IMAGE_MEAN, dtype=torch.float32, device=image.device).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGE_STD, dtype=torch.float32, device=image.device).view(1, 3, 1, 1)
     return (image.float() / 255.0 - mean) / std

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..host import settings_aside
 from .checkpoint import load_checkpoint
 from .freqformer import FreqFormer, FreqFormerConfig
 
@@ -62,6 +63,7 @@ def create_model(
     if checkpoint is not None:
         return load_checkpoint(checkpoint, expected=config)
     try:
-        return FreqFormer(config).eval()
+        with settings_aside():
+            return FreqFormer(config).float().eval()
     except (ValueError, TypeError) as e:
         raise ModelLoadError(f"cannot configure {name}: {e}") from None

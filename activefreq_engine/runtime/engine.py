@@ -27,6 +27,7 @@ from activefreq_engine.errors import (
     InvalidArgumentError,
     ModelLoadError,
 )
+from activefreq_engine.host import settings_aside
 from activefreq_engine.kernels import cupy_impl
 from activefreq_engine.models import FreqFormer, create_model, list_models, load_checkpoint, read_metadata
 from activefreq_engine.models.checkpoint import weights_digest
@@ -136,12 +137,13 @@ class Engine:
         self.size = check_size(size)
         _check_precision(precision)
         self.device = resolve_device(device)
-        self.name, module = resolve_model(model)
-        self._module = module = module.to(self.device).eval()
-        self._sha256 = stored_digest(model) if isinstance(model, (str, os.PathLike)) else None
-        self._executor = shortage.guarded(
-            lambda: executor_for(module, self.name, self.device, precision, plan=plan, graph=graph)
-        )
+        with settings_aside():
+            self.name, module = resolve_model(model)
+            self._module = module = module.to(self.device).eval()
+            self._sha256 = stored_digest(model) if isinstance(model, (str, os.PathLike)) else None
+            self._executor = shortage.guarded(
+                lambda: executor_for(module, self.name, self.device, precision, plan=plan, graph=graph)
+            )
         self.precision = self._executor.precision
         self._regions: regions.RegionContext | None = None
         self._lock = threading.RLock()  # which knows whether this thread holds it
@@ -270,7 +272,7 @@ class Engine:
             while not self._lock.acquire(timeout=_LOOK):
                 if go_on is not None:
                     go_on()
-            with torch.inference_mode(), self._executor.active():
+            with torch.inference_mode(), settings_aside(), self._executor.active():
                 work()
         finally:
             if self._lock._is_owned():  # type: ignore[attr-defined]  # an interrupt may have come before it was

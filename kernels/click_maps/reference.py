@@ -10,7 +10,7 @@ def click_maps(points: Tensor, height: int, width: int, radius: float) -> Tensor
     """See `kernels.click_maps`; shapes as there."""
     b, slots, _ = points.shape
     if slots == 0:
-        return torch.zeros(b, 2, height, width, device=points.device)
+        return torch.zeros(b, 2, height, width, dtype=torch.float32, device=points.device)
     points = points.float()
     xs = torch.arange(width, device=points.device)
     ys = torch.arange(height, device=points.device)

@@ -49,7 +49,7 @@ def kernel_call(points: Tensor, out: Tensor, radius: float) -> KernelCall:
 
 def click_maps(points: Tensor, height: int, width: int, radius: float) -> Tensor:
     """See `kernels.click_maps`."""
-    out = torch.empty(points.shape[0], 2, height, width, device=points.device)
+    out = torch.empty(points.shape[0], 2, height, width, dtype=torch.float32, device=points.device)
     if out.numel():
         kernel_call(points.float().contiguous(), out, radius).run()
     return out

@@ -116,9 +116,9 @@ def mask_output(logits: Tensor, previous: Tensor, threshold: float) -> MaskOutpu
     """See `kernels.mask_output`."""
     shape, device = previous.shape, previous.device
     out = MaskOutput(
-        torch.empty(shape, device=device),
+        torch.empty(shape, dtype=torch.float32, device=device),
         torch.empty(shape, dtype=torch.bool, device=device),
-        torch.empty(shape, device=device),
+        torch.empty(shape, dtype=torch.float32, device=device),
         _nothing(*shape, device).clone(),
     )
     if shape[0]:

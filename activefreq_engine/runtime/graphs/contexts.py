@@ -126,8 +126,8 @@ class _Image:
     """uint8 RGB `[B, H, W, 3]` -> float32 `[B, 3, H, W]`: `models.normalise` with its constants on the device."""
 
     def __init__(self, device: torch.device) -> None:
-        self.mean = torch.tensor(IMAGE_MEAN, device=device)
-        self.std = torch.tensor(IMAGE_STD, device=device)
+        self.mean = torch.tensor(IMAGE_MEAN, dtype=torch.float32, device=device)
+        self.std = torch.tensor(IMAGE_STD, dtype=torch.float32, device=device)
 
     def __call__(self, crops: Tensor) -> Tensor:
         return ((crops.float() / 255.0 - self.mean) / self.std).permute(0, 3, 1, 2)

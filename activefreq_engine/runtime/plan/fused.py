@@ -218,8 +218,9 @@ class Fused:
         device, c1, e = self._head[0].device, len(self._embed[1]), len(self._head[0])
         like = torch.empty(0, dtype=torch.float16, device=device)
         image, share = (like.new_empty(1, height // 4, width // 4, n).permute(0, 3, 1, 2) for n in (c1, e))
-        points = torch.empty(1, 2 * SLOTS, 2, device=device)
-        out = Levels(torch.empty(1, height, width, dtype=torch.uint16, device=device), torch.empty(1, device=device))
+        floats = torch.empty(0, dtype=torch.float32, device=device)
+        points = floats.new_empty(1, 2 * SLOTS, 2)
+        out = Levels(floats.new_empty(1, height, width, dtype=torch.uint16), floats.new_empty(1))
         with torch.inference_mode(), Recorder() as recorder:
             self([lambda xn, x: x] * len(self._stages), image, share, out.levels, points, 1.0, out, True)
         return recorder.fused

@@ -279,7 +279,7 @@ class Folded:
         if self.device.type != "cpu" or self._dtype not in HALF:
             return []
         kind = "packed layers" if self._pack else "layers"
-        maps = torch.zeros(1, 3, plan.height, plan.width)
+        maps = torch.zeros(1, 3, plan.height, plan.width, dtype=torch.float32)
 
         def click() -> None:
             plan.click(*plan.prepare(maps), maps)
@@ -293,8 +293,9 @@ class Folded:
     def _refiner_question(self, refine: RefineModule, kind: str) -> Question:
         side = self._model.config.refine_size
         embedding = torch.zeros(1, 16, 16, self._model.config.embed_dim, dtype=self._dtype).permute(0, 3, 1, 2)
-        logits, box = torch.zeros(1, 1, 64, 64), torch.tensor([[0.0, 0.0, 64.0, 64.0]])
-        maps = torch.zeros(1, 3, side, side)
+        floats = torch.zeros(0, dtype=torch.float32)
+        logits, box = floats.new_zeros(1, 1, 64, 64), floats.new_tensor([[0.0, 0.0, 64.0, 64.0]])
+        maps = floats.new_zeros(1, 3, side, side)
 
         def redraw() -> None:
             refine(embedding, logits, box, maps, maps[:, :2])
