@@ -201,7 +201,7 @@ def _check_limit(max_pixels: Any) -> int:
     try:
         if max_pixels >= 1 and not isinstance(max_pixels, bool):
             return int(min(max_pixels, 2**62))
-    except (TypeError, ValueError):  # arrays, None: refused below
+    except (TypeError, ValueError, ArithmeticError):  # arrays, None: refused below
         pass
     raise InvalidArgumentError(f"max_pixels is {_short(max_pixels)}; allowed are whole numbers from 1")
 
@@ -215,7 +215,8 @@ def _short(value: Any) -> str:
 def _typed(name: str) -> Iterator[None]:
     """What a library makes of values that nobody thought of, and too little memory, as the error callers expect."""
     try:
-        yield
+        with np.errstate(all="ignore"):  # what the program around us makes of overflows is for its own numbers
+            yield
     except ActiveFreqError:
         raise
     except MemoryError as error:
@@ -244,7 +245,8 @@ def _decoded(source: Any, max_pixels: int) -> tuple[Raster, NDArray[Any] | None,
 def _opened(source: Any) -> Iterator[tuple[IO[bytes], str]]:
     """A seekable binary file, and its name for messages.  The caller's own file object stays open."""
     if isinstance(source, (bytes, bytearray, memoryview)):
-        yield io.BytesIO(source), f"image of {memoryview(source).nbytes} bytes"
+        data = source.tobytes() if isinstance(source, memoryview) else source
+        yield io.BytesIO(data), f"image of {len(data)} bytes"
         return
     if not isinstance(source, (str, os.PathLike)):
         yield _seekable(source), "image"
@@ -255,14 +257,15 @@ def _opened(source: Any) -> Iterator[tuple[IO[bytes], str]]:
         raise InvalidImageError(f"cannot read {name}: it is a URL; download it first and pass the path or the bytes")
     try:
         kind = os.stat(path).st_mode
-        if not stat.S_ISREG(kind):
-            what = "a directory" if stat.S_ISDIR(kind) else "a device, pipe or socket"
-            raise InvalidImageError(f"cannot read {name}: {what}, not a file")
-        file = open(path, "rb")  # noqa: SIM115 - closed below
+        if stat.S_ISREG(kind):
+            file = open(path, "rb")  # noqa: SIM115 - closed below
     except FileNotFoundError as error:
         raise InvalidImageError(f"cannot read {name}: no such file") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise InvalidImageError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(kind):
+        what = "a directory" if stat.S_ISDIR(kind) else "a device, pipe or socket"
+        raise InvalidImageError(f"cannot read {name}: {what}, not a file")
     with file:
         yield file, name
 
@@ -272,6 +275,9 @@ def _seekable(source: Any) -> IO[bytes]:
         try:
             source.seek(0)
             head = source.read(1)
+            if isinstance(source, io.RawIOBase):  # may give less than it is asked for; decoders ask once
+                source.seek(0)
+                source = io.BytesIO(source.readall())
         except (AttributeError, OSError):  # a pipe or a response: no seek, or one that says no
             data = source.read()
             source, head = io.BytesIO(data), data[:1]
@@ -284,6 +290,8 @@ def _seekable(source: Any) -> IO[bytes]:
 
 def _from_pil(image: Image.Image, max_pixels: int) -> tuple[Raster, NDArray[Any] | None, str]:
     check_size(image.height, image.width, max_pixels, "image")
+    if image.format == "EPS" and isinstance(image, ImageFile.ImageFile) and image.tile:
+        raise InvalidImageError("image is PostScript, which is a program and is never run here; save it as PNG")
     # opened and not yet loaded: nobody can have changed it, and Pillow would keep 8 bits of 16-bit colour
     if isinstance(image, ImageFile.ImageFile) and image.tile and image.tell() == 0 and image.fp is not None:
         try:

@@ -55,10 +55,14 @@ def choose_window(pixels: NDArray[Any], invalid: NDArray[np.bool_] | None = None
 def to_8_bit(array: NDArray[Any], window: Window) -> NDArray[np.uint8]:
     """`window` to 0..255, clipped; NaN becomes 0."""
     low, high = window
+    halved = not np.isfinite(high - low)  # values at both ends of float64
+    low, high = (low / 2, high / 2) if halved else (low, high)
     scale = 255.0 / (high - low) if high > low else 0.0
     out = np.empty(array.shape, np.uint8)
     for y0, y1 in strips(array.shape[0], array[0].size):
         part = array[y0:y1].astype(np.float64)
+        if halved:
+            part /= 2
         if array.dtype.kind == "f":
             part = np.nan_to_num(np.clip(part, low, high), copy=False, nan=low)
         out[y0:y1] = np.rint(np.clip((part - low) * scale, 0, 255))

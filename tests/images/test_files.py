@@ -17,7 +17,7 @@ import pytest
 import pyvips
 import tifffile
 import torch
-from PIL import Image, ImageCms, ImageFile
+from PIL import EpsImagePlugin, Image, ImageCms, ImageFile
 
 from activefreq_engine import ActiveFreqError, InvalidArgumentError, InvalidImageError
 from activefreq_engine.images import decode, image_size, load_image, load_values
@@ -50,12 +50,28 @@ def test_bytes_and_file_objects(rng, tmp_path):
         def read(self, size=-1):
             return self.inner.read(size)
 
+    class Drip(io.RawIOBase):
+        """Gives less than it is asked for, as network drives do."""
+
+        def __init__(self, data):
+            self.inner = io.BytesIO(data)
+
+        def readinto(self, buffer):
+            part = self.inner.read(min(7, len(buffer)))
+            buffer[: len(part)] = part
+            return len(part)
+
+        def seek(self, *at):
+            return self.inner.seek(*at)
+
     pipe = Pipe()
     pipe.inner = io.BytesIO(data)
     written = io.BytesIO()
     written.write(data)  # its position is at the end
     with open(tmp_path / "a.png", "rb") as file:
-        for source in (data, bytearray(data), memoryview(data), io.BytesIO(data), written, pipe, file):
+        spread = memoryview(np.repeat(np.frombuffer(data, np.uint8), 2))[::2]
+        sources = (data, bytearray(data), memoryview(data), spread, io.BytesIO(data), written, pipe, file, Drip(data))
+        for source in sources:
             assert np.array_equal(load_image(source), image)
         assert not file.closed
     with open(tmp_path / "a.png", encoding="latin-1") as text, pytest.raises(InvalidImageError, match="'rb'"):
@@ -472,6 +488,13 @@ def test_truncated_files_are_refused(cell, rng):
     if cell.format in ("PNM", "PFM", "BMP", "PNG", "TIFF", "WebP"):
         with pytest.raises(InvalidImageError):
             load_image(data[: len(data) // 2])
+
+
+def test_postscript_that_pillow_opened_is_not_run(monkeypatch):
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: pytest.fail("it was run"))
+    image = Image.open(io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"))
+    with pytest.raises(InvalidImageError, match="never run"):
+        load_image(image)
 
 
 def test_a_pil_image_that_is_not_loaded_keeps_its_depth(rng, tmp_path):
