@@ -361,6 +361,7 @@ def test_a_broken_picture_costs_its_own_mask(
         (["{photos}", "--click", "1,2", "-o", "-"], "folder"),
         (["{photos}", "--click", "1,2", "-o", "{tmp}/m", "--overlay", "{tmp}/m"], "twice"),
         (["{photos}/a.png", "{photos}/a.png", "--click", "1,2", "-o", "{tmp}/m"], "twice"),
+        (["{photos}/a.png", "{photos}/./a.png", "--click", "1,2", "--json"], "twice"),
         (["{photos}/a.png", "--click", "1,2", "-o", "{tmp}/x.png", "--overlay", "{tmp}/./x.png"], "twice"),
         (["{photos}/*.bmp", "--click", "1,2", "--json"], "no file matches"),
         (["{photos}/a.png", "--click", "1,2", "-o", "-", "--json"], "both print"),
@@ -427,6 +428,15 @@ def test_streams_in_and_out(photo: Path, checkpoint: str) -> None:
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert Image.open(io.BytesIO(done.stdout)).size == (WIDTH, HEIGHT)
+
+
+def test_standard_input_is_read_as_files_are(
+    capsys: pytest.CaptureFixture[str], checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostScript is a program, which Pillow would run."""
+    for data, message in ((b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"), (b"", "empty")):
+        monkeypatch.setattr("activefreq_engine.segment.command._stream_in", lambda data=data: data)
+        assert message in fails(capsys, "segment", "-", "--click", "1,2", "--json", "--model", checkpoint)
 
 
 def test_streams_that_are_closed_or_know_few_letters(photo: Path, checkpoint: str, tmp_path: Path) -> None:

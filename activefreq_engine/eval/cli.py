@@ -167,7 +167,8 @@ def _shard(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     left, slash, right = text.partition("/")
-    if not (slash and left.isdecimal() and right.isdecimal() and int(left) < int(right)):
+    whole = slash and all(part.isdecimal() and len(part) < 20 for part in (left, right))
+    if not (whole and int(left) < int(right)):
         raise InvalidArgumentError(f"--shard is {text!r}; expected I/N with 0 <= I < N, such as 0/2 and 1/2")
     return int(left), int(right)
 
@@ -176,6 +177,6 @@ def _labels(text: str | None) -> list[int] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise InvalidArgumentError(f"--labels is {text!r}; expected label values separated by commas, such as 2,4")
+    if not all(part.isdecimal() and len(part) < 20 for part in parts):
+        raise InvalidArgumentError(f"--labels is {text[:80]!r}; expected label values separated by commas, such as 2,4")
     return [int(part) for part in parts]

@@ -192,8 +192,9 @@ def _find(arguments: Sequence[str]) -> tuple[list[str], bool]:
             raise InvalidArgumentError(f"cannot read image '{argument}': no such file")
         several = True
         found += [str(p) for p in inside]
-    if len(set(found)) < len(found):
-        twice = next(name for i, name in enumerate(found) if name in found[:i])
+    files = [os.path.normpath(name) for name in found]
+    if len(set(files)) < len(files):
+        twice = next(name for i, name in enumerate(found) if files[i] in files[:i])
         raise InvalidArgumentError(f"image {twice} is named twice; name it once")
     if several and STREAM in found:
         raise InvalidArgumentError("standard input is one image; give it alone")
@@ -318,7 +319,7 @@ def _segment(session: Session, job: _Job) -> _Outcome:
     from activefreq_engine.session import click_batch
     from activefreq_engine.session.state import dump_prompt
 
-    pixels = load_image(job.image if job.image != STREAM else _picture(_stream_in()))
+    pixels = load_image(job.image if job.image != STREAM else _stream_in())
     session.set_image(pixels, copy=False)
     prompts = job.prompts.prompts
     if job.prompts.start_mask is not None:
@@ -372,17 +373,6 @@ def _say(message: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(message, file=sys.stderr)
-
-
-def _picture(data: bytes) -> Any:
-    from PIL import Image
-
-    from activefreq_engine.errors import InvalidImageError
-
-    try:
-        return Image.open(io.BytesIO(data))
-    except Exception as error:  # a decoder fed with hostile bytes may raise anything
-        raise InvalidImageError(f"cannot read an image from standard input: {error}") from error
 
 
 def _stream_in() -> bytes:

@@ -82,6 +82,7 @@ def test_limit_and_acselect(folder, run):
         (["{data}", "--shard", "half"], "0/2 and 1/2"),
         (["{data}", "--shard", "0/9"], "over 3 samples"),
         (["{data}", "--labels", "2;4"], "2,4"),
+        (["{data}", "--labels", "9" * 5000], "2,4"),
         (["{data}", "--clicker", "human"], "ritm, acselect, random"),
         (["{data}", "--limit", "0"], "--limit"),
         (["{data}", "--stop-at", "90"], "stop_at is 90"),
