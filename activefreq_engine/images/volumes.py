@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activefreq_engine.errors import InvalidImageError, InvalidMaskError
+from activefreq_engine.files import write_file
 from activefreq_engine.images.load import MAX_PIXELS, load_image
 from activefreq_engine.images.window import Window, choose_window
 
@@ -66,7 +67,7 @@ class Volume:
 
         Raises:
             InvalidMaskError: another size, or no integers.
-            InvalidImageError: SimpleITK is missing, or cannot write it.
+            InvalidImageError: SimpleITK is missing, or cannot write it; the target is then as it was.
         """
         array = np.asarray(labels)
         if array.shape != self.planes.shape[:3] or array.dtype.kind not in "bui":
@@ -80,10 +81,14 @@ class Volume:
         image.SetOrigin(self.geometry.origin)
         image.SetSpacing(self.geometry.spacing)
         image.SetDirection(self.geometry.direction)
+        target = Path(path)
         try:
-            sitk.WriteImage(image, os.fspath(path), True)
-        except RuntimeError as error:
-            raise InvalidImageError(f"cannot write {path}: {_reason(error)}") from error
+            with tempfile.TemporaryDirectory() as folder:
+                written = Path(folder) / target.name  # the writer goes by the ending
+                sitk.WriteImage(image, str(written), True)
+                write_file(target, written.read_bytes())
+        except (RuntimeError, OSError) as error:
+            raise InvalidImageError(f"cannot write {path}: {_reason(error)}; what was there is as it was") from error
 
 
 def load_volume(
@@ -186,6 +191,6 @@ def _simpleitk(name: str) -> Any:
     return SimpleITK
 
 
-def _reason(error: RuntimeError) -> str:
+def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -155,6 +155,8 @@ def test_what_is_refused(tmp_path: Path, rng: np.random.Generator, monkeypatch: 
         volume.save_labels(tmp_path / "x.nii", np.zeros((1, 22, 13), np.uint8))
     with pytest.raises(InvalidImageError, match="cannot write"):
         volume.save_labels(tmp_path / "x.unknown", np.zeros((1, 13, 22), np.uint8))
+    with pytest.raises(InvalidImageError, match="cannot write"):
+        volume.save_labels(tmp_path / "nothing" / "x.nii", np.zeros((1, 13, 22), np.uint8))
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
     with pytest.raises(InvalidImageError, match=r"\.\[medical\]"):
         load_volume(path)
