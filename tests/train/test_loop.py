@@ -102,7 +102,7 @@ def test_frozen_norms_learn_what_will_run(encoder: str, rng: np.random.Generator
     assert all(torch.equal(v, before[k]) for k, v in model.named_buffers() if k in before)
     clicks, _ = simulate(model.eval(), image, labels, 0, np.random.default_rng(seed))
     torch.testing.assert_close(frozen, coarse_loss(model(image, clicks), labels.float()), rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(frozen, loss(False), rtol=1e-3)
+    assert not torch.allclose(frozen, loss(False), rtol=1e-5)  # by chance they can be within a thousandth
     assert not any(torch.equal(v, before[k]) for k, v in model.named_buffers() if k in before)
 
 
