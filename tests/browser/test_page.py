@@ -285,6 +285,7 @@ def test_objects_and_reload(new_page: Callable[..., Any], served: Served, file: 
 
 def test_keyboard_alone(new_page: Callable[..., Any], served: Served, file: Path) -> None:
     page = new_page()
+    page.on("filechooser", lambda _: None)  # they are caught from here on, not from some moment after the key
     page.goto(served.url)
     until(page, "document.querySelector('#link').textContent === 'ready'")
     page.keyboard.press("Tab")

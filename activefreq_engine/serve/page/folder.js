@@ -44,7 +44,13 @@ export class Folder {
     return [x0 + a * x, y0 + b * y, x0 + c * x, y0 + d * y].map(Math.round);
   }
 
-  closer() { if (this.app.state?.picture?.region && this.place >= 0) this.app.open(this.pictures[this.place].name, this.onScreen); }
+  closer() {
+    const picture = this.app.state?.picture;
+    if (!picture?.region || this.place < 0 || $('slide-closer').disabled) return;
+    const [a, b, c, d] = this.app.visible();
+    if ((c - a) * (d - b) > 0.8 * picture.width * picture.height) return this.app.notice('Zoom in first: what is on the screen opens at a finer level.');
+    this.app.open(this.pictures[this.place].name, this.onScreen);
+  }
 
   updateSlide() {
     const region = this.app.state?.picture?.region, picture = this.pictures[this.place];
@@ -54,6 +60,7 @@ export class Folder {
     const shrunk = (x1 - x0) / this.app.state.picture.width;
     $('slide-where').textContent = shrunk > 1.005 ? `1 : ${+shrunk.toPrecision(2)}` : 'full size';
     $('slide-whole').disabled = whole;
+    $('slide-closer').disabled = shrunk <= 1.005;
     $('slide-regions').replaceChildren(...picture.regions.map(({ box, session }, i) => {
       const item = document.createElement('li'), button = document.createElement('button');
       Object.assign(button, { type: 'button', textContent: `Region ${i + 1}`, onclick: () => this.app.open(picture.name, box) });
