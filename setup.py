@@ -67,7 +67,7 @@ setup(
         "numpy>=1.26",
         "safetensors>=0.4.3",  # weights, read without unpickling
         "opencv-python>=4.10.0.82",  # or opencv-python-headless, see README
-        "pillow>=10.1",  # image files: EXIF orientation, 16 bit; 10.1 brought a font that scales
+        "pillow>=12",  # image files; older wheels have no AVIF and no ZSTD in TIFF, and known holes
         "typer>=0.16",
         "tqdm>=4.66",
     ],
@@ -93,7 +93,7 @@ setup(
             "nninteractive-client>=2.6",  # the real client of the protocol that we serve
             "nvidia-cuda-nvrtc-cu12>=12.4.99; sys_platform == 'linux'",  # compiles the CUDA sources offline
             "pycocotools>=2.0.8",  # the format that mask export must agree with
-            "pydicom>=2.4",  # writes the DICOM files that reading is tested with
+            "pydicom>=3",  # writes the DICOM files that reading is tested with
             "pytest-xdist>=3.6.1",  # runs the tests in a process for each core; older ones not in its main thread
             "pyvips[binary]>=3",  # writes the pictures that reading is tested with
             "shapely>=2.0.5",  # what polygons must be valid and of the right area by
