@@ -185,7 +185,7 @@ def collect_info() -> dict[str, Any]:
     from activefreq_engine.runtime import verify
 
     versions: dict[str, str | None] = {"activefreq_engine": __version__, "python": platform.python_version()}
-    for name, packages in _PACKAGES.items():
+    for name, packages in PACKAGES.items():
         versions[name] = next((v for v in map(_version, packages) if v is not None), None)
 
     devices = [{"name": "cpu", "ok": True, "detail": f"{platform.machine()}, {torch.get_num_threads()} threads"}]
@@ -219,7 +219,7 @@ def collect_info() -> dict[str, Any]:
     }
 
 
-_PACKAGES = {
+PACKAGES = {
     "torch": ["torch"],
     "numpy": ["numpy"],
     "opencv": ["opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"],
