@@ -34,7 +34,7 @@ if version is None:
 train = ["matplotlib>=3.8"]
 evaluate = ["matplotlib>=3.8", "SimpleITK>=2.3.1"]
 export = ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.18"]
-serve = ["fastapi>=0.115", "uvicorn>=0.30", "websockets>=13", "blosc2>=2.7.1"]  # blosc2: how nnInteractive packs arrays
+serve = ["fastapi>=0.118", "uvicorn>=0.30", "websockets>=15", "blosc2>=2.7.1"]  # blosc2: how nnInteractive packs arrays
 bench = ["pytest>=8.4", "pytest-benchmark>=5", "matplotlib>=3.8", "scipy>=1.11.1"]
 docs = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 
