@@ -76,7 +76,7 @@ class Live:
 
     async def _read(self) -> None:
         while True:
-            message = decode(await self._socket.receive_text())
+            message = await receive(self._socket)
             await self._requests.put((message, time.perf_counter()))
 
     async def _serve(self) -> None:
@@ -190,7 +190,7 @@ class Lives:
         """Greet a page and serve it to the end."""
         await socket.accept()
         try:
-            hello = decode(await asyncio.wait_for(socket.receive_text(), HELLO_S))
+            hello = await asyncio.wait_for(receive(socket), HELLO_S)
             if hello.get("type") != "hello":
                 raise ServeError("the first message must be a hello")
             token = hello.get("token")
@@ -223,6 +223,22 @@ class Lives:
             work.touched = time.monotonic()
             if self._open.get(identity) is socket:
                 del self._open[identity]
+
+
+async def receive(socket: WebSocket) -> dict[str, Any]:
+    """The next message.
+
+    Raises:
+        WebSocketDisconnect: there is none any more.
+        ServeError: it is binary, or no JSON object.
+    """
+    message = await socket.receive()
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message.get("code", 1000), message.get("reason"))
+    text = message.get("text")
+    if text is None:  # `receive_text` would fail at it, with a trace in the log
+        raise ServeError("the message is binary; requests are JSON, as text")
+    return decode(text)
 
 
 def decode(text: str) -> dict[str, Any]:

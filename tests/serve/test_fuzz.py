@@ -21,6 +21,7 @@ from websockets.exceptions import ConnectionClosed
 
 from activefreq_engine import Engine
 from activefreq_engine.serve import packing
+from activefreq_engine.serve.live import BROKEN
 from activefreq_engine.serve.sessions import Limits
 
 from .client import Client, picture, png
@@ -100,8 +101,9 @@ def test_the_websocket_closes_on_what_is_no_object(fuzzed: Server, data: str | b
         except ValueError:
             json_object = False
         if not json_object:
-            with pytest.raises(ConnectionClosed):
+            with pytest.raises(ConnectionClosed) as closed:
                 client.take("never")
+            assert closed.value.rcvd.code == BROKEN, closed.value
         client.http.delete(f"/v1/sessions/{identity}")
 
 

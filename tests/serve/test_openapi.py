@@ -27,7 +27,7 @@ schemathesis = pytest.importorskip("schemathesis")
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "3"))
 """For each operation."""
-AT_ONCE = 25
+AT_ONCE = 10
 """Of one operation, before it is the next one's turn."""
 HANGS_S = 60.0
 IMAGES = Path(__file__).parents[2] / "examples" / "images"
@@ -61,7 +61,7 @@ def test_answers_are_as_documented(documented: Server) -> None:
             grown.append(resident())
     assert len(documented.sessions) <= 4
     assert threading.active_count() < 60
-    if len(grown) > 4:
+    if len(grown) > 3:
         print(f"{EXAMPLES} requests for each of {len(operations)} operations; MB resident: {[round(g) for g in grown]}")
         assert grown[-1] < grown[len(grown) // 2] + 100, grown
 
