@@ -1,7 +1,7 @@
 """What test_frozen.py freezes: a small program with the engine in it.  Also run as it is, to compare the masks.
 
-    frozen_program.py masks IMAGE FOLDER     a mask, an annotation and a suggestion of each shipped network
-    frozen_program.py ...                    the command line
+`frozen_program.py masks IMAGE FOLDER` writes a mask, an annotation and a suggestion of each shipped network; with any
+other arguments it is the command line.
 """
 
 import json

@@ -104,9 +104,7 @@ def test_a_complete_pack_is_reused_and_another_is_not(pairs: Path, tmp_path: Pat
     assert [e["source"] for e, _, _ in stored(packed)] == [0] * 8 + [1] * 3
 
 
-def test_a_pack_that_fails_leaves_the_old_one(
-    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pack_that_fails_leaves_the_old_one(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = pack([pairs], tmp_path / "out")
     before = {p.name: p.read_bytes() for p in target.iterdir()}
     assert sorted(before) == ["images.u8", "index.json", "labels.u16", "objects.npz"]
