@@ -279,7 +279,7 @@ def test_two_processes_share_the_work_and_agree(pairs: Path, tmp_path: Path) -> 
             start_new_session=True,
         )
         try:
-            code = launcher.wait(timeout=400)
+            code = launcher.wait(timeout=900)
         finally:
             if launcher.poll() is None:
                 os.killpg(launcher.pid, signal.SIGTERM)  # the launcher ends its workers, which have left its group
