@@ -20,6 +20,7 @@ from activefreq_engine import Engine
 from activefreq_engine.serve.sessions import Limits
 from bench.tools.memory import resident
 
+from .client import PATIENCE
 from .conftest import Server
 from .test_fuzz import existing_lease, existing_session
 
@@ -29,7 +30,6 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "3"))
 """For each operation."""
 AT_ONCE = 10
 """Of one operation, before it is the next one's turn."""
-HANGS_S = 60.0
 IMAGES = Path(__file__).parents[2] / "examples" / "images"
 # What is right by the document may still be refused for the session's present state, and what is wrong for that first.
 STATES = [400, 401, 403, 404, 409, 410, 413, 503]
@@ -77,6 +77,6 @@ def ask(server: Server, http: httpx.Client, operation: Any, examples: int) -> No
                 case.path_parameters["identity"] = existing_session(server, http)
             elif not case.path.startswith("/v1"):
                 case.headers = {**(case.headers or {}), "X-Lease-Token": existing_lease(server, http)}
-        case.validate_response(case.call(timeout=HANGS_S))
+        case.validate_response(case.call(timeout=PATIENCE))
 
     run()
