@@ -39,7 +39,7 @@ def hashed(x: Tensor) -> Tensor:
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right."""
+    """Logical shift to the right, by one bit or more."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -228,7 +228,7 @@ class Sampler:
         drawn = hashed(index + 13)
         stock = self.hairs[size][_shifted(drawn, 8) % HAIRS].float()
         for bit, turned in ((0, lambda t: t.flip(2)), (1, lambda t: t.flip(3)), (2, lambda t: t.transpose(2, 3))):
-            stock = torch.where((_shifted(drawn, bit) & 1).bool().view(-1, 1, 1, 1), turned(stock), stock)
+            stock = torch.where((drawn >> bit & 1).bool().view(-1, 1, 1, 1), turned(stock), stock)
         return (image * (1 - stock[:, 3:] / 255) + stock[:, :3],)
 
     def vignette(self, index: Tensor, image: Tensor) -> tuple[Tensor]:
