@@ -27,7 +27,7 @@ MAY_IMPORT = {
     # a session asks an engine and shows levels; what runs behind the engine is none of its business
     "session": {
         "session", "images", "masks", "acselect", "models", "kernels.region_stats",
-        "runtime.engine", "runtime.levels", "runtime.timing", *COMMON,
+        "runtime.engine", "runtime.levels", "runtime.painting", "runtime.timing", *COMMON,
     },
     "compat": {"compat", "session", "images", "models", "runtime.engine", *COMMON},
 }  # fmt: skip

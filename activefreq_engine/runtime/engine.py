@@ -38,6 +38,7 @@ from activefreq_engine.runtime.graphs import regions
 from activefreq_engine.runtime.graphs.contexts import Contexts
 from activefreq_engine.runtime.levels import Found
 from activefreq_engine.runtime.modules import ClickModel, Modules
+from activefreq_engine.runtime.painting import Painted, PaintRequest
 from activefreq_engine.runtime.plan import PRECISIONS
 from activefreq_engine.runtime.plan.on_cpu import CpuPlans
 from activefreq_engine.runtime.timing import Stopwatch
@@ -60,6 +61,8 @@ class StepRequest:
     """`[h, w]`: what was before this click, as probabilities (float32) or as levels (uint16); zeros at first."""
     points: NDArray[np.float32]
     """float32 `[2N, 2]`: click slots as `click_maps` takes them."""
+    paint: PaintRequest | None = None
+    """The mask that is wanted, if it can be painted where the answer is; see `Engine.paints`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,8 @@ class StepAnswer:
     """What depends on the image alone; saves that part of the work on the next click."""
     coarse: Any
     """What `RefineRequest` needs."""
+    painted: Painted | None = None
+    """The mask, if it was asked for and painted; else whoever wants one paints it from `levels`."""
 
     @property
     def probs(self) -> NDArray[np.float32]:
@@ -187,6 +192,11 @@ class Engine:
         return self._sha256 or weights_digest(self._module.state_dict())
 
     @property
+    def paints(self) -> bool:
+        """Whether masks may be painted where the answer is."""
+        return self._executor.paints
+
+    @property
     def refine_size(self) -> int | None:
         """Side of the refiner's image crop; None when the model has no refiner."""
         model = self._executor.model
@@ -217,9 +227,12 @@ class Engine:
             for members in groups.values():
                 group = [requests[i] for i in members]
                 features = self._features(group, watch)
-                clicked = self._executor.click(features, [r.previous for r in group], [r.points for r in group])
+                given: tuple[Any, ...] = features, [r.previous for r in group], [r.points for r in group]
+                if self.paints:
+                    given = (*given, [r.paint for r in group])
+                clicked = self._executor.click(*given)
                 for i, item, (found, coarse) in zip(members, features, clicked, strict=True):
-                    answers[i] = StepAnswer(self._checked(found, requests[i]), item, coarse)
+                    answers[i] = StepAnswer(self._checked(found, requests[i]), item, coarse, found.painted)
                 self._lap(watch, "click")
 
         self._alone(work, go_on)

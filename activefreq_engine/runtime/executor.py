@@ -42,6 +42,9 @@ class Executor(Protocol):
     def prepare(self, crops: Sequence[NDArray[np.uint8]]) -> list[Any]:
         """Features of each crop, uint8 RGB `[h, w, 3]`.  May not be done yet when it returns."""
 
+    paints: bool
+    """Whether `click` takes requests for masks as a fourth argument, one or None for each click; it may leave them."""
+
     def click(
         self, features: Sequence[Any], previous: Sequence[NDArray[Any]], points: Sequence[NDArray[np.float32]]
     ) -> list[tuple[Found, Any]]:

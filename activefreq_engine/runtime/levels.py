@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from activefreq_engine.runtime.painting import Painted
+
 ONE = 65535
 
 
@@ -19,6 +21,8 @@ class Found(NamedTuple):
     """`[h, w]`."""
     total: float
     """Their sum; NaN if one of them is."""
+    painted: Painted | None = None
+    """The mask that they mean, where it was asked for and the executor paints."""
 
 
 class Levels(NamedTuple):

@@ -47,6 +47,8 @@ class Modules:
         precision (str): that the model runs in.
     """
 
+    paints = False
+
     def __init__(self, model: ClickModel, device: torch.device, precision: str = "fp32") -> None:
         self.model, self.device, self.precision = model, device, precision
 

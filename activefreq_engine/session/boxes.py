@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from activefreq_engine.types import Box, Click
 
 _READ = 1 << 16  # pixels of a mask read at once
+_NEAR = 8  # rows and columns that are read one by one at each side of a box
 
 
 def aligned(box: Box, step: int, bounds: Box) -> Box:
@@ -83,6 +84,21 @@ def mask_bbox(mask: NDArray[np.bool_]) -> Box | None:
     """Smallest box around the true pixels of a bool `[H, W]` array, or None."""
     x, y, w, h = cv2.boundingRect(mask.view(np.uint8))
     return (x, y, x + w, y + h) if w else None
+
+
+def shrunk(mask: NDArray[np.bool_], box: Box) -> Box | None:
+    """The box of the mask's pixels in a box that is hardly larger."""
+    x0, y0, x1, y1 = box
+    for _ in range(_NEAR):
+        top, bottom = mask[y0, x0:x1].any(), mask[y1 - 1, x0:x1].any()
+        left, right = mask[y0:y1, x0].any(), mask[y0:y1, x1 - 1].any()
+        if top and bottom and left and right:
+            return x0, y0, x1, y1
+        y0, y1, x0, x1 = y0 + (not top), y1 - (not bottom), x0 + (not left), x1 - (not right)
+        if x0 >= x1 or y0 >= y1:
+            return None
+    found = mask_bbox(mask[y0:y1, x0:x1])
+    return None if found is None else (found[0] + x0, found[1] + y0, found[2] + x0, found[3] + y0)
 
 
 def bbox_from_sides(part: Callable[[Box], NDArray[np.bool_]], within: Box | None) -> Box | None:

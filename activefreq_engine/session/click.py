@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from activefreq_engine.runtime import levels
 from activefreq_engine.runtime.engine import Engine, RefineRequest, StepAnswer, StepRequest
+from activefreq_engine.runtime.painting import PaintRequest
 from activefreq_engine.runtime.timing import Stopwatch
 from activefreq_engine.session import boxes, zoom
 from activefreq_engine.session.canvas import Canvas, Layer, changed_bbox, merge
 from activefreq_engine.session.history import Pass, Picture, Step
 from activefreq_engine.session.packed_mask import PackedMask
+from activefreq_engine.session.painter import limit
 from activefreq_engine.session.prompts import (
     DISK,
     OUTLINED,
@@ -102,7 +104,7 @@ def advance(
             own.append(Layer.of(f[0], _held(turn, f[0], detail, None)))
     for turn, answer in zip(asked, answers, strict=True):
         turn.picture.features.keep(turn.box, answer.features)
-    found = iter([_outcome(t, tuple(own)) for t, own in zip(asked, layers, strict=True)])
+    found = iter([_outcome(t, tuple(own), a) for t, own, a in zip(asked, layers, answers, strict=True)])
     outcomes = [
         _unmoved(picture, step, new) if turn is None else next(found)
         for turn, (picture, step), new in zip(turns, states, passes, strict=True)
@@ -170,13 +172,29 @@ def prepare(engine: Engine, picture: Picture, step: Step, new: Pass) -> _Turn:
             previous = np.where(inside, np.maximum(previous, OUTLINED), previous)
         else:
             previous = np.where(inside, np.float32(0), previous)
+    paint = None
+    if engine.paints and _plain(engine, picture, step, new, roi, box):
+        shown = picture.shown
+        known = shown.painted if shown is not None and shown.canvas is step.canvas else None
+        paint = PaintRequest(box, limit(picture.settings.threshold), known)
     request = StepRequest(
         crop=zoom.crop_rgb(picture.image, box, h, w) if features is None else None,
         features=features,
         previous=previous,
         points=zoom.point_slots(disks(marks, box, h, w), box, h, w),
+        paint=paint,
     )
     return _Turn(picture, step, new, marks, roi, box, request)
+
+
+def _plain(engine: Engine, picture: Picture, step: Step, new: Pass, roi: Box | None, box: Box) -> bool:
+    """Whether the next mask is nothing but the network's answer on `box`, and clicks."""
+    if step.canvas.fixed is not None or (roi is not None and roi == new.view):
+        return False
+    if not all(type(m) is Click for m in (*step.canvas.marks, *new.marks)):
+        return False
+    refines = engine.refine_size is not None and picture.settings.refine
+    return not refines or zoom.sharp(box, *zoom.network_shape(box, engine.size))
 
 
 def _begins(step: Step, newest: Mark) -> BoxPrompt | Drawn | None:
@@ -258,8 +276,9 @@ def _focus(engine: Engine, turn: _Turn, answer: StepAnswer) -> tuple[Box, Refine
     )
 
 
-def _outcome(turn: _Turn, layers: tuple[Layer, ...]) -> Outcome:
+def _outcome(turn: _Turn, layers: tuple[Layer, ...], answer: StepAnswer) -> Outcome:
     """The finished step."""
+    painted = answer.painted if len(layers) == 1 and layers[0].data is answer.levels else None
     picture, step, new = turn.picture, turn.step, turn.new
     last = step.canvas
     before = picture.showing(last)
@@ -268,7 +287,7 @@ def _outcome(turn: _Turn, layers: tuple[Layer, ...]) -> Outcome:
         layers = (*last.beside(turn.roi), *layers)  # what lies outside of a view was not looked at: it stays
     canvas = Canvas(last.height, last.width, last.threshold, layers, turn.marks)
     if last.fixed is None or fresh:
-        picture.shown, mask_box, changed = before.then(canvas, step.mask_box)
+        picture.shown, mask_box, changed = before.then(canvas, step.mask_box, painted)
         mask = picture.shown.mask
     else:
         redrawn, mask = canvas.mask(), before.mask

@@ -63,7 +63,8 @@ def _scores(engine: Engine, scene: Scene, candidates: list[Suggestion]) -> list[
     clicks = [Click(s.x, s.y, s.positive) for s in candidates]
     turns = [prepare(engine, picture, history.step, Pass((click,), scene.view)) for click in clicks]
     scores = []
-    for s, turn, answer in zip(candidates, turns, engine.run([t.request for t in turns]), strict=True):
+    answers = engine.run([replace(t.request, paint=None) for t in turns])
+    for s, turn, answer in zip(candidates, turns, answers, strict=True):
         picture.features.keep(turn.box, answer.features)
         before, after = levels.probabilities(turn.request.previous), answer.probs
         u, v = boxes.network_pixel(s.x, s.y, turn.box, *before.shape)

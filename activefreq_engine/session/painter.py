@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activefreq_engine.runtime.levels import ONE
-from activefreq_engine.session.boxes import mask_bbox, union
+from activefreq_engine.session.boxes import mask_bbox, shrunk, union
 from activefreq_engine.types import Box, Click
 
 PARTS = 256
@@ -42,7 +42,6 @@ _STRIP = 1 << 20  # pixels of the inside filled at once, for the same reason
 _LARGE = 1 << 19  # pixels of the inside from which on its runs are looked for
 _RUN = 512  # pixels that are filled one by one while a run of them begins and ends
 _ALL = 4  # levels of a cell
-_NEAR = 8  # rows and columns that are read one by one at each side of a box
 _CORNERS = np.arange(2)[:, None]
 _LOW_BITS = np.uint64(0x0707070707070707)
 
@@ -214,7 +213,7 @@ class Painter:
             changed = union(changed, _bounds(at.take(np.flatnonzero(flat.take(at) != old)), width))
             inside = union(inside, self._bounds(i, j))
         if inside is not None:
-            inside = _shrunk(mask, inside)
+            inside = shrunk(mask, inside)
         return inside, changed
 
     def _unsettled(self, before: Painter) -> NDArray[np.intp]:
@@ -328,21 +327,6 @@ def _bounds(at: NDArray[np.intp], width: int) -> Box | None:
     first, last = int(at.min()), int(at.max())
     at %= width
     return int(at.min()), first // width, int(at.max()) + 1, last // width + 1
-
-
-def _shrunk(mask: NDArray[np.bool_], box: Box) -> Box | None:
-    """The box of the mask's pixels in a box that is hardly larger."""
-    x0, y0, x1, y1 = box
-    for _ in range(_NEAR):
-        top, bottom = mask[y0, x0:x1].any(), mask[y1 - 1, x0:x1].any()
-        left, right = mask[y0:y1, x0].any(), mask[y0:y1, x1 - 1].any()
-        if top and bottom and left and right:
-            return x0, y0, x1, y1
-        y0, y1, x0, x1 = y0 + (not top), y1 - (not bottom), x0 + (not left), x1 - (not right)
-        if x0 >= x1 or y0 >= y1:
-            return None
-    found = mask_bbox(mask[y0:y1, x0:x1])
-    return None if found is None else (found[0] + x0, found[1] + y0, found[2] + x0, found[3] + y0)
 
 
 def _within(axis: _Axis, start: int, stop: int) -> slice:

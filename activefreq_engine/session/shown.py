@@ -14,6 +14,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from activefreq_engine.runtime.painting import Painted
 from activefreq_engine.session import boxes
 from activefreq_engine.session.boxes import union
 from activefreq_engine.session.canvas import Canvas, changed_bbox
@@ -29,7 +30,9 @@ class Shown:
     mask: NDArray[np.bool_]
     """bool `[H, W]`, read-only."""
     painter: Painter | None = None
-    """What painted it, if the canvas has one layer and no `fixed`."""
+    """What painted it here, if the canvas has one layer and no `fixed`."""
+    painted: Painted | None = None
+    """The engine's, if that painted it."""
     spare: list[NDArray[np.bool_]] = field(default_factory=list)
     """Another mask's memory, until somebody takes it: one array, or none."""
     stale: Box | None = None
@@ -53,16 +56,21 @@ class Shown:
         """Another canvas that has the same mask."""
         return replace(self, canvas=canvas)
 
-    def then(self, canvas: Canvas, mask_box: Box | None) -> tuple[Shown, Box | None, Box | None]:
+    def then(
+        self, canvas: Canvas, mask_box: Box | None, painted: Painted | None = None
+    ) -> tuple[Shown, Box | None, Box | None]:
         """Another canvas without `fixed`, and where it differs.
 
         Args:
             canvas (Canvas): of the same picture and threshold.
             mask_box (Box, optional): of this mask; None when it is empty.
+            painted (Painted, optional): the canvas but for its marks, which are clicks, if the engine has painted it.
 
         Returns:
             What is shown then, the box of its mask, and that of the pixels which differ.
         """
+        if painted is not None:
+            return self._taken_over(canvas, mask_box, painted)
         painter = canvas.painter()
         clicks = canvas.clicks
         added = len(clicks) == len(canvas.marks) and clicks[: len(self.canvas.marks)] == self.canvas.marks
@@ -78,11 +86,35 @@ class Shown:
             changed = changed_bbox(self.mask, mask, union(mask_box, box))
         else:
             box, changed = self._with_clicks(*found, mask, clicks)
-        # whoever reads in another thread may have this one still: it is not written to
+        return Shown(canvas, _read_only(mask), painter, None, self._lent(), changed), box, changed
+
+    def _lent(self) -> list[NDArray[np.bool_]]:
+        """This mask's memory for the one after the next.  Whoever reads in another thread may have it still: it is not
+        written to before."""
         memory = self.mask.base
-        whole = isinstance(memory, np.ndarray) and memory.dtype == np.bool_ and memory.shape == mask.shape
-        spare = [cast("NDArray[np.bool_]", memory)] if whole else []
-        return Shown(canvas, _read_only(mask), painter, spare, changed), box, changed
+        whole = isinstance(memory, np.ndarray) and memory.dtype == np.bool_ and memory.shape == self.mask.shape
+        return [cast("NDArray[np.bool_]", memory)] if whole else []
+
+    def _taken_over(
+        self, canvas: Canvas, mask_box: Box | None, painted: Painted
+    ) -> tuple[Shown, Box | None, Box | None]:
+        """`then` with what the engine has painted."""
+        clicks, old = canvas.clicks, len(self.canvas.marks)
+        mask, written = self._memory(mask_box, alike=painted.alike)
+        if not painted.alike and written is not None:
+            _part(mask, written)[...] = False
+        reach, near = painted.inside, painted.fresh
+        painted.write(mask)
+        for k, c in enumerate(clicks):
+            x, y = int(c.x), int(c.y)
+            mask[y, x] = c.positive
+            if c.positive and (reach is None or not boxes.contains(reach, c)):
+                reach = union(reach, (x, y, x + 1, y + 1))
+            if k >= old:
+                near = union(near, (x, y, x + 1, y + 1))
+        box = None if reach is None else boxes.shrunk(mask, reach)
+        changed = changed_bbox(self.mask, mask, near if painted.alike else union(mask_box, box))
+        return Shown(canvas, _read_only(mask), None, painted, self._lent(), changed), box, changed
 
     def _with_clicks(
         self, box: Box | None, changed: Box | None, mask: NDArray[np.bool_], clicks: Sequence[Click]

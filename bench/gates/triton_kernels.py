@@ -40,6 +40,7 @@ import triton
 from activefreq_engine.kernels.click_maps import triton_impl as click_maps
 from activefreq_engine.kernels.freq_module import LARGEST_TF32
 from activefreq_engine.kernels.freq_module import triton_impl as freq_module
+from activefreq_engine.kernels.mask_bits import triton_impl as mask_bits
 from activefreq_engine.kernels.mask_output import MaskOutput
 from activefreq_engine.kernels.mask_output import triton_impl as mask_output
 from activefreq_engine.kernels.triton_support import KernelCall, pad
@@ -51,6 +52,7 @@ from activefreq_engine import create_model
 from activefreq_engine.models.mit import MIT_SPECS
 from activefreq_engine.models.registry import CONFIGS
 from activefreq_engine.runtime.engine import SIZES
+from activefreq_engine.runtime.painting import WORDS
 from activefreq_engine.runtime.plan import Folded
 from activefreq_engine.runtime.plan.fused import OPS
 from bench.tools.shapes import Map, every_map, level_maps
@@ -130,6 +132,13 @@ def mask_output_call(low: tuple[int, int], high: tuple[int, int], dtype: torch.d
     previous = torch.empty(1, *high, dtype=torch.bool, device="meta")
     probs, changed = torch.empty(1, *high, device="meta"), torch.empty(1, 4, dtype=torch.int32, device="meta")
     return mask_output.kernel_call(logits, previous, MaskOutput(probs, previous, probs, changed), 0.49)
+
+
+def mask_bits_call() -> KernelCall:
+    """A launch on tensors without storage."""
+    levels = torch.empty(1, 384, 384, dtype=torch.uint16, device="meta")
+    asked, bits, found = (torch.empty(1, n, dtype=torch.int32, device="meta") for n in (8, WORDS, 8))
+    return mask_bits.kernel_call(levels, asked, bits, found)
 
 
 def click_maps_call(slots: int, height: int, width: int) -> KernelCall:
@@ -227,6 +236,7 @@ def configurations() -> Iterator[Configuration]:
     yield Configuration("mask_output one pixel", mask_output_call((1, 1), (1, 1), torch.float32), False)
     yield Configuration("click_maps 24+24 256x256", click_maps_call(24, 256, 256), False, quick=True)
     yield Configuration("click_maps odd", click_maps_call(1, 1, 45), False)
+    yield Configuration("mask_bits", mask_bits_call(), False, quick=True)
     yield from fused()
 
 

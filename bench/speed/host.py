@@ -5,7 +5,8 @@
 Next clicks on a settled region of a 1200 x 1200 picture at 384 px.  The engine is the real one, its executor a stand-in
 that returns at once.  Its answers are those of a network in that the whole outline moves a little from click to click
 ("moved everywhere"), or only near one place ("moved nearby"); "refined" has an object so large that the refiner would
-run.  Beside each click a fixed piece of Python work is timed, so that machines can be compared by the ratio.
+run; "painted on the device" has its masks as packed bits from the engine, in the others the session paints.  Beside
+each click a fixed piece of Python work is timed, so that machines can be compared by the ratio.
 """
 
 import argparse
@@ -25,8 +26,12 @@ from numpy.typing import NDArray
 
 from activefreq_engine import Engine, Session
 from activefreq_engine.runtime.levels import ONE, Found
+from activefreq_engine.runtime.painting import Painted, PaintRequest
+from activefreq_engine.session.boxes import mask_bbox
 from activefreq_engine.session.history import AT_HAND
+from activefreq_engine.session.painter import Painter
 from activefreq_engine.session.zoom import EXPANSION
+from activefreq_engine.types import Box
 from bench.tools import rows
 from bench.tools.clicking import SETTLED, ClickTimes, telling
 from bench.tools.machine import Machine
@@ -49,9 +54,12 @@ class Case:
     everywhere: bool
     """Whether the whole outline moves from one answer to the next, or only a quarter of it."""
     refine: bool = False
+    paints: bool = False
+    """Whether masks come painted, as they do from a device."""
 
 
 CASES = (
+    Case("painted on the device", SMALL, everywhere=True, paints=True),
     Case("moved everywhere", SMALL, everywhere=True),
     Case("moved nearby", SMALL, everywhere=False),
     Case("refined", LARGE, everywhere=True, refine=True),
@@ -64,13 +72,15 @@ class Answers:
     precision = "fp32"
 
     def __init__(self, case: Case) -> None:
-        self._case = case
+        self._case, self.paints = case, case.paints
         side = 192 if case.refine else None
         config = SimpleNamespace(refine_size=side, click_radius=5.0)
         self.model: Any = SimpleNamespace(config=config, refiner=side)
         self._features = (torch.zeros(1, 64, SIZE // 4, SIZE // 4, dtype=torch.bfloat16),) * 2
         self._coarse = SimpleNamespace(logits=torch.zeros(1, 1, SIZE, SIZE))
         self._made: dict[tuple[tuple[int, ...], float], Iterator[NDArray[np.uint16]]] = {}
+        self._masks: dict[tuple[int, int, Box], tuple[NDArray[np.uint8], Box | None, Box | None]] = {}
+        self._last: tuple[NDArray[np.uint16], Painted] | None = None
 
     def active(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -78,8 +88,37 @@ class Answers:
     def prepare(self, crops: Sequence[NDArray[np.uint8]]) -> list[Any]:
         return [self._features for _ in crops]
 
-    def click(self, features: Any, previous: Sequence[NDArray[Any]], points: Any) -> list[tuple[Found, Any]]:
-        return [(Found(next(self._answers(p.shape, self._part(p))), 0.0), self._coarse) for p in previous]
+    def click(
+        self,
+        features: Any,
+        previous: Sequence[NDArray[Any]],
+        points: Any,
+        wanted: Sequence[PaintRequest | None] = (None,),
+    ) -> list[tuple[Found, Any]]:
+        found = next(self._answers(previous[0].shape, self._part(previous[0])))
+        painted = None if wanted[0] is None else self._painted(found, wanted[0])
+        return [(Found(found, 0.0, painted), self._coarse)]
+
+    def _painted(self, levels: NDArray[np.uint16], request: PaintRequest) -> Painted:
+        """What a device would have painted; the work is done once for each pair of answers and region."""
+        last, (x0, y0, x1, y1) = self._last, request.region
+        alike = last is not None and request.before is last[1] and last[1].region == request.region
+        key = id(levels), id(last[0]) if alike and last else 0, request.region
+        if key not in self._masks:
+            masks = []
+            for values in (levels, last[0] if alike and last else None):
+                mask = np.zeros((y1 - y0, x1 - x0), np.bool_)
+                if values is not None:
+                    Painter((0, 0, x1 - x0, y1 - y0), values, request.limit).threshold(mask, blank=True)
+                masks.append(mask)
+            wide = np.pad(masks[0], ((0, 0), (0, -masks[0].shape[1] % 32)))
+            found = (mask_bbox(m) for m in (masks[0], masks[0] ^ masks[1]))
+            inside, changed = ((b[0] + x0, b[1] + y0, b[2] + x0, b[3] + y0) if b else None for b in found)
+            self._masks[key] = np.packbits(wide, axis=1, bitorder="little"), inside, changed
+        bits, inside, changed = self._masks[key]
+        painted = Painted(request, bits, 0, inside, changed, alike)
+        self._last = levels, painted
+        return painted
 
     def _part(self, previous: NDArray[Any]) -> float:
         """As large as the object is in a region that fits it; at the first click in the whole picture."""

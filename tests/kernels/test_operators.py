@@ -38,6 +38,13 @@ def fused(name):
     return (*(a.float() if half else a for a, half in zip(made, halves, strict=True)), "auto")
 
 
+def bits():
+    """A region of 10 x 40 pixels of two images."""
+    asked = torch.tensor([[10, 40, 2**31 - 1, 0, 10, 0, 0, 0]] * 2, dtype=torch.int32)
+    levels = torch.randint(0, 65536, (2, 5, 7)).to(torch.uint16)
+    return levels, asked, torch.zeros(2, 32, dtype=torch.int32), torch.zeros(2, 8, dtype=torch.int32), "auto"
+
+
 SAMPLES = {
     **{name: partial(fused, name) for name in OPS},
     "click_maps": lambda: (torch.rand(2, 6, 2) * 9, 9, 11, 2.0, "auto"),
@@ -45,6 +52,7 @@ SAMPLES = {
     "freq_module": freq_module,
     "inscribed_points": lambda: (*labels(), "auto"),
     "inscribed_points_fixed": lambda: (labels()[0], 3, "auto"),
+    "mask_bits": bits,
     "mask_output": lambda: (torch.randn(2, 1, 3, 4), torch.rand(2, 6, 8) < 0.5, 0.49, "auto"),
     "region_stats": lambda: (*regions(), 4, "auto"),
     "region_stats_fixed": lambda: (*regions(), 8, 6, "auto"),

@@ -23,9 +23,11 @@ from torch import Tensor
 
 from activefreq_engine.conventions import SLOTS
 from activefreq_engine.kernels.click_maps import click_maps
+from activefreq_engine.kernels.mask_bits import paints
 from activefreq_engine.models import IMAGE_MEAN, IMAGE_STD, Coarse, FreqFormerConfig
 from activefreq_engine.runtime import levels
 from activefreq_engine.runtime.levels import Found
+from activefreq_engine.runtime.painting import WORDS, Easel, Painted, PaintRequest, joined
 from activefreq_engine.runtime.plan.plan import Features, Plan
 from activefreq_engine.runtime.plan.planned import Planned
 
@@ -154,11 +156,13 @@ class PrepareContext(Context):
 
 
 class _Outbox:
-    """Probabilities on their way to the host."""
+    """Probabilities on their way to the host, and the boxes of what was painted."""
 
     def __init__(self, batch: int, height: int, width: int, device: torch.device) -> None:
         shape = (batch, height, width)
-        self._parcel = Parcel(device, levels=(shape, torch.uint16), total=((batch,), torch.float32))
+        self._parcel = Parcel(
+            device, levels=(shape, torch.uint16), total=((batch,), torch.float32), found=((batch, 8), torch.int32)
+        )
         self.given: list[weakref.ref[NDArray[np.uint16]] | None] = [None] * batch
         """The levels that `read` gave last, of each row: the device holds the same."""
 
@@ -175,12 +179,15 @@ class _Outbox:
     @property
     def levels(self) -> levels.Levels:
         """Where the answer belongs, on the device."""
-        return levels.Levels(**self._parcel.tensors)
+        return levels.Levels(self._parcel.tensors["levels"], self._parcel.tensors["total"])
 
-    def fetch(self, logits: Tensor | None = None) -> None:
-        """Start the copy of what logits `[B, 1, h, w]` mean; None: of what `levels` holds."""
-        if logits is not None:
-            levels.write(logits, self.levels)
+    @property
+    def found(self) -> tuple[Tensor, NDArray[np.int32]]:
+        """The boxes, on the device and on the host, int32 `[B, 8]` as `kernels.mask_bits` writes them."""
+        return self._parcel.tensors["found"], self._parcel.arrays["found"]
+
+    def fetch(self) -> None:
+        """Start the copy of all of it."""
         self._parcel.fetch()
 
     def read(self, items: int) -> list[Found]:
@@ -196,11 +203,21 @@ class _Outbox:
 class ClickContext(Context):
     """Features, previous probabilities and click slots -> probabilities."""
 
-    def __init__(self, plan: Plan, batch: int, radius: float, like: Features, shelf: Shelf, replayer: Replayer) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        batch: int,
+        radius: float,
+        like: Features,
+        shelf: Shelf,
+        replayer: Replayer,
+        easel: Easel | None = None,
+    ) -> None:
         super().__init__(replayer)
-        self._plan, self._radius, self._shelf = plan, radius, shelf
+        self._plan, self._radius, self._shelf, self._easel = plan, radius, shelf, easel
         before = {} if plan.fused else {"previous": ((batch, plan.height, plan.width), torch.float32)}
-        self._parcel = Parcel(replayer.device, **before, points=((batch, 2 * SLOTS, 2), torch.float32))
+        small = {"points": ((batch, 2 * SLOTS, 2), torch.float32), "asked": ((batch, 8), torch.int32)}
+        self._parcel = Parcel(replayer.device, **before, **small)
         self._features = tuple(_rows(t, batch) for t in like)
         self.held: list[weakref.ref[Tensor] | None] = [None] * batch
         """Whose features each row holds: while a region stays, they need not be copied again."""
@@ -213,21 +230,32 @@ class ClickContext(Context):
             c1, p1 = self._features  # with a guide there would be more, and no fused kernels
             found = self._outbox.levels  # read as the answer before, then written
             kept: Coarse = self._plan.fused(c1, p1, found.levels, points, self._radius, found)
+            self._paint()
             self._outbox.fetch()
             return kept
         previous = self._parcel.tensors["previous"]
         disks = click_maps(points, self._plan.height, self._plan.width, radius=self._radius)
         answer: Coarse = self._plan.click(*self._features, torch.cat([previous[:, None], disks], dim=1))
-        self._outbox.fetch(answer.logits)
+        levels.write(answer.logits, self._outbox.levels)
+        self._paint()
+        self._outbox.fetch()
         return answer
+
+    def _paint(self) -> None:
+        if self._easel is not None:
+            self._easel.paint(self._outbox.levels.levels, self._parcel.tensors["asked"], self._outbox.found[0])
 
     def __call__(
         self,
         features: Sequence[Features],
         previous: Sequence[NDArray[Any]],
         points: Sequence[NDArray[np.float32]],
+        wanted: Sequence[PaintRequest | None] = (),
     ) -> list[tuple[Found, KeptCoarse | None]]:
-        """Probabilities `[h, w]` of each click, and what the refiner, if there is one, needs.  Waits for the device."""
+        """Probabilities `[h, w]` of each click, and what the refiner, if there is one, needs.  Waits for the device.
+
+        Masks that are wanted are painted if there is an easel.
+        """
         if self._plan.fused is None:
             self._parcel.write("previous", [levels.probabilities(p) for p in previous])
         else:
@@ -243,13 +271,55 @@ class ClickContext(Context):
                     buffer[k : k + 1].copy_(tensor)
                 self.held[k] = weakref.ref(item.c1)
         self._outbox.given[:] = [None] * len(self.held)  # every row is written
-        out = self.replay()
+        work = self.ready()  # a capture runs it, so nothing is asked for before
+        painted, asked = self._ask(wanted)
+        out = work()
+        for k, request in painted.items():
+            self._easel_in_use().fetch(k, request, int(asked[k, 4]))
         coarse: list[KeptCoarse | None] = [None] * len(features)
         if self._plan.refine is not None:
             for k in range(len(features)):
                 coarse[k] = self._shelf.take(out.logits[k : k + 1], out.embedding[k : k + 1])
         self._replayer.wait()
-        return list(zip(self._outbox.read(len(features)), coarse, strict=True))
+        found = self._outbox.read(len(features))
+        for k, request in painted.items():
+            found[k] = found[k]._replace(painted=self._painted(k, request, asked[k]))
+        return list(zip(found, coarse, strict=True))
+
+    def _ask(self, wanted: Sequence[PaintRequest | None]) -> tuple[dict[int, PaintRequest], NDArray[np.int32]]:
+        """What will be painted, by row, and a copy of what `kernels.mask_bits` is asked for."""
+        asked = self._parcel.arrays["asked"]
+        asked[...] = 0
+        if self._easel is None:
+            return {}, asked
+        shape, easel = (self._plan.height, self._plan.width), self._easel
+        rows = {k: r for k, r in enumerate(wanted) if r is not None and easel.ask(k, r, shape, asked[k])}
+        return rows, asked.copy()
+
+    def _easel_in_use(self) -> Easel:
+        assert self._easel is not None
+        return self._easel
+
+    def _painted(self, row: int, request: PaintRequest, asked: NDArray[np.int32]) -> Painted:
+        """The mask of a row, of which the first turn has arrived."""
+        easel, boxes = self._easel_in_use(), self._outbox.found[1]
+        painted = easel.read(row, request, asked, boxes[row])
+        height, at_once = int(asked[0]), int(asked[4])
+        if at_once == height:
+            easel.know(row, painted)
+            return painted
+        parts = [painted]
+        for top in range(at_once, height, at_once):
+            asked[3:5] = top, min(at_once, height - top)
+            self._parcel.arrays["asked"][...] = 0
+            self._parcel.arrays["asked"][row] = asked
+            self._parcel.send()
+            self._paint()
+            self._outbox.fetch()
+            easel.fetch(row, request, int(asked[4]))
+            self._replayer.wait()
+            parts.append(easel.read(row, request, asked, boxes[row]))
+        return joined(request, parts)
 
 
 class RefineContext(Context):
@@ -275,7 +345,8 @@ class RefineContext(Context):
         disks = click_maps(parts["points"], self._side, self._side, radius=self._radius)
         image = self._image(parts["crops"])
         logits, embedding = self._coarse
-        self._outbox.fetch(self._plan.refine(embedding, logits, parts["boxes"], image, disks))
+        levels.write(self._plan.refine(embedding, logits, parts["boxes"], image, disks), self._outbox.levels)
+        self._outbox.fetch()
         return ()
 
     def __call__(
@@ -327,8 +398,8 @@ class Shelf:
 class _Bucket:
     """The contexts of one network shape."""
 
-    def __init__(self, plan: Plan, config: FreqFormerConfig, replayer: Replayer) -> None:
-        self.plan, self._config, self._replayer = plan, config, replayer
+    def __init__(self, plan: Plan, config: FreqFormerConfig, replayer: Replayer, easel: Easel | None) -> None:
+        self.plan, self._config, self._replayer, self._easel = plan, config, replayer, easel
         self._shelf = Shelf()
         self._made: dict[tuple[type[Context], int], Any] = {}
 
@@ -338,7 +409,9 @@ class _Bucket:
     def click(self, batch: int, like: Features) -> ClickContext:
         radius = self._config.click_radius
         return self._get(
-            ClickContext, batch, lambda: ClickContext(self.plan, batch, radius, like, self._shelf, self._replayer)
+            ClickContext,
+            batch,
+            lambda: ClickContext(self.plan, batch, radius, like, self._shelf, self._replayer, self._easel),
         )
 
     def refine(self, batch: int, like: KeptCoarse) -> RefineContext:
@@ -361,11 +434,15 @@ class Contexts:
         replayer (Replayer): how work is run, and where.
     """
 
+    paints = True
+
     def __init__(self, model: Planned, replayer: Replayer) -> None:
         self.model, self.precision = model, model.precision
         self._replayer = replayer
         self._folded = model.folded()
         self._buckets: OrderedDict[tuple[int, int], _Bucket] = OrderedDict()
+        self._easel: Easel | None = None
+        self._asked = False  # whether there is to be one
 
     def active(self) -> AbstractContextManager[None]:
         return self._replayer.active()
@@ -386,11 +463,12 @@ class Contexts:
         features: Sequence[Features],
         previous: Sequence[NDArray[Any]],
         points: Sequence[NDArray[np.float32]],
+        wanted: Sequence[PaintRequest | None] = (),
     ) -> list[tuple[Found, KeptCoarse | None]]:
         answers: list[tuple[Found, KeptCoarse | None]] = []
         for part in _parts(len(features)):
             context = self._bucket(previous[0].shape).click(_batch(part), features[0])
-            answers += context(features[part], previous[part], points[part])
+            answers += context(features[part], previous[part], points[part], wanted[part])
         return answers
 
     def refine(
@@ -409,6 +487,14 @@ class Contexts:
     def wait(self) -> None:
         self._replayer.wait()
 
+    def _painting(self) -> Easel | None:
+        """Where masks are painted, if the kernel is right on this device; else the session paints."""
+        if not self._asked:
+            self._asked = True
+            if paints(self._replayer.device, WORDS):
+                self._easel = Easel(BATCHES[-1], self._replayer.device)
+        return self._easel
+
     @property
     def replayer(self) -> Replayer:
         """How work is run, and where."""
@@ -418,7 +504,7 @@ class Contexts:
         height, width = shape
         bucket = self._buckets.pop((height, width), None)
         if bucket is None:
-            bucket = _Bucket(self._folded.plan(height, width), self.model.config, self._replayer)
+            bucket = _Bucket(self._folded.plan(height, width), self.model.config, self._replayer, self._painting())
         self._buckets[height, width] = bucket
         if len(self._buckets) > SHAPES_KEPT:
             self._buckets.popitem(last=False)

@@ -12,9 +12,11 @@ from activefreq_engine.kernels.click_maps.reference import click_maps
 from activefreq_engine import create_model
 from activefreq_engine.runtime.graphs.contexts import ClickContext, Shelf
 from activefreq_engine.runtime.levels import ONE, Levels
+from activefreq_engine.runtime.painting import Easel, PaintRequest
 from activefreq_engine.runtime.plan import Folded
 from activefreq_engine.runtime.plan.fused import Recorder
 from activefreq_engine.runtime.plan.plan import ProjectedFeatures
+from activefreq_engine.session.painter import limit
 
 from ..modules import random_model, relative
 from ..runners import Eager
@@ -32,7 +34,8 @@ EXPECTED = {
     "freq_module_packed": 3,
     "point_ffn": 3,
     "click_head": 1,
-    "copy_": 4,  # points in, levels out, and two for the refiner
+    "mask_bits": 1,
+    "copy_": 5,  # points in, levels and bits out, and two for the refiner
 }
 """What docs/performance.md says."""
 pytestmark = [
@@ -82,12 +85,14 @@ def test_a_click_is_few_launches_and_copies(capsys):
     plan = Folded(create_model("freqformer_b0").to(WHERE), WHERE, "fp16").plan(384, 384)
     c1, p1 = (torch.zeros(1, n, 96, 96, dtype=torch.float16, device=WHERE) for n in (32, 128))
     features = ProjectedFeatures(*(t.to(memory_format=torch.channels_last) for t in (c1, p1)))
-    context = ClickContext(plan, 1, 5.0, features, Shelf(), Eager(WHERE))
+    context = ClickContext(plan, 1, 5.0, features, Shelf(), Eager(WHERE), Easel(1, WHERE))
+    wanted = PaintRequest((5, 6, 405, 106), limit(0.49), None)
     previous: np.ndarray = np.zeros((384, 384), np.float32)
     points = np.full((48, 2), -1, np.float32)
     for _ in range(2):
         with torch.inference_mode(), Recorder() as recorder:
-            ((found, _),) = context([features], [previous], [points])
+            ((found, _),) = context([features], [previous], [points], [wanted])
+        assert found.painted is not None
         previous = found.levels  # as a session hands it on
     names = recorder.names
     with capsys.disabled():
