@@ -107,8 +107,12 @@ class Easel:
             return False
         rows = min(height, self.words // request.words)
         before = None if last is None else last()
-        alike = before is not None and before is request.before and rows == height
-        alike = alike and (before.region, before.limit) == (request.region, request.limit)
+        alike = (
+            before is not None
+            and before is request.before
+            and rows == height
+            and (before.region, before.limit) == (request.region, request.limit)
+        )
         limit = request.limit - (1 << 32) if request.limit >= 1 << 31 else request.limit
         asked[:] = height, width, limit, 0, rows, alike, 0, 0
         return True

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,6 +78,7 @@ class Answers:
         self.model: Any = SimpleNamespace(config=config, refiner=side)
         self._features = (torch.zeros(1, 64, SIZE // 4, SIZE // 4, dtype=torch.bfloat16),) * 2
         self._coarse = SimpleNamespace(logits=torch.zeros(1, 1, SIZE, SIZE))
+        self._disks: dict[tuple[tuple[int, ...], float], list[NDArray[np.uint16]]] = {}
         self._made: dict[tuple[tuple[int, ...], float], Iterator[NDArray[np.uint16]]] = {}
         self._masks: dict[tuple[int, int, Box], tuple[NDArray[np.uint8], Box | None, Box | None]] = {}
         self._last: tuple[NDArray[np.uint16], Painted] | None = None
@@ -133,9 +134,15 @@ class Answers:
 
     def _answers(self, shape: tuple[int, ...], part: float) -> Iterator[NDArray[np.uint16]]:
         """Endless; none is written to again while somebody has it, since a cycle is longer than what is compared."""
+        if (shape, part) not in self._disks:
+            self._disks[shape, part] = [disk(shape, part, k, self._case.everywhere) for k in range(ANSWERS)]
         if (shape, part) not in self._made:
-            self._made[shape, part] = cycle([disk(shape, part, k, self._case.everywhere) for k in range(ANSWERS)])
+            self._made[shape, part] = cycle(self._disks[shape, part])
         return self._made[shape, part]
+
+    def begin_again(self) -> None:
+        """Give the same answers in the same order."""
+        self._made.clear()
 
 
 def disk(shape: tuple[int, ...], part: float, seed: int, everywhere: bool) -> NDArray[np.uint16]:
@@ -154,7 +161,7 @@ class StandInEngine(Engine):
 
     def __init__(self, case: Case) -> None:
         super().__init__(torch.nn.Identity(), "cpu", size=SIZE, plan=False)
-        self._executor = Answers(case)
+        self._executor = self.answers = Answers(case)
 
 
 def piece() -> int:
@@ -206,13 +213,20 @@ def measure(case: Case, objects: int) -> Share:
     """Each object gets `AT_HAND` clicks, of which the first do not count.  One thread: older steps would be packed by
     another one, beside clicks that follow each other so closely."""
     on: Spot = scene(SIDE, SIDE, case.radius)
-    session = Session(engine=StandInEngine(case))
+    engine = StandInEngine(case)
+    session = Session(engine=engine)
     session.set_image(on.image, copy=False)
     times: list[float] = []
     pieces: list[float] = []
     stages: dict[str, list[float]] = {}
     settled = 6 if case.refine else SETTLED  # a large object is zoomed in on at the fifth click
-    for seed in range(-2, objects):  # in the first two the stand-in makes its answers
+    for seed in range(objects) if case.paints else ():  # the same clicks once before: the stand-in paints them now
+        session.reset()
+        for c in islice(on.clicks(seed), AT_HAND):
+            c = telling(session, c)
+            session.click(c.x, c.y, c.positive)
+    engine.answers.begin_again()
+    for seed in range(0 if case.paints else -2, objects):  # in the first two the stand-in makes its answers
         session.reset()
         for k, c in zip(range(AT_HAND), on.clicks(abs(seed)), strict=False):
             c = telling(session, c)

@@ -273,7 +273,7 @@ class ClickContext(Context):
         self._outbox.given[:] = [None] * len(self.held)  # every row is written
         work = self.ready()  # a capture runs it, so nothing is asked for before
         painted, asked = self._ask(wanted)
-        out = work()
+        out: Any = work()
         for k, request in painted.items():
             self._easel_in_use().fetch(k, request, int(asked[k, 4]))
         coarse: list[KeptCoarse | None] = [None] * len(features)
