@@ -68,7 +68,7 @@ setup(
         "safetensors>=0.4.3",  # weights, read without unpickling
         "opencv-python>=4.10.0.82",  # or opencv-python-headless, see README
         "pillow>=12",  # image files; older wheels have no AVIF and no ZSTD in TIFF, and known holes
-        "typer>=0.16",
+        "typer>=0.20",
         "tqdm>=4.66",
     ],
     extras_require={
