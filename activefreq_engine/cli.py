@@ -70,13 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code if isinstance(code, int) else 0
     except _UsageError as error:
         return _fail(f"{error.format_message().rstrip('.')}; see activefreq --help", 2)  # type: ignore[attr-defined]
-    except ActiveFreqError as error:
-        return _fail(str(error), 2)
     except BrokenPipeError:  # the reader went away, as `head` does; stdout must not be flushed again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
+    except OSError as error:  # `FileWriteError` is one
         return _fail(str(error), 1)
+    except ActiveFreqError as error:
+        return _fail(str(error), 2)
     except MemoryError:
         return _fail("there is not enough memory", 1)
     except (typer.Abort, KeyboardInterrupt):

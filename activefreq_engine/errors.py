@@ -60,6 +60,10 @@ class SessionStateError(ActiveFreqError, ValueError):
     """A saved session state is damaged, of another format version, or belongs to another image."""
 
 
+class FileWriteError(ActiveFreqError, OSError):
+    """A file cannot be written: a full disk, no permission, no such folder.  What was there before still is."""
+
+
 class ModelLoadError(ActiveFreqError, RuntimeError):
     """A checkpoint or a model name cannot be turned into a model."""
 

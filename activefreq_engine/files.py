@@ -7,6 +7,21 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from activefreq_engine.errors import ActiveFreqError, FileWriteError, InvalidArgumentError
+
+
+@contextlib.contextmanager
+def _writing(path: object) -> Iterator[None]:
+    """What the system says, as the error that callers expect.  A reader who went away is another matter."""
+    try:
+        yield
+    except (BrokenPipeError, ActiveFreqError):
+        raise
+    except OSError as error:
+        raise FileWriteError(error.errno, error.strerror or str(error), str(path)) from error
+    except (TypeError, ValueError) as error:  # no path at all, a NUL within
+        raise InvalidArgumentError(f"cannot write to {str(path)[:200]!r}: {error}") from error
+
 
 def write_file(path: str | os.PathLike[str], content: bytes) -> None:
     """Write beside the target, sync, rename: a full disk or a kill leaves what was there before.
@@ -15,9 +30,14 @@ def write_file(path: str | os.PathLike[str], content: bytes) -> None:
     ``/dev/stdout``) is written straight away.  A link stays a link: what it points to is replaced.
 
     Raises:
-        OSError: the file cannot be written; the target is then as it was.
+        FileWriteError: the file cannot be written; the target is then as it was.
+        InvalidArgumentError: `path` is no path.
     """
-    target = os.path.realpath(path)
+    with _writing(path):
+        _write(os.path.realpath(path), content)
+
+
+def _write(target: str, content: bytes) -> None:
     try:
         mode = os.stat(target).st_mode
     except FileNotFoundError:
@@ -49,14 +69,19 @@ def beside(path: Path) -> Iterator[Path]:
     One process at a time writes to a path.
 
     Raises:
-        OSError: the file cannot be written; the target is then as it was.
+        FileWriteError: the file cannot be written; the target is then as it was.
     """
     partial = path.with_name(f"{path.name}.partial")  # always the same: what a kill leaves is written over
     try:
         yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+        with _writing(path):
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        if isinstance(error, OSError):
+            with _writing(path):
+                raise
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,8 +11,9 @@ from numpy.typing import NDArray
 
 from activefreq_engine.errors import InvalidArgumentError, InvalidMaskError
 from activefreq_engine.masks.outlines import Polygon, Ring, from_polygons, hole_free, to_polygons
-from activefreq_engine.masks.png import as_mask
+from activefreq_engine.masks.png import array_of, as_mask
 from activefreq_engine.masks.rle import to_coco_rle
+from activefreq_engine.values import finite, whole
 
 
 def to_coco_annotation(
@@ -38,7 +40,7 @@ def to_coco_annotation(
         InvalidArgumentError: another kind of segmentation.
     """
     mask = as_mask(mask)
-    if segmentation not in ("rle", "polygons"):
+    if not isinstance(segmentation, str) or segmentation not in ("rle", "polygons"):
         raise InvalidArgumentError(f"segmentation is {segmentation!r}; allowed are 'rle' and 'polygons'")
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
@@ -46,9 +48,9 @@ def to_coco_annotation(
     x, y = int(columns[0]), int(rows[0])
     shape = to_coco_rle(mask) if segmentation == "rle" else [ring.ravel().tolist() for ring in hole_free(mask)]
     return {
-        "id": int(annotation_id),
-        "image_id": int(image_id),
-        "category_id": int(category_id),
+        "id": whole("annotation_id", annotation_id),
+        "image_id": whole("image_id", image_id),
+        "category_id": whole("category_id", category_id),
         "segmentation": shape,
         "area": int(np.count_nonzero(mask)),
         "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
@@ -82,7 +84,9 @@ def from_geojson(geometry: Mapping[str, Any], height: int, width: int) -> NDArra
         if geometry["type"] == "Feature":
             geometry = geometry["geometry"]
         pieces = {"Polygon": lambda c: [c], "MultiPolygon": list}[geometry["type"]](geometry["coordinates"])
-        polygons = [Polygon(np.asarray(rings[0]), tuple(np.asarray(r) for r in rings[1:])) for rings in pieces]
+        polygons = [
+            Polygon(array_of(rings[0], "ring"), tuple(array_of(r, "ring") for r in rings[1:])) for rings in pieces
+        ]
     except (TypeError, KeyError, IndexError, ValueError) as error:
         raise InvalidMaskError(f"not a GeoJSON Polygon or MultiPolygon: {type(error).__name__} {error}") from error
     return from_polygons(polygons, height, width)
@@ -124,7 +128,7 @@ def to_labelme(
         "version": "5.5.0",
         "flags": {},
         "shapes": shapes,
-        "imagePath": image_path,
+        "imagePath": _text(image_path),
         "imageData": None,
         "imageHeight": int(height),
         "imageWidth": int(width),
@@ -139,14 +143,14 @@ def from_labelme(document: Mapping[str, Any]) -> list[tuple[str, NDArray[np.bool
     """
     found: dict[tuple[str, Any], list[Polygon]] = {}
     try:
-        height, width = int(document["imageHeight"]), int(document["imageWidth"])
+        height, width = (whole(key, document[key]) for key in ("imageHeight", "imageWidth"))
         for i, shape in enumerate(document["shapes"]):
             if shape.get("shape_type", "polygon") != "polygon":
                 raise InvalidMaskError(f"LabelMe shape {i} is a {shape['shape_type']}; only polygons are read")
             group = shape.get("group_id")
             key = (str(shape["label"]), f"shape {i}" if group is None else group)
-            found.setdefault(key, []).append(Polygon(np.asarray(shape["points"])))
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+            found.setdefault(key, []).append(Polygon(array_of(shape["points"], "points")))
+    except (TypeError, KeyError, IndexError, ValueError, AttributeError) as error:
         raise InvalidMaskError(f"not a LabelMe file: {type(error).__name__} {error}") from error
     return [(label, from_polygons(polygons, height, width)) for (label, _), polygons in found.items()]
 
@@ -175,7 +179,7 @@ def to_yolo(mask: Any, *, category: int = 0, tolerance: float = 0.0) -> str:
     path = np.concatenate([path, *back]) if back else path[:-1]
     height, width = mask.shape
     numbers = (path / np.array([width, height], np.float64)).ravel()
-    return f"{int(category)} " + " ".join(f"{v:.9g}" for v in numbers.tolist())
+    return f"{whole('category', category)} " + " ".join(f"{v:.9g}" for v in numbers.tolist())
 
 
 def from_yolo(line: str, height: int, width: int) -> tuple[int, NDArray[np.bool_]]:
@@ -186,7 +190,8 @@ def from_yolo(line: str, height: int, width: int) -> tuple[int, NDArray[np.bool_
     """
     try:
         category, *numbers = line.split()
-        points = np.array([float(v) for v in numbers]).reshape(-1, 2) * [width, height]
+        height, width = whole("height", height), whole("width", width)
+        points = np.array([float(v) for v in numbers]).reshape(-1, 2) * np.array([width, height], np.float64)
         if int(category) < 0:
             raise ValueError(f"category {category}")
     except (ValueError, AttributeError, TypeError) as error:
@@ -195,6 +200,13 @@ def from_yolo(line: str, height: int, width: int) -> tuple[int, NDArray[np.bool_
     # nine digits bring corners of pixels back only nearly
     points = np.where(np.abs(points - near) < 1e-4, near, points)
     return int(category), from_polygons([Polygon(points)], height, width)  # type: ignore[arg-type]
+
+
+def _text(path: Any) -> str:
+    try:
+        return os.fsdecode(path)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(f"image_path is a {type(path).__name__}; expected a path") from error
 
 
 def _closed(ring: Ring) -> list[list[int]]:
@@ -209,6 +221,6 @@ def _pairs(masks: Any) -> list[tuple[Any, Any]]:
 
 
 def _plain(mask: NDArray[np.bool_], tolerance: float) -> list[Ring]:
-    if tolerance == 0:
+    if finite(tolerance) == 0:
         return hole_free(mask)
     return [p.exterior for p in to_polygons(mask, holes="drop", tolerance=tolerance)]

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from activefreq_engine.errors import InvalidArgumentError, InvalidMaskError
 from activefreq_engine.images import MAX_PIXELS
 from activefreq_engine.images.raster import strips
-from activefreq_engine.masks.png import as_mask
+from activefreq_engine.masks.png import array_of, as_mask
 from activefreq_engine.masks.simplify import Ring, simplified
+from activefreq_engine.values import finite, short, whole
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,10 +50,11 @@ def to_polygons(mask: Any, *, holes: Literal["keep", "drop"] = "keep", tolerance
         InvalidMaskError: not a mask.
         InvalidArgumentError: `tolerance` is not a number from 0 up.
     """
-    if holes not in ("keep", "drop"):
+    if not isinstance(holes, str) or holes not in ("keep", "drop"):
         raise InvalidMaskError(f"holes is {holes!r}; allowed are 'keep' and 'drop'")
-    if not isinstance(tolerance, (int, float)) or not 0 <= tolerance < np.inf:
-        raise InvalidArgumentError(f"tolerance is {tolerance!r}; allowed are numbers from 0 up, pixels")
+    allowed = finite(tolerance)
+    if allowed is None or allowed < 0:
+        raise InvalidArgumentError(f"tolerance is {short(tolerance)}; allowed are numbers from 0 up, pixels")
     image = np.ascontiguousarray(as_mask(mask)).view(np.uint8)
     left, top, width, height = cv2.boundingRect(image)
     image = image[top : top + height, left : left + width]
@@ -69,8 +71,8 @@ def to_polygons(mask: Any, *, holes: Literal["keep", "drop"] = "keep", tolerance
     east = (x[starts + 1] > x[starts]).astype(np.int64)
     _, labels = cv2.connectedComponents(image, connectivity=4)
     pieces = labels[y[starts] - 1 + east, x[starts] - 1 + east].tolist()
-    if tolerance > 0:
-        rings = simplified(rings, float(tolerance))
+    if allowed > 0:
+        rings = simplified(rings, min(allowed, float(width + height)))
     outer: dict[int, Ring] = {}
     inner: dict[int, list[Ring]] = {}
     for ring, area, piece in zip(rings, areas.tolist(), pieces, strict=True):
@@ -92,8 +94,13 @@ def from_polygons(polygons: Sequence[Polygon], height: int, width: int) -> NDArr
     Raises:
         InvalidMaskError: a point lies outside the image, or is not an (x, y) pair of finite numbers.
     """
+    height, width = whole("height", height), whole("width", width)
     if height < 1 or width < 1 or height * width > MAX_PIXELS:
         raise InvalidMaskError(f"size is {height}x{width}; both must be at least 1, their product at most {MAX_PIXELS}")
+    try:
+        polygons = list(polygons)
+    except TypeError as error:
+        raise InvalidMaskError(f"polygons is a {type(polygons).__name__}; expected a list of Polygon") from error
     rings, owner = [], []
     for number, polygon in enumerate(polygons):
         try:
@@ -253,10 +260,7 @@ def _crossings(start: NDArray[np.float64], end: NDArray[np.float64]) -> tuple[ND
 
 
 def _checked(points: Any, height: int, width: int) -> NDArray[np.float64]:
-    try:
-        ring = np.asarray(points)
-    except ValueError as error:  # rows of different lengths
-        raise InvalidMaskError(f"polygon is no array [N, 2] of (x, y): {error}") from error
+    ring = array_of(points, "polygon")
     if ring.ndim != 2 or ring.shape[1] != 2 or len(ring) < 3 or ring.dtype.kind not in "uif":
         raise InvalidMaskError(
             f"polygon has shape {ring.shape}, dtype {ring.dtype}; expected numbers [N, 2] (x, y), at least three points"

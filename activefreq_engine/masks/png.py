@@ -14,6 +14,7 @@ from PIL import Image
 from activefreq_engine.errors import InvalidImageError, InvalidMaskError
 from activefreq_engine.files import write_file
 from activefreq_engine.images import as_array, load_labels
+from activefreq_engine.values import short, whole
 
 
 def as_mask(mask: Any, shape: tuple[int, int] | None = None) -> NDArray[np.bool_]:
@@ -26,7 +27,9 @@ def as_mask(mask: Any, shape: tuple[int, int] | None = None) -> NDArray[np.bool_
     Raises:
         InvalidMaskError: wrong type, shape or values.
     """
-    array = _array(mask, "mask")
+    array = array_of(mask, "mask")
+    if shape is not None:
+        shape = _size(shape)
     if array.ndim != 2 or 0 in array.shape or (shape is not None and array.shape != shape):
         wanted = "[H, W] with at least one pixel" if shape is None else f"[{shape[0]}, {shape[1]}] as the image"
         raise InvalidMaskError(f"mask has shape {array.shape}; expected {wanted} (height first)")
@@ -48,7 +51,7 @@ def save_png(path: str | os.PathLike[str], mask: Any) -> None:
 
     Raises:
         InvalidMaskError: not a mask, see `as_mask`.
-        OSError: the file cannot be written.
+        FileWriteError: the file cannot be written.
     """
     _save(path, Image.fromarray(as_mask(mask).astype(np.uint8) * np.uint8(255)))
 
@@ -62,9 +65,9 @@ def save_labels_png(path: str | os.PathLike[str], labels: NDArray[np.integer[Any
 
     Raises:
         InvalidMaskError: wrong type, shape or values.
-        OSError: the file cannot be written.
+        FileWriteError: the file cannot be written.
     """
-    labels = _array(labels, "labels")
+    labels = array_of(labels, "labels")
     if labels.ndim != 2 or 0 in labels.shape or labels.dtype.kind not in "ui":
         raise InvalidMaskError(f"labels have shape {labels.shape} and dtype {labels.dtype}; expected integers [H, W]")
     low, high = int(labels.min()), int(labels.max())
@@ -99,11 +102,29 @@ def _save(path: str | os.PathLike[str], image: Image.Image) -> None:
     write_file(path, out.getvalue())
 
 
-def _array(source: Any, what: str) -> NDArray[Any]:
+def _size(shape: Any) -> tuple[int, int]:
+    try:
+        height, width = shape
+    except (TypeError, ValueError) as error:
+        raise InvalidMaskError(f"shape is {short(shape)}; expected (height, width)") from error
+    return whole("height", height), whole("width", width)
+
+
+def array_of(source: Any, what: str) -> NDArray[Any]:
+    """The array behind arrays, tensors and lists.
+
+    Raises:
+        InvalidMaskError: there is none.
+    """
     try:
         array = as_array(source)
         return np.asarray(source) if array is None else np.asarray(array)
-    except (InvalidImageError, ValueError, TypeError) as error:  # rows of different lengths, tensors elsewhere
+    except (
+        InvalidImageError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+    ) as error:  # rows of different lengths, tensors elsewhere
         raise InvalidMaskError(f"{what}: a {type(source).__name__} that does not become an array: {error}") from error
 
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from activefreq_engine.errors import InvalidMaskError
 from activefreq_engine.images import MAX_PIXELS
 from activefreq_engine.masks.png import as_mask
+from activefreq_engine.values import truth
 
 
 def to_coco_rle(mask: Any, *, compressed: bool = True) -> dict[str, Any]:
@@ -24,7 +25,10 @@ def to_coco_rle(mask: Any, *, compressed: bool = True) -> dict[str, Any]:
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     counts = np.diff(np.concatenate([[0], edges, [flat.size]]))
     runs = ([0] if flat[0] else []) + counts.tolist()
-    return {"size": [int(s) for s in mask.shape], "counts": _compress(runs) if compressed else runs}
+    return {
+        "size": [int(s) for s in mask.shape],
+        "counts": _compress(runs) if truth("compressed", compressed) else runs,
+    }
 
 
 def from_coco_rle(rle: Any) -> NDArray[np.bool_]:
@@ -36,7 +40,7 @@ def from_coco_rle(rle: Any) -> NDArray[np.bool_]:
     try:
         height, width = rle["size"]
         counts = rle["counts"]
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, IndexError, ValueError) as error:
         raise InvalidMaskError("RLE is not a dictionary with size [height, width] and counts") from error
     if not all(isinstance(s, (int, np.integer)) and not isinstance(s, bool) and s > 0 for s in (height, width)):
         raise InvalidMaskError(f"RLE size is {rle['size']!r}; expected two positive integers [height, width]")

@@ -438,6 +438,10 @@ def resolve_device(name: str) -> torch.device:
         InvalidArgumentError: no such name.
         BackendUnavailableError: the device is not there.
     """
+    if not isinstance(name, (str, torch.device)):
+        raise InvalidArgumentError(
+            f"device is a {type(name).__name__}; allowed are 'auto', 'cpu', 'cuda', 'cuda:0', ..."
+        )
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

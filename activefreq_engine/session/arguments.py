@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +11,7 @@ from activefreq_engine.session import boxes
 from activefreq_engine.session.history import Picture, Scene
 from activefreq_engine.session.prompts import Mark, mark_of
 from activefreq_engine.types import Box, BoxPrompt, Click, Prompt, Scribble
+from activefreq_engine.values import finite, is_number, short
 
 MOST_POINTS = 10_000
 """Of a scribble or a lasso."""
@@ -48,24 +47,6 @@ def _corners(picture: Picture, corners: tuple[Any, ...]) -> tuple[float, float, 
     height, width = picture.shape
     inside = x0 < x1 and y0 < y1 and x0 < width and y0 < height and x1 > 0 and y1 > 0
     return (x0, y0, x1, y1) if inside else None
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a real number; truth values are none."""
-    if type(value) is float or type(value) is int:  # asking for `Real` takes ten times as long
-        return True
-    return isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
-
-
-def finite(value: Any) -> float | None:
-    """The number as a float; None if it is no finite number."""
-    if not is_number(value):
-        return None
-    try:
-        number = float(value)
-    except (OverflowError, ValueError, TypeError):
-        return None
-    return number if math.isfinite(number) else None
 
 
 def check_click(picture: Picture, click: Click) -> Click:
@@ -118,12 +99,13 @@ def _points(picture: Picture, points: Any, kind: Literal["scribble", "lasso"]) -
     """The points of a line in the image."""
     height, width = picture.shape
     least = 1 if kind == "scribble" else 3
-    if hasattr(points, "__len__") and len(points) > MOST_POINTS:
-        raise InvalidPromptError(f"the {kind} has {len(points)} points; allowed are {MOST_POINTS}: leave some out")
     try:
-        array = np.asarray(points)
+        number = len(points) if hasattr(points, "__len__") else 0
+        array = np.asarray(points) if number <= MOST_POINTS else None
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InvalidPromptError(f"the {kind} cannot be read as numbers [N, 2] (x, y): {error}") from error
+    if array is None:
+        raise InvalidPromptError(f"the {kind} has {number} points; allowed are {MOST_POINTS}: leave some out")
     if array.ndim != 2 or array.shape[1] != 2 or len(array) < least or array.dtype.kind not in "uif":
         raise InvalidPromptError(
             f"the points of the {kind} have shape {array.shape} and type {array.dtype}; expected numbers [N, 2] "
@@ -141,18 +123,15 @@ def _points(picture: Picture, points: Any, kind: Literal["scribble", "lasso"]) -
     return tuple(map(tuple, array.tolist()))
 
 
-def short(value: Any) -> str:
-    """A number for a message."""
-    text = "a huge number" if isinstance(value, int) and abs(value) >= 10**40 else str(value)
-    return text if len(text) <= 40 else f"{text[:40]}..."
-
-
 def click_list(scene: Scene, coords: Any, labels: Any) -> list[Click]:
     """`predict`'s arrays as checked clicks."""
     try:
-        points, signs = np.asarray(coords, dtype=np.float64), np.asarray(labels)
+        points, signs = np.asarray(coords), np.asarray(labels)
+        if points.size and points.dtype.kind not in "uifO":
+            raise TypeError(f"they are {points.dtype}")
+        points = points.astype(np.float64)
         good = not signs.size or bool(np.isin(signs, (0, 1)).all())
-    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise InvalidClickError(
             f"point_coords and point_labels cannot be read as numbers [N, 2] and [N]: {error}"
         ) from error

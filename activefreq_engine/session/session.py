@@ -37,7 +37,7 @@ from activefreq_engine.models import list_models
 from activefreq_engine.runtime.engine import Engine
 from activefreq_engine.runtime.timing import Stopwatch
 from activefreq_engine.session import boxes
-from activefreq_engine.session.arguments import check_box, check_mark, click_list, is_number, object_index, view_box
+from activefreq_engine.session.arguments import check_box, check_mark, click_list, object_index, view_box
 from activefreq_engine.session.canvas import changed_bbox
 from activefreq_engine.session.click import Outcome, advance, loaded_step
 from activefreq_engine.session.history import History, Pass, Picture, Points, Scene, SessionSettings, Step
@@ -50,6 +50,7 @@ from activefreq_engine.session.state import parse as parse_state
 from activefreq_engine.session.suggest import propose
 from activefreq_engine.session.zoom import network_shape
 from activefreq_engine.types import BoxPrompt, Click, ClickResult, Lasso, Prompt, Scribble, Suggestion
+from activefreq_engine.values import finite, is_number, truth
 
 if TYPE_CHECKING:
     from activefreq_engine.acselect import AcSelect
@@ -120,15 +121,19 @@ class Session:
         acselect: AcSelect | None = None,
         wait: float = 0.0,
     ) -> None:
-        if not is_number(threshold) or not 0 < threshold < 1:
+        level = finite(threshold)
+        if level is None or not 0 < level < 1:
             raise InvalidArgumentError(f"threshold is {threshold!r}; expected a number above 0 and below 1")
-        if not is_number(wait) or not wait >= 0:
+        if not is_number(wait) or not wait >= 0 or (finite(wait) is None and wait != math.inf):
             raise InvalidArgumentError(f"wait is {wait!r}; expected seconds, at least 0")
         if engine is not None and not isinstance(engine, Engine):
             raise InvalidArgumentError(f"engine is a {type(engine).__name__}; expected an Engine")
-        if engine is not None and (model, device, precision, size) != ("freqformer_b0", "auto", "auto", None):
+        given = ((model, "freqformer_b0"), (device, "auto"), (precision, "auto"), (size, None))
+        if engine is not None and any(type(got) is not type(none) or got != none for got, none in given):
             raise InvalidArgumentError("engine= was given along with model, device, precision or size; choose one way")
-        self._settings = SessionSettings(float(threshold), bool(zoom), bool(refine))
+        if acselect is not None and not hasattr(acselect, "suggest_by"):
+            raise InvalidArgumentError(f"acselect is a {type(acselect).__name__}; expected an AcSelect")
+        self._settings = SessionSettings(level, truth("zoom", zoom), truth("refine", refine))
         self._acselect = acselect
         self._engine: Engine | None = engine or Engine.shared(model, device, precision, size)
         self._scene: Scene | None = None
@@ -200,7 +205,7 @@ class Session:
         if scene is not None:
             height, width = network_shape(scene.picture.bounds, engine.size)
             shapes.sort(key=lambda shape: abs(shape[0] - height) + abs(shape[1] - width))
-        if background:
+        if truth("background", background):
             threading.Thread(target=self._warm, args=(engine, shapes), name="activefreq-warmup").start()
             return
         for shape in shapes:
@@ -266,7 +271,7 @@ class Session:
             ClickCancelledError: `cancel` was called meanwhile.
         """
         start = perf_counter()
-        watch = Stopwatch() if profile else None
+        watch = Stopwatch() if truth("profile", profile) else None
         with self._turn():
             scene = self._opened()
             history = scene.history
@@ -586,7 +591,7 @@ class Session:
             NoImageError: there is no image yet.
         """
         scene, engine = self._opened(), self._engine_in_use()
-        if not look_ahead:
+        if not truth("look_ahead", look_ahead):
             return propose(scene, self._selector(), k, engine.uncertain_regions)
         return propose_ahead(engine, scene, self._selector(), k, lambda: self._scene is scene)
 
