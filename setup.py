@@ -34,8 +34,8 @@ if version is None:
 train = ["matplotlib>=3.8"]
 evaluate = ["matplotlib>=3.8", "SimpleITK>=2.3.1"]
 export = ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.18"]
-serve = ["fastapi>=0.118", "uvicorn>=0.30", "websockets>=15", "blosc2>=2.7.1"]  # blosc2: how nnInteractive packs arrays
-bench = ["pytest>=8.4", "pytest-benchmark>=5", "matplotlib>=3.8", "scipy>=1.11.1"]
+serve = ["fastapi>=0.128", "uvicorn>=0.30", "websockets>=15", "blosc2>=2.7.1"]  # blosc2: how nnInteractive packs arrays
+bench = ["pytest>=8.4", "pytest-benchmark>=5", "matplotlib>=3.8", "scipy>=1.15"]
 docs = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 
 setup(
@@ -100,7 +100,7 @@ setup(
             "tifffile>=2024.1.30",  # as pyvips
             "ruff>=0.6",
             "schemathesis>=4.30.1",  # makes requests from the server's OpenAPI document
-            "scipy>=1.11.1",  # the definitions that region statistics and distances must agree with
+            "scipy>=1.15",  # the definitions that region statistics and distances must agree with
             "zarr>=2.18.3",  # reads large TIFF by region
             "triton>=3.6; sys_platform == 'linux'",  # kernels run in its interpreter and compile offline, without a GPU
             "setuptools>=70.1",  # the packaging test builds a wheel without the network
