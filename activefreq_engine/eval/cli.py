@@ -1,13 +1,18 @@
 """``activefreq eval``: the evaluation on the command line.  The application in `activefreq_engine.cli` registers it."""
 
 import json
+import signal
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from tqdm import tqdm
 
 from activefreq_engine.conventions import THRESHOLD
 from activefreq_engine.errors import InvalidArgumentError
@@ -111,28 +116,33 @@ def eval_command(
         def keep(report: Report) -> None:
             nonlocal so_far, written
             so_far = report
-            if time.monotonic() - written >= WRITE_EVERY:
+            if time.monotonic() - written < WRITE_EVERY:
+                return
+            written = time.monotonic()
+            try:
                 write(report, last=False)
-                written = time.monotonic()
+            except OSError as error:  # there may be room again later; the last writing is the one that must succeed
+                tqdm.write(f"warning: the report so far could not be written ({error})", file=sys.stderr)
 
         try:
-            report = evaluate(
-                dataset,
-                model=model,
-                device=device,
-                precision=precision,
-                size=size,
-                clicker=clicker,
-                max_clicks=max_clicks,
-                stop_at=stop_at,
-                threshold=threshold,
-                zoom=zoom,
-                refine=refine,
-                batch_size=batch_size,
-                seed=seed,
-                shard=part,
-                keep=keep,
-            )
+            with _terminated_like_interrupted():
+                report = evaluate(
+                    dataset,
+                    model=model,
+                    device=device,
+                    precision=precision,
+                    size=size,
+                    clicker=clicker,
+                    max_clicks=max_clicks,
+                    stop_at=stop_at,
+                    threshold=threshold,
+                    zoom=zoom,
+                    refine=refine,
+                    batch_size=batch_size,
+                    seed=seed,
+                    shard=part,
+                    keep=keep,
+                )
         except KeyboardInterrupt:
             if so_far is not None:
                 finish(so_far)
@@ -141,6 +151,23 @@ def eval_command(
     if report.failed:
         print(f"error: {len(report.failed)} samples could not be read; they are listed above", file=sys.stderr)
     return 2 if report.failed else 0
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the command as Ctrl-C does, where nobody has decided otherwise (nohup has)."""
+    changed = []
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, signal.default_int_handler)
+                changed.append(number)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _check_targets(out: Path | None, json_path: Path | None) -> None:

@@ -189,7 +189,10 @@ def evaluate(
             if keep is not None and results:
                 keep(report(len(numbers)))
     if not results:
-        raise DatasetError(f"no sample of {data.name} can be used; the first: {failed[0].reason}")
+        why = (
+            f"no sample of {data.name} can be used; the first: {failed[0].reason}" if failed else "there are no samples"
+        )
+        raise DatasetError(why)
     return report(None)
 
 

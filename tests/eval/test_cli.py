@@ -1,7 +1,9 @@
 """``activefreq eval`` end to end, with a small random model on the CPU."""
 
+import errno
 import json
 import os
+import signal
 
 import pytest
 import torch
@@ -139,23 +141,52 @@ def test_the_table_is_printed_whatever_becomes_of_the_files(folder, run, tmp_pat
         assert option in err
 
 
-def test_an_interruption_keeps_what_was_measured(folder, run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_an_interruption_keeps_what_was_measured(folder, run, tmp_path, monkeypatch, name):
     from activefreq_engine.eval import runner
+
+    number = getattr(signal, name, None)
+    if number is None:
+        pytest.skip("Windows has no SIGHUP")
 
     start, calls = runner._start, []
 
     def interrupted(*arguments):
         calls.append(1)
         if len(calls) == 3:
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
         return start(*arguments)
 
     monkeypatch.setattr(runner, "_start", interrupted)
-    code, out, _ = run(folder / "lesions", *common(folder), "--json", tmp_path / "r.json")
-    assert code == 130
+    usual = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+    before = signal.signal(number, usual)  # started by nohup, the tests themselves ignore SIGHUP
+    try:
+        code, out, _ = run(folder / "lesions", *common(folder), "--json", tmp_path / "r.json")
+        assert (code, signal.getsignal(number)) == (130, usual)
+    finally:
+        signal.signal(number, before)
     assert "cut short: 2 of 3 samples" in out
     report = read_json(tmp_path / "r.json")
     assert (len(report.samples), report.expected) == (2, 3)
+
+
+def test_a_disk_that_is_full_for_a_while_costs_nothing(folder, run, tmp_path, monkeypatch):
+    from activefreq_engine.eval import cli, report
+
+    write, calls = report.write_json, []
+
+    def full_at_first(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(*arguments)
+
+    monkeypatch.setattr(cli, "WRITE_EVERY", 0.0)
+    monkeypatch.setattr(report, "write_json", full_at_first)
+    code, out, err = run(folder / "lesions", *common(folder), "--json", tmp_path / "r.json")
+    assert (code, err.count("could not be written")) == (0, 1)
+    assert "| lesions | 3 |" in out
+    assert len(read_json(tmp_path / "r.json").samples) == 3
 
 
 def test_a_huge_limit_is_no_limit(folder, run):
