@@ -60,7 +60,7 @@ def expect(name: str, tensor: Tensor, *sides: int | None) -> None:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected [{wanted}]")
 
 
-class Op:
+class FusedOp:
     """A fused op with its two implementations, registered under its name.
 
     Args:

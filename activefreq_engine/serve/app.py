@@ -89,7 +89,7 @@ class PictureStatus(BaseModel):
     status: Status
 
 
-class StepAnswer(BaseModel):
+class StepReply(BaseModel):
     """The current object after a request."""
 
     changed: bool
@@ -218,43 +218,43 @@ def _session_routes(app: FastAPI, sessions: Sessions) -> None:
         async with work.lock:
             return work.state()
 
-    async def step(identity: str, op: ops.AnyOp, rle: bool) -> StepAnswer:
+    async def step(identity: str, op: ops.AnyOp, rle: bool) -> StepReply:
         work = await sessions.get(identity)
         changed = await work.perform(op)
         async with work.lock:
             mask = await work.mask(work.current)
             found = await work.run(masks.to_coco_rle, mask) if rle else None
-            return StepAnswer(
+            return StepReply(
                 changed=changed, object=work.describe(work.current), area=int(np.count_nonzero(mask)), rle=found
             )
 
     @app.post("/v1/sessions/{identity}/clicks")
-    async def click(identity: Identity, body: ops.ClickOp, rle: Rle = True) -> StepAnswer:
+    async def click(identity: Identity, body: ops.ClickOp, rle: Rle = True) -> StepReply:
         """Click on the current object."""
         return await step(identity, body, rle)
 
     @app.post("/v1/sessions/{identity}/prompts")
-    async def prompt(identity: Identity, body: ops.PromptBody, rle: Rle = True) -> StepAnswer:
+    async def prompt(identity: Identity, body: ops.PromptBody, rle: Rle = True) -> StepReply:
         """A click, a box, a scribble or a lasso on the current object; `op` says which, a click needs none."""
         return await step(identity, body, rle)
 
     @app.post("/v1/sessions/{identity}/mask")
-    async def load_mask(identity: Identity, body: ops.MaskOp, rle: Rle = True) -> StepAnswer:
+    async def load_mask(identity: Identity, body: ops.MaskOp, rle: Rle = True) -> StepReply:
         """Go on from a mask."""
         return await step(identity, body, rle)
 
     @app.post("/v1/sessions/{identity}/undo")
-    async def undo(identity: Identity, rle: Rle = True) -> StepAnswer:
+    async def undo(identity: Identity, rle: Rle = True) -> StepReply:
         """Take back the current object's last step."""
         return await step(identity, ops.UndoOp(), rle)
 
     @app.post("/v1/sessions/{identity}/redo")
-    async def redo(identity: Identity, rle: Rle = True) -> StepAnswer:
+    async def redo(identity: Identity, rle: Rle = True) -> StepReply:
         """Do the last undone step again."""
         return await step(identity, ops.RedoOp(), rle)
 
     @app.post("/v1/sessions/{identity}/reset")
-    async def reset(identity: Identity, rle: Rle = True) -> StepAnswer:
+    async def reset(identity: Identity, rle: Rle = True) -> StepReply:
         """Undo all of the current object's steps; redo brings them back."""
         return await step(identity, ops.ResetOp(), rle)
 

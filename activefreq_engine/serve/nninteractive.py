@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field
 from activefreq_engine.serve import packing
 from activefreq_engine.serve.errors import ConflictError, GoneError, ServeError, TooLargeError
 from activefreq_engine.serve.sessions import Sessions
-from activefreq_engine.serve.volume import Changed, Prompt, Volume
+from activefreq_engine.serve.volume import Changed, PromptedVolume, SlicePrompt
 
 LIVENESS_S = 60.0
 """A client that gives no sign for so long is gone."""
@@ -45,12 +45,12 @@ class Lease:
     """One client."""
 
     def __init__(self) -> None:
-        self.volume: Volume | None = None
+        self.volume: PromptedVolume | None = None
         self.dtype: np.dtype[Any] | None = None
         self.lock = asyncio.Lock()
         self.acted = self.alive = time.monotonic()
 
-    def opened(self) -> Volume:
+    def opened(self) -> PromptedVolume:
         """The client's image."""
         if self.volume is None:
             raise ConflictError("there is no image yet; call set_image first")
@@ -176,7 +176,7 @@ def add_routes(app: FastAPI, sessions: Sessions, read: Body) -> None:
             body = await threads(packing.pack, part)
         return Response(body, media_type="application/octet-stream", headers={"X-Meta": json.dumps(meta)})
 
-    async def prompted(lease: Lease, prompt: Prompt, run: bool) -> Response:
+    async def prompted(lease: Lease, prompt: SlicePrompt, run: bool) -> Response:
         volume = lease.opened()
         volume.queued.append(prompt)
         return await predict_queued(lease) if run else await answer(lease, False, None)
@@ -248,7 +248,7 @@ def add_routes(app: FastAPI, sessions: Sessions, read: Body) -> None:
             image = await array(request)
             if image.size > limits.pixels:
                 raise TooLargeError(f"the image has {image.size} values; this server takes {limits.pixels}")
-            volume = await threads(Volume, image, spacing, sessions.engine, sessions.batches)
+            volume = await threads(PromptedVolume, image, spacing, sessions.engine, sessions.batches)
             lease.close()
             lease.volume = volume
         return {"original_image_shape": list(image.shape)}

@@ -36,7 +36,7 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Picture:
+class Planes:
     """One or more slices of one size."""
 
     name: str
@@ -81,7 +81,7 @@ class Picture:
         return load_image(self.planes[index], window=window if self.windowed else None, copy=False)
 
 
-def read_picture(data: bytes, name: str, max_pixels: int) -> Picture:
+def read_picture(data: bytes, name: str, max_pixels: int) -> Planes:
     """Decode a picture or a volume.
 
     Args:
@@ -98,17 +98,17 @@ def read_picture(data: bytes, name: str, max_pixels: int) -> Picture:
         return _read_volume(data, name, max_pixels)
     height, width = image_size(data)
     _check(height * width, max_pixels, name)
-    return Picture(name, load_values(data, max_pixels=max_pixels)[None])
+    return Planes(name, load_values(data, max_pixels=max_pixels)[None])
 
 
-def _read_volume(data: bytes, name: str, max_pixels: int) -> Picture:
+def _read_volume(data: bytes, name: str, max_pixels: int) -> Planes:
     try:
         volume = load_volume(data, name=name, max_pixels=max_pixels)
     except TooManyPixelsError as error:
         raise TooLargeError(str(error)) from error
     place = volume.geometry
     geometry = {"origin": place.origin, "spacing": place.spacing, "direction": place.direction}
-    return Picture(name, volume.planes, geometry, volume.window)
+    return Planes(name, volume.planes, geometry, volume.window)
 
 
 def is_slide(path: Path, max_pixels: int) -> bool:
@@ -124,7 +124,7 @@ def is_slide(path: Path, max_pixels: int) -> bool:
         return False
 
 
-def read_region(path: Path, name: str, box: Box | None) -> Picture:
+def read_region(path: Path, name: str, box: Box | None) -> Planes:
     """A part of a slide, from the finest level at which it has at most `REGION_PIXELS`; all of it by default.
 
     Args:
@@ -147,7 +147,7 @@ def read_region(path: Path, name: str, box: Box | None) -> Picture:
     shrink = (pixels.shape[0] * pixels.shape[1] / REGION_PIXELS) ** 0.5
     if shrink > 1:
         pixels = cv2.resize(pixels, None, fx=1 / shrink, fy=1 / shrink, interpolation=cv2.INTER_AREA)
-    return Picture(Path(name).name, pixels[None], region=region)
+    return Planes(Path(name).name, pixels[None], region=region)
 
 
 def _check(pixels: int, most: int, name: str) -> None:

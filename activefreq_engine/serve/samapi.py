@@ -30,7 +30,7 @@ PATH = "/sam/"
 Pixel = Annotated[list[int], Field(min_length=2, max_length=2)]
 
 
-class Ask(BaseModel):
+class SamApiRequest(BaseModel):
     """Prompts for one object; coordinates are (x, y) in pixels of the picture that comes along."""
 
     type: str | None = None
@@ -57,7 +57,7 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
 
     recent = Recent(opened, sessions.limits.pixels)
 
-    def answer(ask: Ask) -> list[dict[str, Any]]:
+    def answer(ask: SamApiRequest) -> list[dict[str, Any]]:
         if ask.b64mask is not None:
             raise ServeError("a mask to begin with (b64mask) is not supported; give points or a box")
         if not ask.point_coords and ask.bbox is None:
@@ -82,7 +82,7 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
     tagged: dict[str, Any] = {"tags": ["samapi"]}
 
     @app.post(PATH, **tagged)
-    async def predict(body: Ask) -> list[dict[str, Any]]:
+    async def predict(body: SamApiRequest) -> list[dict[str, Any]]:
         """Outlines for a point, some points or a box; one, or three if `multimask_output`."""
         return await asyncio.get_running_loop().run_in_executor(sessions.threads, answer, body)
 

@@ -22,7 +22,7 @@ from activefreq_engine.serve import ops
 from activefreq_engine.serve.batches import Batches
 from activefreq_engine.serve.errors import ConflictError, FullError, GoneError, NotFoundError, TooLargeError
 from activefreq_engine.serve.journal import Journal, Journals
-from activefreq_engine.serve.pictures import Folder, Picture, is_slide, read_picture, read_region
+from activefreq_engine.serve.pictures import Folder, Planes, is_slide, read_picture, read_region
 from activefreq_engine.serve.progress import Progress
 from activefreq_engine.serve.work import Work
 
@@ -243,10 +243,10 @@ class Sessions:
         _log.info("session %s is back from its journal", identity)
         return work
 
-    async def _picture_of(self, journal: Journal, event: dict[str, Any]) -> Picture:
+    async def _picture_of(self, journal: Journal, event: dict[str, Any]) -> Planes:
         if "box" in event:
             path = self.folder_or_refuse()[0].path(event["path"])
-            picture: Picture = await self._run(read_region, path, event["path"], event["box"] and tuple(event["box"]))
+            picture: Planes = await self._run(read_region, path, event["path"], event["box"] and tuple(event["box"]))
             if await self._run(_fingerprint, picture) != event["sha256"]:
                 raise ConflictError(
                     f"the slide {event['name']} is not the one that was clicked on; bring that one back"
@@ -260,10 +260,10 @@ class Sessions:
             raise ConflictError(f"the picture {event['name']} is not the one that was clicked on; bring that one back")
         return await self._decode(data, event["name"])
 
-    async def _decode(self, data: bytes, name: str) -> Picture:
+    async def _decode(self, data: bytes, name: str) -> Planes:
         if len(data) > self.limits.upload:
             raise TooLargeError(f"the picture has {len(data)} bytes; this server takes {self.limits.upload}")
-        picture: Picture = await self._run(read_picture, data, name, self.limits.pixels)
+        picture: Planes = await self._run(read_picture, data, name, self.limits.pixels)
         if len(data) + picture.planes.nbytes > self.limits.bytes:
             raise TooLargeError(f"the picture needs {picture.planes.nbytes} bytes; a session takes {self.limits.bytes}")
         return picture
@@ -272,7 +272,7 @@ class Sessions:
         return await asyncio.get_running_loop().run_in_executor(self.threads, function, *arguments)
 
 
-def _fingerprint(picture: Picture) -> str:
+def _fingerprint(picture: Planes) -> str:
     return hashlib.sha256(np.ascontiguousarray(picture.planes).data).hexdigest()
 
 

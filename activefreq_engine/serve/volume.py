@@ -37,7 +37,7 @@ Changed = list[list[int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class SlicePrompt:
     """What was said about one slice, as one step of the client."""
 
     place: Place
@@ -56,7 +56,7 @@ class _Before:
     session: Session
 
 
-class Volume:
+class PromptedVolume:
     """An image `[C, X, Y, Z]` with C 1 or 3, and the mask that prompts make in it.
 
     The slice axis is the one that the last flat prompt was flat along; before the first, an axis of length 1, else the
@@ -70,34 +70,34 @@ class Volume:
         self.shape = image.shape[1:]
         self.axis = _first_axis(self.shape, spacing)
         self.mask = np.zeros(self.shape, np.bool_)
-        self.queued: list[Prompt] = []
+        self.queued: list[SlicePrompt] = []
         self._engine, self._batches = engine, batches
         self._sessions: OrderedDict[Place, Session] = OrderedDict()
         self._before: list[_Before] = []
 
     # --- prompts ---
 
-    def point(self, at: Sequence[int], positive: bool) -> Prompt:
+    def point(self, at: Sequence[int], positive: bool) -> SlicePrompt:
         """A prompt of one voxel."""
         if len(at) != 3 or not all(0 <= a < n for a, n in zip(at, self.shape, strict=True)):
             raise ServeError(f"the point {list(at)} is outside the image of shape {list(self.shape)}")
-        return Prompt((self.axis, at[self.axis]), (self._click(at, self.axis, positive),))
+        return SlicePrompt((self.axis, at[self.axis]), (self._click(at, self.axis, positive),))
 
-    def scribble(self, drawn: NDArray[np.bool_], offset: Sequence[int], positive: bool) -> Prompt:
+    def scribble(self, drawn: NDArray[np.bool_], offset: Sequence[int], positive: bool) -> SlicePrompt:
         """A prompt of the voxels of a stroke in one slice."""
         place, plane, (left, top) = self._flat(drawn, offset, "scribble")
         lines = [[(x + left + 0.5, y + top + 0.5) for x, y in line] for line in paths(plane)]
-        return Prompt(place, tuple(Scribble(tuple(line), positive) for line in lines))
+        return SlicePrompt(place, tuple(Scribble(tuple(line), positive) for line in lines))
 
-    def lasso(self, drawn: NDArray[np.bool_], offset: Sequence[int], positive: bool) -> Prompt:
+    def lasso(self, drawn: NDArray[np.bool_], offset: Sequence[int], positive: bool) -> SlicePrompt:
         """A prompt of what a closed line in one slice encloses: its voxels, or those of the line alone."""
         place, plane, (left, top) = self._flat(drawn, offset, "lasso")
         rings = sorted((p.exterior for p in to_polygons(plane, holes="drop")), key=_extent, reverse=True)[:MOST_LINES]
         corner = np.array([left, top], np.float64)
         rings = [(ring[:: len(ring) // CORNERS + 1] + corner).tolist() for ring in rings]
-        return Prompt(place, tuple(Lasso(tuple((x, y) for x, y in ring), positive) for ring in rings))
+        return SlicePrompt(place, tuple(Lasso(tuple((x, y) for x, y in ring), positive) for ring in rings))
 
-    def box(self, corners: Sequence[Sequence[int]], positive: bool) -> Prompt:
+    def box(self, corners: Sequence[Sequence[int]], positive: bool) -> SlicePrompt:
         """A prompt of a box ``[[low, high], ...]`` in one slice, half-open."""
         if not all(0 <= low < high <= n for (low, high), n in zip(corners, self.shape, strict=True)):
             raise ServeError(f"the box {[list(c) for c in corners]} is empty or outside the image {list(self.shape)}")
@@ -110,8 +110,8 @@ class Volume:
         place = self.axis, corners[self.axis][0]
         if not positive:
             ring = ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
-            return Prompt(place, (Lasso(tuple((float(x), float(y)) for x, y in ring), False),))
-        return Prompt(place, (BoxPrompt(x0, y0, x1, y1),), adds=True)
+            return SlicePrompt(place, (Lasso(tuple((float(x), float(y)) for x, y in ring), False),))
+        return SlicePrompt(place, (BoxPrompt(x0, y0, x1, y1),), adds=True)
 
     def _flat(
         self, drawn: NDArray[np.bool_], offset: Sequence[int], what: str
@@ -136,14 +136,14 @@ class Volume:
 
     # --- what changes the mask ---
 
-    async def run(self, prompts: Sequence[Prompt], threads: Callable[..., Any]) -> Changed | None:
+    async def run(self, prompts: Sequence[SlicePrompt], threads: Callable[..., Any]) -> Changed | None:
         """Carry out prompts; the box around what changed."""
         before = self.mask.copy()
         for prompt in prompts:
             await self._apply(prompt, threads)
         return _box(before, self.mask)
 
-    async def _apply(self, prompt: Prompt, threads: Callable[..., Any]) -> None:
+    async def _apply(self, prompt: SlicePrompt, threads: Callable[..., Any]) -> None:
         shown = self._shown(prompt.place)
         session = self._sessions.get(prompt.place)
         if session is None:

@@ -23,7 +23,7 @@ from activefreq_engine.serve import ops
 from activefreq_engine.serve.batches import Batches
 from activefreq_engine.serve.errors import ConflictError, NotFoundError, ServeError, TooLargeError
 from activefreq_engine.serve.journal import Journal
-from activefreq_engine.serve.pictures import Picture
+from activefreq_engine.serve.pictures import Planes
 
 OBJECTS = 1000
 """Most objects of a session."""
@@ -94,7 +94,7 @@ class Work:
         most_steps: int,
     ) -> None:
         self.id = identity
-        self.picture: Picture | None = None
+        self.picture: Planes | None = None
         self.objects: dict[int, str] = {1: ""}
         """Number -> name, oldest first."""
         self.current = 1
@@ -116,7 +116,7 @@ class Work:
 
     # --- the picture ---
 
-    async def set_picture(self, picture: Picture, source: dict[str, Any]) -> None:
+    async def set_picture(self, picture: Planes, source: dict[str, Any]) -> None:
         """Start on a picture; `source` is what the journal keeps of where it came from."""
         async with self.lock:
             if self._journal is not None:
@@ -124,7 +124,7 @@ class Work:
                 await self.run(self._journal.sync)
             self.begin(picture)
 
-    def begin(self, picture: Picture) -> None:
+    def begin(self, picture: Planes) -> None:
         """A picture, and nothing done on it."""
         self._let_go()
         self.picture = picture
@@ -133,7 +133,7 @@ class Work:
         self.window = picture.default_window() if picture.windowed else None
         self.version += 1
 
-    def opened(self) -> Picture:
+    def opened(self) -> Planes:
         """The picture.
 
         Raises:
@@ -412,7 +412,7 @@ class Work:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
 
-def _decode(op: ops.MaskOp, picture: Picture) -> NDArray[np.bool_]:
+def _decode(op: ops.MaskOp, picture: Planes) -> NDArray[np.bool_]:
     try:
         data = base64.b64decode(op.png, validate=True)
     except ValueError as error:

@@ -53,7 +53,7 @@ class Parameters(BaseModel):
     """How far corners of a polygon may move, as a share of the outline's length."""
 
 
-class Ask(BaseModel):
+class XAnyLabelingRequest(BaseModel):
     """A picture, as a data URI, and what is marked on it."""
 
     model: str
@@ -66,7 +66,7 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
     recent = Recent(partial(Prompted, sessions.engine), sessions.limits.pixels)
     tagged: dict[str, Any] = {"tags": ["X-AnyLabeling"]}
 
-    def answer(ask: Ask) -> dict[str, Any]:
+    def answer(ask: XAnyLabelingRequest) -> dict[str, Any]:
         points, box = _prompts(ask.params.marks)
         if not points[1] and box is None:  # nothing is inside yet
             return {"shapes": [], "replace": False}
@@ -96,7 +96,7 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
         return {"success": True, "data": {sessions.engine.name: model}}
 
     @app.post(PREDICT, **tagged)
-    async def predict(body: Ask) -> dict[str, Any]:
+    async def predict(body: XAnyLabelingRequest) -> dict[str, Any]:
         """Polygons around what is marked."""
         if body.model != sessions.engine.name:
             raise NotFoundError(f"there is no model {body.model!r} here; this server runs {sessions.engine.name}")

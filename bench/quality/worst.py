@@ -35,7 +35,7 @@ TRUTH, INK, PAPER = (240, 228, 66), (30, 30, 30), (255, 255, 255)
 
 
 @dataclass(frozen=True)
-class Failure:
+class HardCase:
     """One sample: image uint8 `[H, W, 3]`, truth int8 `[H, W]`, and its masks, bool `[H, W]`, after `SHOWN` clicks."""
 
     title: str
@@ -51,7 +51,7 @@ def worst(report: Report, count: int) -> list[int]:
     return [int(i) for i in np.lexsort((curves[:, 1], -metrics.noc(curves, 0.9)))[:count]]
 
 
-def replay(session: Session, data: Dataset, report: Report, number: int) -> Failure:
+def replay(session: Session, data: Dataset, report: Report, number: int) -> HardCase:
     """Make the first clicks of a sample's run again.
 
     Raises:
@@ -72,10 +72,10 @@ def replay(session: Session, data: Dataset, report: Report, number: int) -> Fail
     needed = int(metrics.noc(report.curves[number : number + 1], 0.9)[0])
     reached = max(run.ious) >= 0.9
     title = f"{sample.id}: {needed} clicks" if reached else f"{sample.id}: not in {needed} clicks"
-    return Failure(title, image, truth, run.clicks, tuple(masks[min(k, len(masks)) - 1] for k in SHOWN))
+    return HardCase(title, image, truth, run.clicks, tuple(masks[min(k, len(masks)) - 1] for k in SHOWN))
 
 
-def panels(case: Failure) -> list[NDArray[np.uint8]]:
+def panels(case: HardCase) -> list[NDArray[np.uint8]]:
     """The whole image, then each mask with its clicks from closer by; the true outline in all.
 
     Returns:
@@ -100,7 +100,7 @@ def window(pixels: NDArray[np.bool_]) -> Box:
     return left, top, left + across, top + down
 
 
-def _panel(case: Failure, box: Box, mask: NDArray[np.bool_] | None, clicks: Sequence[Click]) -> NDArray[np.uint8]:
+def _panel(case: HardCase, box: Box, mask: NDArray[np.bool_] | None, clicks: Sequence[Click]) -> NDArray[np.uint8]:
     x0, y0, x1, y1 = box
     scale = PANEL / max(x1 - x0, y1 - y0)
     size = max(1, round((x1 - x0) * scale)), max(1, round((y1 - y0) * scale))
@@ -120,7 +120,7 @@ def _panel(case: Failure, box: Box, mask: NDArray[np.bool_] | None, clicks: Sequ
     return draw_prompts(picture, moved)
 
 
-def sheet(cases: Sequence[Failure], ious: Sequence[Sequence[float]]) -> Image.Image:
+def sheet(cases: Sequence[HardCase], ious: Sequence[Sequence[float]]) -> Image.Image:
     """All cases on one page, `COLUMNS` beside each other, column by column; a line of text above each."""
     rows = -(-len(cases) // COLUMNS)
     across = (1 + len(SHOWN)) * (PANEL + GAP) + 3 * GAP

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import operators
 from ..arguments import check_no_gradient
-from ..fused import Op, cannot, expect
+from ..fused import FusedOp, cannot, expect
 from .reference import attention as _reference
 
 __all__ = ["attention"]
@@ -111,7 +111,7 @@ def _limits(
     return cannot(x.shape[-1])
 
 
-op = Op("attention", _reference, _outputs, _limits)
+op = FusedOp("attention", _reference, _outputs, _limits)
 
 
 def _run(

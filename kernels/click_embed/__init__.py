@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import operators
 from ..arguments import check_no_gradient
-from ..fused import Op, expect
+from ..fused import FusedOp, expect
 from .reference import click_embed as _reference
 
 __all__ = ["click_embed", "taps_of"]
@@ -101,7 +101,7 @@ def _limits(
     return f"{c} channels; offered are powers of two, 16 to 128" if c < 16 or c > 128 or c & (c - 1) else ""
 
 
-op = Op("click_embed", _reference, _outputs, _limits)
+op = FusedOp("click_embed", _reference, _outputs, _limits)
 
 
 def _run(

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import operators
 from ..arguments import check_no_gradient
-from ..fused import Op, expect
+from ..fused import FusedOp, expect
 from .reference import click_head as _reference
 
 __all__ = ["click_head"]
@@ -97,7 +97,7 @@ def _limits(
     return f"{e} channels; offered are multiples of 32" if e % 32 else ""
 
 
-op = Op("click_head", _reference, _outputs, _limits, written=("levels", "total"))
+op = FusedOp("click_head", _reference, _outputs, _limits, written=("levels", "total"))
 
 
 def _run(

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import operators
 from ..arguments import check_no_gradient
-from ..fused import Op, cannot, expect
+from ..fused import FusedOp, cannot, expect
 from .reference import conv_ffn as _reference
 
 __all__ = ["conv_ffn"]
@@ -98,7 +98,7 @@ def _limits(h: Tensor, x: Tensor, *rest: object) -> str:
     return cannot(x.shape[-1])
 
 
-op = Op("conv_ffn", _reference, _outputs, _limits)
+op = FusedOp("conv_ffn", _reference, _outputs, _limits)
 
 
 def _run(

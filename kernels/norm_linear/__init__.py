@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import operators
 from ..arguments import check_no_gradient
-from ..fused import Op, cannot, expect
+from ..fused import FusedOp, cannot, expect
 from .reference import norm_linear as _reference
 
 __all__ = ["norm_linear"]
@@ -67,7 +67,7 @@ def _limits(
     return cannot(x.shape[-1])
 
 
-op = Op("norm_linear", _reference, _outputs, _limits)
+op = FusedOp("norm_linear", _reference, _outputs, _limits)
 
 
 def _run(

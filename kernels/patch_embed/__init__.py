@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import operators
 from ..arguments import check_no_gradient
-from ..fused import Op, cannot, expect
+from ..fused import FusedOp, cannot, expect
 from .reference import patch_embed as _reference
 
 __all__ = ["patch_embed"]
@@ -71,7 +71,7 @@ def _limits(
     return cannot(x.shape[-1]) or cannot(c)
 
 
-op = Op("patch_embed", _reference, _outputs, _limits)
+op = FusedOp("patch_embed", _reference, _outputs, _limits)
 
 
 def _run(

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import operators
 from ..arguments import check_no_gradient
-from ..fused import Op, cannot, expect
+from ..fused import FusedOp, cannot, expect
 from .reference import point_ffn as _reference
 
 __all__ = ["point_ffn", "weights_of"]
@@ -103,7 +103,7 @@ def _limits(
     return cannot(x.shape[-1])
 
 
-op = Op("point_ffn", _reference, _outputs, _limits)
+op = FusedOp("point_ffn", _reference, _outputs, _limits)
 
 
 def _run(

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import operators
 from ..arguments import check_no_gradient
-from ..fused import Op, cannot, expect
+from ..fused import FusedOp, cannot, expect
 from .reference import reduce_kv as _reference
 
 __all__ = ["reduce_kv"]
@@ -68,7 +68,7 @@ def _limits(x: Tensor, reduce_weight: Tensor, reduce_bias: Tensor, kv_weight: Te
     return cannot(c)
 
 
-op = Op("reduce_kv", _reference, _outputs, _limits)
+op = FusedOp("reduce_kv", _reference, _outputs, _limits)
 
 
 def _run(

@@ -83,7 +83,7 @@ def test_the_window_surrounds_all_pixels(box, expected):
 def test_clicks_are_drawn_where_they_fall():
     truth = np.zeros((H, W), np.int8)
     truth[20:50, 40:80] = 1
-    case = worst.Failure("", np.full((H, W, 3), 128, np.uint8), truth, (Click(45, 25),), (truth == 1,) * 3)
+    case = worst.HardCase("", np.full((H, W, 3), 128, np.uint8), truth, (Click(45, 25),), (truth == 1,) * 3)
     whole, near = worst.panels(case)[:2]
     assert whole.shape == (round(H * worst.PANEL / W), worst.PANEL, 3)
     left, top, right, _ = worst.window(truth == 1)

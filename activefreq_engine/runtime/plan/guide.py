@@ -47,7 +47,7 @@ def _fold(module: nn.Module) -> None:
             _fold(child)
 
 
-class Projections(layers.Layer):
+class Projections(layers.PlanLayer):
     """`models.guide.Guide.forward` on `[B, H, W, C]`; a LayerNorm's scale and shift commute with the means over
     squares, so the projections take them over."""
 

@@ -20,7 +20,7 @@ from activefreq_engine.runtime.plan.packed import Activation
 from activefreq_engine.runtime.plan.rewrites import Affine
 
 
-class Layer(nn.Module):
+class PlanLayer(nn.Module):
     """A module that is called without the hooks of `nn.Module`, which nobody sets here: 200 calls a click add up."""
 
     def __call__(self, *args: Any) -> Any:
@@ -39,7 +39,7 @@ def activated(x: Tensor, then: Activation) -> Tensor:
     return x if then == "none" else torch.ops.aten.gelu_(x)
 
 
-class Linear(Layer):
+class Linear(PlanLayer):
     """`[..., I]` -> `[..., O]`, then an activation, or plus `residual` if there is one."""
 
     def __init__(self, affine: Affine | Tensor, then: Activation = "none") -> None:
@@ -60,7 +60,7 @@ class Linear(Layer):
         self.weight = nn.Parameter(packed.linear_weight(self.weight), requires_grad=False)
 
 
-class Conv(Layer):
+class Conv(PlanLayer):
     """A convolution on `[B, H, W, C]`, then an activation."""
 
     def __init__(self, affine: Affine, conv: nn.Conv2d, then: Activation = "none") -> None:
@@ -87,7 +87,7 @@ class Conv(Layer):
         self.weight = nn.Parameter(weight, requires_grad=False)
 
 
-class NarrowConv(Layer):
+class NarrowConv(PlanLayer):
     """A 3x3 convolution, padded by one pixel, to a few channels: `[B, H, W, I]` -> `[B, O, H, W]`.
 
     One product with all taps, which are then moved to their places and added up.  torch's convolution to two channels
@@ -108,7 +108,7 @@ class NarrowConv(Layer):
         return F.fold(self.taps @ x.view(b, h * w, c).mT, (h, w), 3, padding=1).add_(self.bias)
 
 
-class Norm(Layer):
+class Norm(PlanLayer):
     """LayerNorm over the last axis; `bare`: without scale and shift, which the next layer has taken over."""
 
     def __init__(self, norm: nn.LayerNorm, *, bare: bool = False) -> None:
@@ -122,7 +122,7 @@ class Norm(Layer):
         return torch.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
 
 
-class Embed(Layer):
+class Embed(PlanLayer):
     """`mit.OverlapPatchEmbed`: `[B, H, W, I]` -> `[B, H / stride, W / stride, O]`."""
 
     def __init__(self, embed: OverlapPatchEmbed) -> None:
@@ -134,7 +134,7 @@ class Embed(Layer):
         return self.norm(self.proj(x))
 
 
-class Attention(Layer):
+class Attention(PlanLayer):
     """`norm`, `mit.EfficientAttention` and the residual."""
 
     def __init__(self, norm: nn.LayerNorm, attention: EfficientAttention) -> None:
@@ -167,7 +167,7 @@ class Attention(Layer):
         return self.proj(y.transpose(1, 2).reshape(b, h, w, c), residual)
 
 
-class FFN(Layer):
+class FFN(PlanLayer):
     """`norm`, `mit.MixFFN` and the residual."""
 
     def __init__(self, norm: nn.LayerNorm, ffn: MixFFN) -> None:
@@ -181,7 +181,7 @@ class FFN(Layer):
         return self.fc2(self.dwconv(self.fc1(self.norm(x))), x)
 
 
-class Block(Layer):
+class Block(PlanLayer):
     """`mit.MiTBlock` in evaluation mode."""
 
     def __init__(self, block: MiTBlock) -> None:
@@ -193,7 +193,7 @@ class Block(Layer):
         return self.ffn(self.attention(x))
 
 
-class Stage(Layer):
+class Stage(PlanLayer):
     """`mit.MiTStage`: `[B, H, W, I]` -> `[B, H / stride, W / stride, O]`."""
 
     def __init__(self, stage: MiTStage) -> None:
@@ -208,7 +208,7 @@ class Stage(Layer):
         return self.norm(self.blocks(tokens if added is None else tokens.add_(added)))
 
 
-class OnMaps(Layer):
+class OnMaps(PlanLayer):
     """A module that works on `[B, C, H, W]`, for use on `[B, H, W, C]`."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -219,7 +219,7 @@ class OnMaps(Layer):
         return self.module(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-class AsItIs(Layer):
+class AsItIs(PlanLayer):
     """A module that computes in the precision of its own weights; its result has the dtype of its input."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -231,7 +231,7 @@ class AsItIs(Layer):
         return self.module(x.to(self.dtype)).to(x.dtype)
 
 
-class PointwiseFFN(Layer):
+class PointwiseFFN(PlanLayer):
     """`norm2`, the FFN and the second residual of a `freqnet.FreqBlock`."""
 
     def __init__(self, block: FreqBlock) -> None:
@@ -244,7 +244,7 @@ class PointwiseFFN(Layer):
         return self.fc2(self.fc1(self.norm(x)), x)
 
 
-class Frequency(Layer):
+class Frequency(PlanLayer):
     """`freqnet.FreqBlock`, put together from what all map sizes share and the FreqModule of one map size."""
 
     def __init__(self, norm: nn.Module, spectral: nn.Module, ffn: nn.Module) -> None:

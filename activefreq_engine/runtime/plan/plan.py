@@ -113,7 +113,7 @@ class ClickModule(nn.Module):
         return Coarse(upsample(logits, clicks.shape[2:]), fused.permute(0, 3, 1, 2))
 
 
-class Separable(layers.Layer):
+class Separable(layers.PlanLayer):
     """`refiner.SeparableBlock` with its norms folded, on `[B, H, W, C]`."""
 
     def __init__(self, block: SeparableBlock) -> None:
@@ -342,7 +342,7 @@ class Folded:
                 part.to(self._dtype)
             if self._pack and isinstance(part, (layers.Linear, layers.Conv)):
                 part.pack()
-            if isinstance(part, layers.Layer):
+            if isinstance(part, layers.PlanLayer):
                 part.settle()
         return module
 

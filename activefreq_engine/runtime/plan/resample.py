@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from activefreq_engine.runtime.plan.layers import Layer
+from activefreq_engine.runtime.plan.layers import PlanLayer
 
 
-class SumEnlarged(Layer):
+class SumEnlarged(PlanLayer):
     """`first + upsample(part) + ...` for parts of fixed sizes, by matrix products.
 
     Along each axis an enlargement is a matrix.  The parts are enlarged along the width, laid under one another, and

@@ -27,7 +27,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 NUMBERS = 99_991
 """Random numbers that are drawn; a prime."""
 
-Layer = Linear | Conv | nn.Conv2d
+PackedLayer = Linear | Conv | nn.Conv2d
 KINDS = (Linear, Conv, nn.Conv2d)
 _Case = tuple[Any, ...]
 
@@ -63,7 +63,7 @@ def fingerprint(modules: Iterable[nn.Module]) -> str:
     return hashlib.sha256(repr(list(map(_weights, _layers(modules)))).encode()).hexdigest()[:16]
 
 
-def _check(layers: list[Layer], run: Callable[[], Any]) -> Iterator[Part]:
+def _check(layers: list[PackedLayer], run: Callable[[], Any]) -> Iterator[Part]:
     with _recording(layers) as cases:
         run()
     numbers = torch.randn(NUMBERS, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
@@ -93,7 +93,7 @@ def _random(shape: Sequence[int], numbers: Tensor) -> Tensor:
     return numbers.repeat(-(-count // NUMBERS))[:count].view(tuple(shape))
 
 
-def _reference(layer: Layer, x: Tensor, residual: Tensor | None = None) -> Tensor:
+def _reference(layer: PackedLayer, x: Tensor, residual: Tensor | None = None) -> Tensor:
     """In float32, which has been right wherever half precision was not, by torch's own layers."""
     weight = (layer.weight.to_dense() if layer.weight.is_mkldnn else layer.weight).float()
     bias = None if layer.bias is None else layer.bias.float()
@@ -109,7 +109,7 @@ def _reference(layer: Layer, x: Tensor, residual: Tensor | None = None) -> Tenso
     return {"none": lambda t: t, "relu": F.relu, "gelu": F.gelu}[layer.then](y)
 
 
-def _name(layer: Layer, shape: Sequence[int]) -> str:
+def _name(layer: PackedLayer, shape: Sequence[int]) -> str:
     if isinstance(layer, Linear):
         kind = "linear layer"
     else:
@@ -118,17 +118,17 @@ def _name(layer: Layer, shape: Sequence[int]) -> str:
     return f"the {kind} from {'x'.join(map(str, shape[1:]))} to {layer.weight.shape[0]} channels"
 
 
-def _layers(modules: Iterable[nn.Module]) -> list[Layer]:
+def _layers(modules: Iterable[nn.Module]) -> list[PackedLayer]:
     return list(dict.fromkeys(p for m in modules for p in m.modules() if isinstance(p, KINDS)))
 
 
 @contextmanager
-def _recording(layers: list[Layer]) -> Iterator[dict[_Case, Layer]]:
+def _recording(layers: list[PackedLayer]) -> Iterator[dict[_Case, PackedLayer]]:
     """Fills a dict of what is called, with a layer for all that oneDNN cannot tell apart: by `_weights`, shape and
     strides of the input, and shape of the residual."""
-    cases: dict[_Case, Layer] = {}
+    cases: dict[_Case, PackedLayer] = {}
 
-    def recorded(layer: Layer) -> Callable[..., Tensor]:
+    def recorded(layer: PackedLayer) -> Callable[..., Tensor]:
         run = layer.forward
 
         def forward(x: Tensor, *residual: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def _recording(layers: list[Layer]) -> Iterator[dict[_Case, Layer]]:
             layer.__dict__.pop("forward", None)
 
 
-def _weights(layer: Layer) -> _Case:
+def _weights(layer: PackedLayer) -> _Case:
     """What a layer has in common with those that run by the same kernel."""
     how = () if isinstance(layer, Linear) else (layer.stride, layer.padding, layer.groups)
     then = "none" if isinstance(layer, nn.Conv2d) else layer.then
