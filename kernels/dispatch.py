@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import logging
 import os
 import pkgutil
@@ -77,9 +78,10 @@ class Implementation:
         """Fingerprint of the op's folder and of what all ops share."""
         from . import verification
 
-        # the module's own file: what `inspect` finds through the function's code is a relative path in a frozen program
-        own = self.folder or Path(str(sys.modules[self.run.__module__].__file__)).parent
-        return verification.source(own, Path(__file__).parent)
+        # the module's own file: in a frozen program `inspect` finds a relative path, through the function's code;
+        # but a program that is typed in has none
+        file = getattr(sys.modules[self.run.__module__], "__file__", None) or inspect.getfile(self.run)
+        return verification.source(self.folder or Path(file).parent, Path(__file__).parent)
 
 
 _registry: dict[str, dict[str, Implementation]] = {}
