@@ -2,10 +2,13 @@
 
 import contextlib
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from activefreq_engine.errors import ActiveFreqError, FileWriteError, InvalidArgumentError
 
@@ -84,4 +87,8 @@ def beside(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError):
             with _writing(path):
                 raise
+        number = re.search(r"os error (\d+)", str(error)) if isinstance(error, SafetensorError) else None
+        if number is not None:  # its writer hides the system's error in its own
+            with _writing(path):
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
         raise

@@ -6,9 +6,16 @@ import stat
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from activefreq_engine import masks
+from activefreq_engine import FileWriteError, masks
 from activefreq_engine.files import beside, write_file
+
+try:
+    import resource
+except ImportError:
+    resource = None
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch, rng):
@@ -50,6 +57,20 @@ def test_what_writes_to_a_path_replaces_it_as_a_whole(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
+@pytest.mark.skipif(resource is None, reason="only POSIX limits the size of files")
+def test_weights_that_find_no_room_end_in_an_error_of_ours(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(FileWriteError) as caught, beside(path) as partial:
+            save_file({"w": torch.zeros(1000)}, partial)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG
+    assert not list(tmp_path.iterdir())
+
+
 def test_permissions_links_and_other_targets(tmp_path):
     umask = os.umask(0o027)
     try:

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from activefreq_engine.models import FreqFormer
 
 _log = logging.getLogger(__name__)
+_UNREADY = "the engine is not ready for every shape; first clicks may take longer: %s"
 
 MOST_SESSIONS = 500  # that one `click_batch` serves
 _POLL = 0.001  # seconds between two looks whether it is one's turn
@@ -206,7 +207,10 @@ class Session:
             height, width = network_shape(scene.picture.bounds, engine.size)
             shapes.sort(key=lambda shape: abs(shape[0] - height) + abs(shape[1] - width))
         if truth("background", background):
-            threading.Thread(target=self._warm, args=(engine, shapes), name="activefreq-warmup").start()
+            try:
+                threading.Thread(target=self._warm, args=(engine, shapes), name="activefreq-warmup").start()
+            except RuntimeError as error:  # no thread to be had
+                _log.warning(_UNREADY, error)
             return
         for shape in shapes:
             engine.warmup(*shape)
@@ -218,7 +222,7 @@ class Session:
             try:
                 engine.warmup(*shape)
             except ActiveFreqError as error:
-                _log.warning("the engine is not ready for every shape; first clicks may take longer: %s", error)
+                _log.warning(_UNREADY, error)
                 return
 
     @property

@@ -286,6 +286,14 @@ def test_a_warm_up_in_the_background(monkeypatch, caplog):
     wait()
     assert len(warmed) == 3  # and no more after one that failed
     assert "first clicks may take longer: there is not enough memory" in caplog.text
+
+    def no_thread(self):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        session.warmup(background=True)
+    assert "first clicks may take longer: can't start new thread" in caplog.text
     warmed.clear()
     go_on.clear()
     first.clear()
