@@ -38,6 +38,19 @@ class FreqFormerConfig:
     guide: str | None = None  # a frozen encoder that sees the image alone, see `models.guide`
 
 
+BOUNDS: dict[str, tuple[type, float, float]] = {
+    "embed_dim": (int, 1, 8192),
+    "freq_depth": (int, 1, 16),
+    "ffn_ratio": (int, 1, 16),
+    "drop_path": (float, 0, 0.999),
+    "refiner_width": (int, 0, 1024),
+    "refine_size": (int, 8, 4096),
+    "click_radius": (float, 0.5, 100),
+}
+"""Of each number in a configuration: its type, and what it may be.  Some say nothing about the shape of any weight, so
+a file may hold any of them: without bounds one could ask for a million blocks or for a crop of terabytes."""
+
+
 class ImageFeatures(NamedTuple):
     """What depends on the image alone and may be kept for every further click on the same crop."""
 
@@ -73,6 +86,10 @@ class FreqFormer(nn.Module):
     def __init__(self, config: FreqFormerConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or FreqFormerConfig()
+        for name, (kind, low, high) in BOUNDS.items():
+            value = getattr(config, name)
+            if type(value) not in (int, kind) or not low <= value <= high:
+                raise ValueError(f"{name} is {value!r:.40}; allowed: {kind.__name__} from {low} to {high}")
         self.encoder = build_encoder(config.encoder, config.drop_path)
         channels = self.encoder.spec.channels
         self.guide: Guide | None = None

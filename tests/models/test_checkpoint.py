@@ -197,6 +197,25 @@ def test_weights_that_do_not_fit(saved: Path) -> None:
         refused(saved, f"{name} is not finite")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("freq_depth", 10**6),
+        ("refine_size", 10**7),
+        ("refine_size", 192.5),
+        ("click_radius", float("nan")),
+        ("drop_path", "0.1"),
+        ("ffn_ratio", True),
+    ],
+)
+def test_numbers_that_no_weight_contradicts_are_bounded(saved: Path, name: str, value: object) -> None:
+    """A million blocks would be built for an hour, and a crop of ten million pixels a side be cut at the first click."""
+    tensors, header = parts(saved)
+    config = {**json.loads(header["config"]), name: value}
+    rewrite(saved, tensors, {**header, "config": json.dumps(config)})
+    refused(saved, name, "allowed")
+
+
 def test_expected_configuration(model: FreqFormer, saved: Path) -> None:
     load_checkpoint(saved, expected=model.config)
     with pytest.raises(ModelLoadError, match="embed_dim: 8 in the file, 16 wanted"):
