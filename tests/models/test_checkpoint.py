@@ -209,7 +209,7 @@ def test_weights_that_do_not_fit(saved: Path) -> None:
     ],
 )
 def test_numbers_that_no_weight_contradicts_are_bounded(saved: Path, name: str, value: object) -> None:
-    """A million blocks would be built for an hour, and a crop of ten million pixels a side be cut at the first click."""
+    """A million blocks would take an hour, and a crop of ten million pixels a side fails at the first click."""
     tensors, header = parts(saved)
     config = {**json.loads(header["config"]), name: value}
     rewrite(saved, tensors, {**header, "config": json.dumps(config)})
