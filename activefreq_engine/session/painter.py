@@ -289,8 +289,8 @@ class Painter:
     def _sums(self, cells: NDArray[np.intp], i: NDArray[np.intp], j: NDArray[np.intp]) -> NDArray[np.uint32]:
         """`[rows, columns, cells]`: their sums."""
         w = self._width
-        above = self._levels.reshape(-1).take(cells + _CORNERS[:2]).astype(np.uint32)
-        below = self._levels.reshape(-1).take(cells + (_CORNERS[:2] + w)).astype(np.uint32)
+        above = self._levels.reshape(-1).take(cells + _CORNERS).astype(np.uint32)
+        below = self._levels.reshape(-1).take(cells + (_CORNERS + w)).astype(np.uint32)
         # differences below zero wrap around, and what is added to them brings them back
         left, right = above[:, None] * _PARTS + (below - above)[:, None] * self._y.weights.take(i, 1)
         sums: NDArray[np.uint32] = (right - left)[:, None] * self._x.weights.take(j, 1)

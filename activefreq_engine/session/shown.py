@@ -122,8 +122,7 @@ class Shown:
         """The boxes around clicked pixels, too."""
         for k, c in enumerate(clicks):
             x, y = int(c.x), int(c.y)
-            known = box is not None and box[0] <= x < box[2] and box[1] <= y < box[3]
-            if not known and c.positive and mask[y, x]:
+            if c.positive and mask[y, x] and (box is None or not boxes.contains(box, c)):
                 box = union(box, (x, y, x + 1, y + 1))
             if k >= len(self.canvas.marks) and mask[y, x] != self.mask[y, x]:
                 changed = union(changed, (x, y, x + 1, y + 1))
