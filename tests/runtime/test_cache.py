@@ -1,12 +1,16 @@
 """Image features are computed once for each region and kept within a limit of memory."""
 
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 
 from activefreq_engine import Engine, Session
 from activefreq_engine.runtime.plan.plan import PrepareModule
-from activefreq_engine.session.features import FeatureCache
+from activefreq_engine.session.features import SHARED, Budget, FeatureCache
 
 from .modules import random_model
 
@@ -21,11 +25,12 @@ def boxes(cache):
 
 
 def test_the_least_recently_used_make_room():
-    cache = FeatureCache(limit=4096)
+    budget = Budget(limit=4096)
+    cache = FeatureCache(budget)
     for i in range(4):
         cache.keep((i, 0, 9, 9), features(1))
     assert boxes(cache) == [0, 1, 2, 3]
-    assert cache.nbytes == 4096
+    assert budget.nbytes == 4096
     assert cache.get((1, 0, 9, 9)) is not None
     cache.keep((4, 0, 9, 9), features(2))
     assert boxes(cache) == [3, 1, 4]
@@ -35,10 +40,43 @@ def test_the_least_recently_used_make_room():
 
 
 def test_the_latest_stays_however_large():
-    cache = FeatureCache(limit=4096)
+    cache = FeatureCache(Budget(limit=4096))
     cache.keep((0, 0, 9, 9), features(1))
     cache.keep((1, 0, 9, 9), features(9))
     assert boxes(cache) == [1]
+
+
+def test_pictures_make_room_for_each_other():
+    budget = Budget(limit=4096)
+    first, second, third = (FeatureCache(budget) for _ in range(3))
+    first.keep((0, 0, 9, 9), features(1))
+    second.keep((0, 0, 9, 9), features(1))
+    first.keep((1, 0, 9, 9), features(1))
+    assert first.get((0, 0, 9, 9)) is not second.get((0, 0, 9, 9))  # the same box of another picture
+    third.keep((5, 0, 9, 9), features(2))
+    assert (boxes(first), boxes(second), boxes(third)) == ([0], [0], [5])
+    third.keep((6, 0, 9, 9), features(4))
+    assert (boxes(first), boxes(second), boxes(third)) == ([], [], [6])
+    del third
+    assert budget.nbytes == 0
+
+
+def test_many_threads_stay_within_the_limit():
+    budget = Budget(limit=64 * 1024)
+
+    def work(number):
+        for turn in range(60):  # a new picture each time, as sessions come and go
+            cache = FeatureCache(budget)
+            for i in range(12):
+                cache.keep((i, number, 99, 99), (torch.full((128 * (1 + i % 3),), float(number)),))
+                found = cache.get((int(i * turn % 12), number, 99, 99))
+                assert found is None or bool((found[0] == number).all())
+                assert budget.nbytes <= 64 * 1024
+        return cache
+
+    with ThreadPoolExecutor(8) as threads:
+        kept = list(threads.map(work, range(8)))
+    assert 0 < budget.nbytes == sum(k.nbytes for cache in kept for k in cache.regions.values())
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +123,59 @@ def test_prepare_runs_once_for_each_region_of_a_zooming_session(engine, monkeypa
             s.click(int(rng.integers(1200)), int(rng.integers(900)))
             seen.add(s._scene.history.step.roi)
     assert len(calls) == len(seen)
+
+
+@pytest.mark.parametrize("end", ["close", "set_image", "dropped"])
+def test_features_go_with_their_picture_at_once(engine, end, rng):
+    """By references alone: nobody waits for the garbage collector."""
+    image = rng.integers(0, 256, (150, 200, 3), np.uint8)
+    s = Session(engine=engine)
+    s.set_image(image)
+    result = s.click(50, 40)
+    s.suggest(k=1)
+    s.undo()
+    s.redo()
+    cache = weakref.ref(s._scene.picture.features)
+    assert cache() in SHARED.caches
+    assert len(cache().regions) == 1
+    gc.disable()
+    try:
+        if end == "close":
+            s.close()
+        elif end == "set_image":
+            s.set_image(image)
+        else:
+            del s
+        assert cache() is None
+    finally:
+        gc.enable()
+    assert result.mask.shape == (150, 200)
+
+
+def test_what_another_session_drove_out_is_computed_again_the_same(engine, monkeypatch, rng):
+    """Two sessions that take turns with room for one region have the bits of sessions with room for all."""
+    pictures = [rng.integers(0, 256, (150, 200, 3), np.uint8) for _ in range(2)]
+    clicks = [(int(rng.integers(200)), int(rng.integers(150))) for _ in range(4)]
+
+    def masks(budgets):
+        sessions = []
+        for picture, budget in zip(pictures, budgets, strict=True):
+            s = Session(engine=engine)
+            s.set_image(picture)
+            s._scene.picture.features = FeatureCache(budget)
+            sessions.append(s)
+        found = []
+        for x, y in clicks:
+            for s in sessions:
+                s.click(x, y, not s.mask[y, x])
+                found.append(s.probs)
+        return found, sessions
+
+    one = Budget(limit=1)
+    (narrow, _kept), (wide, _) = masks([one, one]), masks([Budget(), Budget()])
+    assert sum(len(list(cache)) for cache in one.caches) == 1
+    for got, expected in zip(narrow, wide, strict=True):
+        assert np.array_equal(got, expected)
 
 
 def test_timings(engine, rng):

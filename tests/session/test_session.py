@@ -29,7 +29,7 @@ from activefreq_engine import (
     masks,
 )
 from activefreq_engine.session import history, packing
-from activefreq_engine.session.features import FeatureCache
+from activefreq_engine.session.features import Budget, FeatureCache
 
 from .fakes import BrightModel, SquareModel, random_image, widen
 
@@ -355,13 +355,14 @@ def test_outside_the_region_nothing(engine, rng):
 
 def test_features_cache_is_bounded(engine, rng):
     s = fresh(engine, random_image(rng, 900, 900), [])
-    cache = s._scene.picture.features = FeatureCache(limit=4_000_000)
+    budget = Budget(limit=4_000_000)
+    s._scene.picture.features = FeatureCache(budget)
     sizes = []
     for i in range(12):
         s.next_object()
         for positive in (True, False):
             s.click(30 + 70 * i + positive, 400, positive)
-            sizes.append(cache.nbytes)
+            sizes.append(budget.nbytes)
     assert 2_000_000 < max(sizes) <= 4_000_000
 
 
