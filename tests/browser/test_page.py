@@ -480,12 +480,46 @@ def test_a_folder_is_gone_through(new_page: Callable[..., Any], tmp_path: Path, 
     assert page.inner_text("#folder-count") == "1 done, 1 skipped, 1 open"
     page.keyboard.press("[")
     page.keyboard.press("[")
-    until(page, "document.title.startsWith('1.png') || document.title.startsWith('0.png')")
+    until(page, "document.title.startsWith('0.png')")
     with page.expect_download() as download:
         page.locator("#folder-export").click()
     coco = json.loads(Path(download.value.path()).read_bytes())
     assert [i["file_name"] for i in coco["images"]] == ["0.png"]
     assert len(coco["annotations"]) == 1
+    served.kill()
+
+
+def test_keys_pressed_before_a_picture_is_there(new_page: Callable[..., Any], tmp_path: Path, data: np.ndarray) -> None:
+    """Each moves by one, only the last picture is shown, and none is marked that was not seen."""
+    (tmp_path / "images").mkdir()
+    for n in range(5):
+        (tmp_path / "images" / f"{n}.png").write_bytes(png(data))
+    served = Served(tmp_path / "journal", "--images", str(tmp_path / "images"))
+    page = new_page()
+    shown: list[str] = []
+    page.on("websocket", lambda socket: shown.append(socket.url))
+    page.goto(served.url)
+    until(page, "!document.querySelector('#folder').hidden")
+
+    def slowly(route: Any) -> None:
+        time.sleep(0.3)
+        route.continue_()
+
+    page.route("**/v1/sessions", slowly)
+    for _ in range(3):
+        page.keyboard.press("]")
+    page.keyboard.press("d")
+    until(page, "document.title.startsWith('2.png')")
+    opened(page)
+    assert len(shown) == 1
+    for _ in range(2):
+        page.keyboard.press("[")
+    until(page, "document.title.startsWith('0.png')")
+    opened(page)
+    page.keyboard.press("d")
+    page.keyboard.press("k")
+    until(page, "document.title.startsWith('1.png')")
+    assert page.inner_text("#folder-count") == "1 done, 0 skipped, 4 open"
     served.kill()
 
 

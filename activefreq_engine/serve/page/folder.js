@@ -5,16 +5,17 @@ const $ = id => document.getElementById(id);
 const SIGNS = { done: '✓', skipped: '–', open: '' };
 
 export class Folder {
-  // app: {open(name, box), notice(text), visible(), state}
+  // app: {open(name, box), notice(text), visible(), state, session}
   constructor(app) {
     this.app = app;
     this.pictures = [];
+    this.next = null;  // where keys lead that are pressed before it is there: {place}
     $('folder-previous').onclick = () => this.go(-1);
     $('folder-next').onclick = () => this.go(1);
     $('folder-done').onclick = () => this.mark('done');
     $('folder-skip').onclick = () => this.mark('skipped');
     $('slide-closer').onclick = () => this.closer();
-    $('slide-whole').onclick = () => this.app.open(this.pictures[this.place].name);
+    $('slide-whole').onclick = () => this.open(this.place);
     $('slide-export').onclick = () => download(`v1/pictures/geojson?picture=${encodeURIComponent(this.pictures[this.place].name)}`)
       .catch(error => app.notice(error.message));
     $('folder-export').onclick = () => download('v1/pictures/coco').catch(error => app.notice(error.message));
@@ -49,7 +50,7 @@ export class Folder {
     if (!picture?.region || this.place < 0 || $('slide-closer').disabled) return;
     const [a, b, c, d] = this.app.visible();
     if ((c - a) * (d - b) > 0.8 * picture.width * picture.height) return this.app.notice('Zoom in first: what is on the screen opens at a finer level.');
-    this.app.open(this.pictures[this.place].name, this.onScreen);
+    this.open(this.place, this.onScreen);
   }
 
   updateSlide() {
@@ -63,7 +64,7 @@ export class Folder {
     $('slide-closer').disabled = shrunk <= 1.005;
     $('slide-regions').replaceChildren(...picture.regions.map(({ box, session }, i) => {
       const item = document.createElement('li'), button = document.createElement('button');
-      Object.assign(button, { type: 'button', textContent: `Region ${i + 1}`, onclick: () => this.app.open(picture.name, box) });
+      Object.assign(button, { type: 'button', textContent: `Region ${i + 1}`, onclick: () => this.open(this.place, box) });
       const count = document.createElement('span');
       Object.assign(count, { className: 'count', textContent: `${box[2] - box[0]} × ${box[3] - box[1]} at ${box[0]}, ${box[1]}` });
       button.append(count);
@@ -78,28 +79,41 @@ export class Folder {
     return { v: () => this.closer(), '[': () => this.go(-1), ']': () => this.go(1), d: () => this.mark('done'), k: () => this.mark('skipped') }[key] ?? null;
   }
 
-  // The place of the picture that is open; -1 when it is none of the folder's.
+  // The place of the picture that is open or about to be shown; -1 when it is none of the folder's.
   get place() {
-    const id = this.app.state?.id;
+    const id = this.app.session;
     return id ? this.pictures.findIndex(p => p.session === id || p.regions.some(region => region.session === id)) : -1;
   }
 
-  go(by) {
-    const place = this.place, next = place < 0 ? 0 : place + by;
-    if (this.pictures[next]) this.app.open(this.pictures[next].name);
+  async open(place, box) {
+    const next = this.next = { place };
+    await this.app.open(this.pictures[place].name, box);
+    if (this.next === next) this.next = null;
   }
 
+  go(by) {
+    const place = this.next?.place ?? this.place, next = place < 0 ? 0 : place + by;
+    if (this.pictures[next]) this.open(next);
+  }
+
+  // Only what is seen is marked, and once: not while a picture is on its way.
   async mark(status) {
     const place = this.place;
-    if (place < 0) return;
-    const name = this.pictures[place].name;
+    if (place < 0 || this.next || !this.app.state?.picture) return;
+    const next = this.next = { place };
     try {
-      await call('PUT', 'v1/pictures/status', { picture: name, status });
-    } catch (error) { return this.app.notice(error.message); }
+      await call('PUT', 'v1/pictures/status', { picture: this.pictures[place].name, status });
+    } catch (error) {
+      if (this.next === next) this.next = null;
+      return this.app.notice(error.message);
+    }
     this.pictures[place].status = status;
     this.update();
-    const after = [...this.pictures.slice(place + 1), ...this.pictures.slice(0, place)].find(p => p.status === 'open');
-    if (after) this.app.open(after.name);
+    if (this.next !== next) return;  // somebody went on
+    this.next = null;
+    const places = [...this.pictures.keys()], open = i => this.pictures[i].status === 'open';
+    const after = [...places.slice(place + 1), ...places.slice(0, place)].find(open);
+    if (after !== undefined) this.open(after);
     else this.app.notice('No picture is open any more: all are done or skipped.');
   }
 
@@ -120,7 +134,7 @@ export class Folder {
       button.append(sign, picture.name);
       button.setAttribute('aria-label', `${picture.name}, ${picture.status}`);
       if (i === place) button.setAttribute('aria-current', 'true');
-      button.onclick = () => this.app.open(picture.name);
+      button.onclick = () => this.open(i);
       item.append(button);
       return item;
     }));

@@ -38,17 +38,20 @@ const objects = new Objects($('objects'), {
   rename: (object, name) => send({ op: 'rename', object, name }),
   remove: async object => { if (await ask(`Delete object ${object}? This cannot be undone.`)) send({ op: 'delete', object }); },
 });
-const folder = new Folder({ open: (name, box) => openNew({ picture: name, box }), notice, visible: () => view.visible(), get state() { return app.state; } });
+const folder = new Folder({ open: (name, box) => openNew({ picture: name, box }), notice, visible: () => view.visible(), get state() { return app.state; }, get session() { return app.link?.session; } });
 
 // --- opening ---
 
+let newest = 0;  // of what was to be opened; what is overtaken on its way is not shown any more
+
 async function openNew(body, file) {
+  const number = ++newest;
   try {
     notice('');
     said(`Opening ${file?.name ?? body.picture}`);
     const session = body.picture ? await folder.session(body.picture, body.box) : (await (await call('POST', 'v1/sessions', body)).json()).id;
     if (file) await call('PUT', `v1/sessions/${session}/image?name=${encodeURIComponent(file.name.slice(0, 200))}`, file);
-    connect(session);
+    if (number === newest) connect(session);
   } catch (error) { failed(error); }
 }
 
