@@ -227,10 +227,9 @@ class Engine:
             for members in groups.values():
                 group = [requests[i] for i in members]
                 features = self._features(group, watch)
-                given: tuple[Any, ...] = features, [r.previous for r in group], [r.points for r in group]
-                if self.paints:
-                    given = (*given, [r.paint for r in group])
-                clicked = self._executor.click(*given)
+                clicked = self._executor.click(
+                    features, [r.previous for r in group], [r.points for r in group], [r.paint for r in group]
+                )
                 for i, item, (found, coarse) in zip(members, features, clicked, strict=True):
                     answers[i] = StepAnswer(self._checked(found, requests[i]), item, coarse, found.painted)
                 self._lap(watch, "click")

@@ -16,6 +16,7 @@ from activefreq_engine.runtime.graphs.contexts import Contexts
 from activefreq_engine.runtime.graphs.cuda import Graphs
 from activefreq_engine.runtime.levels import Found
 from activefreq_engine.runtime.modules import ClickModel, Modules
+from activefreq_engine.runtime.painting import PaintRequest
 from activefreq_engine.runtime.plan.on_cpu import CpuPlans
 from activefreq_engine.runtime.plan.planned import Planned
 
@@ -43,10 +44,14 @@ class Executor(Protocol):
         """Features of each crop, uint8 RGB `[h, w, 3]`.  May not be done yet when it returns."""
 
     paints: bool
-    """Whether `click` takes requests for masks as a fourth argument, one or None for each click; it may leave them."""
+    """Whether `click` paints masks that are wanted; it may leave some."""
 
     def click(
-        self, features: Sequence[Any], previous: Sequence[NDArray[Any]], points: Sequence[NDArray[np.float32]]
+        self,
+        features: Sequence[Any],
+        previous: Sequence[NDArray[Any]],
+        points: Sequence[NDArray[np.float32]],
+        wanted: Sequence[PaintRequest | None] = (),
     ) -> list[tuple[Found, Any]]:
         """Probabilities `[h, w]` of each click, and its coarse answer.
 
@@ -54,6 +59,7 @@ class Executor(Protocol):
             features: what `prepare` returned.
             previous: `[h, w]`, before the click: probabilities in float32, or levels in uint16.
             points: float32 `[2 * SLOTS, 2]`, click slots as `click_maps` takes them.
+            wanted: the mask to be painted for each click, if there is one; left alone by those that do not paint.
         """
 
     def refine(

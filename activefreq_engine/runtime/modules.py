@@ -15,6 +15,7 @@ from activefreq_engine.kernels.click_maps import click_maps
 from activefreq_engine.models import normalise
 from activefreq_engine.runtime import levels
 from activefreq_engine.runtime.levels import Found
+from activefreq_engine.runtime.painting import PaintRequest
 
 
 class ClickModel(Protocol):
@@ -60,7 +61,11 @@ class Modules:
         return [_take(features, k) for k in range(len(crops))]
 
     def click(
-        self, features: Sequence[Any], previous: Sequence[NDArray[Any]], points: Sequence[NDArray[np.float32]]
+        self,
+        features: Sequence[Any],
+        previous: Sequence[NDArray[Any]],
+        points: Sequence[NDArray[np.float32]],
+        wanted: Sequence[PaintRequest | None] = (),
     ) -> list[tuple[Found, Any]]:
         before = torch.from_numpy(np.stack([levels.probabilities(p) for p in previous])).to(self.device)
         clicks = torch.cat([before[:, None], self._disks(points, *before.shape[1:])], dim=1)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class PackedMask:
     """A bool `[H, W]` mask at full resolution, kept small: bits by row, deflated."""
 

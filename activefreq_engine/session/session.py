@@ -23,9 +23,6 @@ from activefreq_engine.errors import (
     ActiveFreqError,
     ClickCancelledError,
     InvalidArgumentError,
-    InvalidClickError,
-    InvalidMaskError,
-    InvalidPromptError,
     MemoryShortageError,
     NoImageError,
     SessionBusyError,
@@ -33,7 +30,6 @@ from activefreq_engine.errors import (
     SessionStateError,
 )
 from activefreq_engine.images import MAX_PIXELS, Window, check_window, image_digest, load_image
-from activefreq_engine.models import list_models
 from activefreq_engine.runtime.engine import Engine
 from activefreq_engine.runtime.timing import Stopwatch
 from activefreq_engine.session import boxes
@@ -44,7 +40,7 @@ from activefreq_engine.session.history import History, Pass, Picture, Points, Sc
 from activefreq_engine.session.lookahead import propose_ahead
 from activefreq_engine.session.packed_mask import PackedMask
 from activefreq_engine.session.prompts import Mark
-from activefreq_engine.session.state import SavedPrompts
+from activefreq_engine.session.replay import matching_engine, replay
 from activefreq_engine.session.state import dump as dump_state
 from activefreq_engine.session.state import parse as parse_state
 from activefreq_engine.session.suggest import propose
@@ -369,9 +365,7 @@ class Session:
             loaded = None if mask is None else PackedMask.of(mask)
             history = scene.history
             known = [history.step, *reversed(history.done), *history.undone]
-            known = [
-                s for s in known if _data(s.start) == _data(loaded) and s.canvas.marks == wanted[: len(s.canvas.marks)]
-            ]
+            known = [s for s in known if s.start == loaded and s.canvas.marks == wanted[: len(s.canvas.marks)]]
             first = history.blank if mask is None or loaded is None else loaded_step(scene.picture, mask, loaded)
             best = max([*known, first], key=lambda s: len(s.canvas.marks))
             if best is history.step and len(best.canvas.marks) == len(wanted):
@@ -666,24 +660,8 @@ class Session:
             InvalidImageError: the image cannot be used.
         """
         saved = parse_state(state)
-        if engine is None:
-            if model is None and saved.model not in list_models():
-                # the state is not trusted to name files
-                raise SessionStateError(f"the state belongs to model {saved.model!r}, not one of ours; pass model=")
-            engine = Engine.shared(saved.model if model is None else model, device, precision, saved.size)
-        elif model is not None:
-            raise InvalidArgumentError("engine= was given along with model; choose one way")
-        if (engine.name, engine.size) != (saved.model, saved.size):
-            raise SessionStateError(
-                f"the state belongs to model {saved.model!r} at size {saved.size}, the engine holds {engine.name!r} at "
-                f"size {engine.size}; pass the state's model"
-            )
+        engine = matching_engine(saved, engine, model, device, precision)
         how = saved.settings
-        if saved.weights is not None and saved.weights != engine.weights:
-            raise SessionStateError(
-                f"the state belongs to other weights of {saved.model!r}: sha256 {saved.weights[:12]}..., loaded are "
-                f"{engine.weights[:12]}...; pass model= with the file of the state's weights"
-            )
         session = cls(engine=engine, threshold=how.threshold, zoom=how.zoom, refine=how.refine, acselect=acselect)
         session.set_image(image, window=saved.window, max_pixels=max_pixels, alpha=alpha, bgr=bgr)
         scene = session._opened()
@@ -693,43 +671,8 @@ class Session:
                 f"the image is not the one the state belongs to: sha256 {digest[:12]}..., expected "
                 f"{saved.digest[:12]}...; pass the original image"
             )
-        session._scene = replace(scene, objects=tuple(History(scene.blank) for _ in saved.objects))
-        try:
-            for number, item in enumerate(saved.objects, 1):
-                session.select_object(number)
-                for event in item.events:
-                    session._repeat(event)
-                for _ in item.events[item.done :]:
-                    session.undo()
-            session.look(None)
-        except (InvalidClickError, InvalidPromptError, InvalidMaskError, InvalidArgumentError) as error:
-            raise SessionStateError(f"the state is damaged: {error}") from error
-        session.select_object(saved.selected)
+        session._scene = replay(saved, scene, engine)
         return session
-
-    def _repeat(self, event: SavedPrompts | NDArray[np.bool_]) -> None:
-        """Do again what a state says was done."""
-        if not isinstance(event, SavedPrompts):
-            self.load_mask(event)
-            return
-        with self._turn():
-            scene = self._opened()
-            passes = tuple(
-                Pass(tuple(check_mark(scene.picture, m) for m in p.prompts), p.view and view_box(scene, p.view))
-                for p in event.passes
-            )
-            if not event.at_once:
-                step = self._advance(scene, scene.history.step, passes[0]).step
-            else:
-                mask = None if event.start is None else masks.as_mask(event.start, scene.picture.shape)
-                start = None if mask is None else PackedMask.of(mask)
-                first = scene.blank if mask is None or start is None else loaded_step(scene.picture, mask, start)
-                known = [first, *(s for s in scene.history.done if _data(s.start) == _data(start))]
-                step = max((s for s in known if s.passes == passes[: len(s.passes)]), key=lambda s: len(s.passes))
-                for new in passes[len(step.passes) :]:
-                    step = self._advance(scene, step, new).step
-                step = replace(step, event=Points(step.canvas.marks))
-            self._scene = scene.having(scene.history.push(step))
 
     # --- lifetime ---
 
@@ -897,10 +840,6 @@ def _holding(sessions: list[Session], work: Callable[[], list[ClickResult]], ind
 def _since(start: float) -> float:
     """Milliseconds."""
     return (perf_counter() - start) * 1e3
-
-
-def _data(mask: PackedMask | None) -> bytes | None:
-    return None if mask is None else mask.data
 
 
 def push_step(session: Session, step: Step) -> None:

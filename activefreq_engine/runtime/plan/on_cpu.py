@@ -14,6 +14,7 @@ from torch import Tensor
 from activefreq_engine.runtime import cpu
 from activefreq_engine.runtime.levels import Found
 from activefreq_engine.runtime.modules import Modules
+from activefreq_engine.runtime.painting import PaintRequest
 from activefreq_engine.runtime.plan.planned import Planned
 
 
@@ -35,7 +36,11 @@ class CpuPlans(Modules):
         return [features for crop in crops for features in super(CpuPlans, self).prepare([crop])]
 
     def click(
-        self, features: Sequence[Any], previous: Sequence[NDArray[np.float32]], points: Sequence[NDArray[np.float32]]
+        self,
+        features: Sequence[Any],
+        previous: Sequence[NDArray[Any]],
+        points: Sequence[NDArray[np.float32]],
+        wanted: Sequence[PaintRequest | None] = (),
     ) -> list[tuple[Found, Any]]:
         if not self._alone:
             return super().click(features, previous, points)
