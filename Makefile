@@ -1,6 +1,7 @@
-# Needs Python >= 3.10 with pip and venv, and make.  Everything is installed into .venv, nothing outside it.
+# Needs Python >= 3.10 with pip and venv, and make.  Everything is installed into .venv and build/, nothing outside them.
 #   make demo      segment the example images, write out/demo.png
 #   make test      the test suite
+#   make test-oldest   the same with the oldest versions that setup.py admits, by python3.10 in build/oldest
 #   make test-browser  the page under mouse, keyboard and touch, in Chromium
 #   make test-tools    real Label Studio, CVAT, napari, X-AnyLabeling, labelme and others; some gigabytes of them go to build/tools
 #   make test-frozen   a program frozen by PyInstaller gives the same masks
@@ -14,48 +15,49 @@
 #   make bench     the latency tests, beside their references and the last committed result
 #   make install   what all of them need; skipped while setup.py and the constraints are unchanged
 # PYTHON=python3.12 picks the interpreter.  TORCH=cpu (default) | cuda12 | cuda13 picks the build of torch.
-# CONSTRAINTS=constraints/oldest.txt takes the oldest versions that setup.py admits (CPU; after `make clean`).
+# VENV=folder takes another environment than .venv, CONSTRAINTS=file other versions than constraints/cpu.txt.
 
 PYTHON ?= python3
 TORCH ?= cpu
+VENV ?= .venv
 CONSTRAINTS ?= constraints/cpu.txt
 
 CPU_INDEX = https://download.pytorch.org/whl/cpu
-BIN = .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+BIN = $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP = $(BIN)/python -m pip --disable-pip-version-check
-INSTALLED = .venv/installed-$(TORCH)
+INSTALLED = $(VENV)/installed-$(TORCH)
 
 ifeq ($(filter $(TORCH),cpu cuda12 cuda13),)
 $(error TORCH=$(TORCH) is not known: use TORCH=cpu, TORCH=cuda12 or TORCH=cuda13)
 endif
 
-.PHONY: install demo test test-browser test-tools test-frozen test-kills test-slow lint docs layout bench fuzz fuzz-serve soak clean
+.PHONY: install demo test test-oldest test-browser test-tools test-frozen test-kills test-slow lint docs layout bench fuzz fuzz-serve soak clean
 
 install: $(INSTALLED)
 
-.venv/bin/python:
+$(VENV)/pyvenv.cfg:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "%s is Python %d.%d; Python 3.10 or newer is needed: make PYTHON=..." % (sys.executable, *sys.version_info[:2]))'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 
 ifeq ($(TORCH),cpu)
 # torch comes first and alone: pip's own indexes are asked first (PyPI outside Linux, a local mirror), PyTorch's only when
 # they have no CPU build.  The first answer is shown only if the second one fails too.
-$(INSTALLED): setup.py pyproject.toml $(CONSTRAINTS) | .venv/bin/python
-	@echo "Installing the CPU build of torch into .venv"
-	@$(PIP) install --quiet --no-deps -c $(CONSTRAINTS) torch 2>.venv/torch.log || { \
+$(INSTALLED): setup.py pyproject.toml $(CONSTRAINTS) | $(VENV)/pyvenv.cfg
+	@echo "Installing the CPU build of torch into $(VENV)"
+	@$(PIP) install --quiet --no-deps -c $(CONSTRAINTS) torch 2>$(VENV)/torch.log || { \
 	  echo "pip's own indexes have no CPU build; asking $(CPU_INDEX)"; \
 	  $(PIP) install --no-deps --retries 1 --timeout 30 -c $(CONSTRAINTS) --index-url $(CPU_INDEX) torch || { \
-	    cat .venv/torch.log; \
+	    cat $(VENV)/torch.log; \
 	    echo "error: no CPU build of torch for this Python could be had ($(CONSTRAINTS)). Is the network there?" \
 	         "PYTHON=python3.12 picks another interpreter."; exit 1; }; } >&2
-	@echo "Installing activefreq_engine and its tools into .venv"
+	@echo "Installing activefreq_engine and its tools into $(VENV)"
 	@$(PIP) install --quiet -c $(CONSTRAINTS) -e ".[dev]"
-	@rm -f .venv/installed-* && touch $@
+	@rm -f $(VENV)/installed-* && touch $@
 else
-$(INSTALLED): setup.py pyproject.toml | .venv/bin/python
-	@test ! -e .venv/installed-cpu || $(PIP) uninstall --quiet -y torch
+$(INSTALLED): setup.py pyproject.toml | $(VENV)/pyvenv.cfg
+	@test ! -e $(VENV)/installed-cpu || $(PIP) uninstall --quiet -y torch
 	$(PIP) install -e ".[dev,$(TORCH)]"
-	@rm -f .venv/installed-* && touch $@
+	@rm -f $(VENV)/installed-* && touch $@
 endif
 
 demo: $(INSTALLED)
@@ -64,6 +66,10 @@ demo: $(INSTALLED)
 # A process for each core, each of one thread.  `.venv/bin/python -m pytest FILE` runs in one process.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist worksteal
+
+test-oldest: PYTHON = python3.10
+test-oldest:
+	$(MAKE) test PYTHON=$(PYTHON) VENV=build/oldest TORCH=cpu CONSTRAINTS=constraints/oldest.txt
 
 # Chromium by your system's package manager; CHROMIUM=/path/to/it if it is not /usr/bin/chromium.
 test-browser: $(INSTALLED)
