@@ -32,7 +32,7 @@ if version is None:
 
 # Lower bounds are the versions that constraints/oldest.txt names and the suite was run with; a test compares the two.
 train = ["matplotlib>=3.8"]
-evaluate = ["matplotlib>=3.8", "SimpleITK>=2.3.1"]
+evaluate = ["matplotlib>=3.8", "SimpleITK>=2.4"]
 export = ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.18"]
 serve = ["fastapi>=0.128", "uvicorn>=0.30", "websockets>=15", "blosc2>=2.7.1"]  # blosc2: how nnInteractive packs arrays
 bench = ["pytest>=8.4", "pytest-benchmark>=5", "matplotlib>=3.8", "scipy>=1.15"]
@@ -81,7 +81,7 @@ setup(
         "export": export,
         "serve": serve,
         "slides": ["tifffile>=2024.1.30", "zarr>=2.18.3"],  # whole-slide images and large TIFF by region
-        "medical": ["SimpleITK>=2.3.1"],  # DICOM, NIfTI and MetaImage in `activefreq serve`
+        "medical": ["SimpleITK>=2.4"],  # DICOM, NIfTI and MetaImage in `activefreq serve`
         "napari": ["napari>=0.5", "qtpy>=2.4"],
         "docs": docs,
         "dev": [

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from activefreq_engine.errors import InvalidImageError, InvalidMaskError
 from activefreq_engine.files import write_file
 from activefreq_engine.images.load import MAX_PIXELS, load_image
+from activefreq_engine.images.volume_files import check_alone, check_one_scale, check_whole, wrongly_added
 from activefreq_engine.images.window import Window, choose_window
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".nrrd", ".dcm")
@@ -135,22 +136,40 @@ def _read(path: Path, name: str, max_pixels: int) -> Volume:
     try:
         reader.ReadImageInformation()
         size, components = reader.GetSize(), reader.GetNumberOfComponents()
-        pixels = int(np.prod(size, dtype=np.float64)) * len(files)
-        if pixels > max_pixels:
-            raise TooManyPixelsError(f"{name} has {pixels} pixels; allowed are {max_pixels}")
+        of_one = int(np.prod(size, dtype=np.float64))
+        if of_one == 0 or of_one * len(files) > max_pixels:
+            raise TooManyPixelsError(f"{name} has {of_one * len(files)} pixels; allowed are 1 to {max_pixels}")
         if len(size) not in (2, 3) or components not in (1, 3):
             raise InvalidImageError(
                 f"{name} has {len(size)} axes and {components} values a pixel; allowed are 2 or 3 axes and 1 value, or "
                 "3 for colour"
             )
-        image = sitk.ReadImage(files) if path.is_dir() else reader.Execute()
-    except RuntimeError as error:
+        check_alone(path, name)
+        scales = set()
+        for file in reversed(files):  # the first one's header is that of the volume
+            reader.SetFileName(file)
+            reader.ReadImageInformation()
+            tags = {key: reader.GetMetaData(key).strip() for key in reader.GetMetaDataKeys()}
+            check_whole(Path(file), name, tags, of_one)
+            check_one_scale(Path(file), name, tags)
+            scales.add((tags.get("0028|1053"), tags.get("0028|1052")))
+        excess = wrongly_added(tags)
+        if path.is_dir():  # the first slice's type may not hold the others' values
+            image = sitk.ReadImage(files, sitk.sitkFloat64 if len(scales) > 1 else sitk.sitkUnknown)
+        else:
+            image = reader.Execute()
+    except InvalidImageError:
+        raise
+    except (RuntimeError, ValueError, OSError) as error:  # ValueError: words for numbers in a header
+        if "orthonormal" in str(error):
+            raise InvalidImageError(f"{name} has sheared axes; resample it to axes at right angles first") from error
         raise InvalidImageError(f"cannot decode {name}; the file may be truncated or corrupt") from error
     planes = sitk.GetArrayFromImage(image)
     planes = planes[None] if image.GetDimension() == 2 else planes
+    planes = planes - planes.dtype.type(excess) if excess else planes
     if planes.dtype.kind == "f" and not np.isfinite(planes).all():
         raise InvalidImageError(f"{name} has NaN or infinite values")
-    window = _window({key: reader.GetMetaData(key).strip() for key in reader.GetMetaDataKeys()})
+    window = _window(tags)
     if planes.ndim == 4:
         window = None
     elif window is not None and planes.dtype == np.uint8:

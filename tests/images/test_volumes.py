@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -160,3 +162,119 @@ def test_what_is_refused(tmp_path: Path, rng: np.random.Generator, monkeypatch: 
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
     with pytest.raises(InvalidImageError, match=r"\.\[medical\]"):
         load_volume(path)
+
+
+def nifti(path: Path, values: NDArray[Any], *, slope: float = 1, intercept: float = 0, sform: Any = None) -> Path:
+    """A NIfTI file of `[Z, H, W]`, whose header is then changed."""
+    nibabel = pytest.importorskip("nibabel")
+    nibabel.save(nibabel.Nifti1Image(values.transpose(2, 1, 0), np.eye(4) if sform is None else sform), path)
+    raw = bytearray(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
+    raw[112:120] = struct.pack("<ff", slope, intercept)
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept", "scale", "shift"),
+    [(2, 3, 2, 3), (0, 7, 1, 0), (float("nan"), 3, 1, 0), (float("inf"), 3, 1, 0), (1, float("nan"), 1, 0)],
+)
+def test_a_nifti_slope_that_is_none_scales_nothing(
+    tmp_path: Path, slope: float, intercept: float, scale: float, shift: float, rng: np.random.Generator
+) -> None:
+    values = rng.integers(-1000, 3000, (3, 7, 11)).astype(np.int16)
+    volume = load_volume(nifti(tmp_path / "a.nii.gz", values, slope=slope, intercept=intercept))
+    np.testing.assert_array_equal(volume.planes, values * scale + shift)
+
+
+@pytest.mark.parametrize(("name", "left"), [("a.nii", -1), ("a.nii", 352), ("b.nii.gz", -100), ("b.nii.gz", 900)])
+def test_a_truncated_nifti_is_refused(tmp_path: Path, name: str, left: int, rng: np.random.Generator) -> None:
+    path = nifti(tmp_path / name, rng.integers(-1000, 3000, (3, 17, 31)).astype(np.int16))
+    load_volume(path)
+    with pytest.raises(InvalidImageError, match=r"is truncated: .* 3514 bytes"):
+        load_volume(path.read_bytes()[:left], name=name)
+
+
+def test_sheared_axes_are_refused_in_words(tmp_path: Path) -> None:
+    sheared = np.eye(4)
+    sheared[0, 1] = 0.4
+    with pytest.raises(InvalidImageError, match="sheared"):
+        load_volume(nifti(tmp_path / "a.nii", np.zeros((3, 7, 11), np.int16), sform=sheared))
+
+
+def test_dicom_that_lies_about_its_size_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    values = rng.integers(0, 4000, (13, 22)).astype(np.uint16)
+    with pytest.raises(InvalidImageError, match=r"truncated: .* 8000000 bytes"):
+        load_volume(dicom(tmp_path / "a.dcm", values, Rows=2000, Columns=2000))
+    compressed = pydicom.dcmread(dicom(tmp_path / "b.dcm", np.zeros((200, 300), np.uint16)))
+    compressed.compress(pydicom.uid.RLELossless)
+    compressed.save_as(tmp_path / "c.dcm")
+    assert (tmp_path / "c.dcm").stat().st_size < 200 * 300  # the check is not for these
+    assert load_volume(tmp_path / "c.dcm").planes.shape == (1, 200, 300)
+
+
+def test_frames_with_slopes_of_their_own_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    values = rng.integers(0, 4000, (3, 13, 22)).astype(np.uint16)
+
+    def enhanced(*slopes: float) -> Path:
+        frames = []
+        for slope in slopes:
+            scale, frame = pydicom.Dataset(), pydicom.Dataset()
+            scale.RescaleSlope, scale.RescaleIntercept, scale.RescaleType = slope, -100, "US"
+            frame.PixelValueTransformationSequence = [scale]
+            frames.append(frame)
+        path = dicom(tmp_path / "a.dcm", values, frames=3, PerFrameFunctionalGroupsSequence=frames)
+        data = pydicom.dcmread(path)
+        data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = pydicom.uid.EnhancedMRImageStorage
+        data.save_as(path)
+        return path
+
+    np.testing.assert_array_equal(load_volume(enhanced(2, 2, 2)).planes, values * 2.0 - 100)
+    with pytest.raises(InvalidImageError, match="2 different rescale slopes"):
+        load_volume(enhanced(2, 2, 3))
+
+
+def test_slices_of_a_series_have_slopes_of_their_own(tmp_path: Path, rng: np.random.Generator) -> None:
+    """As in PET: the first one's whole numbers do not hold the others."""
+    values, slopes = rng.integers(0, 65536, (3, 7, 11)).astype(np.uint16), (1, 0.5, 2.25)
+    folder = tmp_path / "series"
+    folder.mkdir()
+    for k, slope in enumerate(slopes):
+        place = {"ImagePositionPatient": [0, 0, k], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+        path = dicom(folder / f"{k}.dcm", values[k], RescaleSlope=slope, RescaleIntercept=0, **place)
+        data = pydicom.dcmread(path)
+        data.SeriesInstanceUID = "1.2.3"
+        data.save_as(path)
+    np.testing.assert_array_equal(load_volume(folder).planes, values * np.array(slopes)[:, None, None])
+
+
+META = "ObjectType = Image\nNDims = 2\nDimSize = 8 8\nElementType = MET_UCHAR\n{}"
+NRRD = "NRRD0004\ntype: uchar\ndimension: 2\nsizes: 8 8\nencoding: raw\n{}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("a.mha", META.format("ElementDataFile = {}\n")),
+        ("a.mha", META.format("ElementDataFile : {}\n")),
+        ("a.mha", META.format("Comment = ElementDataFile = LOCAL\nElementDataFile = {}\n")),
+        ("a.mha", META.format("Comment\nElementDataFile = LOCAL\nElementDataFile = {}\n")),
+        ("a.mha", META.format("Offset =\nElementDataFile = LOCAL\nElementDataFile = {}\n")),
+        ("a.mha", META.format("x" * 499 + "\nElementDataFile = LOCAL\nElementDataFile = {}\n")),
+        ("a.nrrd", NRRD.format("data file: {}\n")),
+        ("a.nrrd", NRRD.format("DATAFILE: {}\n")),
+    ],
+)
+def test_a_header_cannot_show_another_file(tmp_path: Path, name: str, header: str) -> None:
+    """Some of these, ITK reads as the file that is named, though the first line says LOCAL."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"S" * 64)
+    (tmp_path / name).write_bytes(header.format(secret).encode() + bytes(64))
+    for source in (tmp_path / name, (tmp_path / name).read_bytes()):
+        with pytest.raises(InvalidImageError, match="holds its pixels itself"):
+            load_volume(source, name=name)
+
+
+def test_an_empty_volume_is_refused() -> None:
+    header = META.replace("8 8", "0 8").format("ElementDataFile = LOCAL\n")
+    with pytest.raises(InvalidImageError, match="0 pixels"):
+        load_volume(header.encode(), name="a.mha")
