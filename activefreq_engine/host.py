@@ -14,10 +14,15 @@ def settings_aside() -> Iterator[None]:
 
     Its default dtype belongs to the whole process and cannot be set aside: tensors of floats are made with a dtype.
     """
+    # a tensor is made five times as quickly as torch says what the default device is
+    elsewhere = torch.empty(0).device.type != "cpu"
+    autocast = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    if not elsewhere and not autocast:  # most hosts, at every click
+        yield
+        return
     with contextlib.ExitStack() as stack:
-        if torch.get_default_device().type != "cpu":
+        if elsewhere:
             stack.enter_context(torch.device("cpu"))
-        for kind in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
+        for kind in autocast:
+            stack.enter_context(torch.autocast(kind, enabled=False))
         yield

@@ -92,6 +92,11 @@ class FeatureCache:
 
     def keep(self, box: Box, features: Any) -> None:
         """Remember the features of a region: a tuple of tensors."""
+        with self._budget.lock:
+            kept = self.regions.get(box)
+            if kept is not None and kept.features is features:  # no more memory than before
+                kept.used = next(self._budget.clock)
+                return
         nbytes = sum(tensor.nbytes for tensor in features)
         with self._budget.lock:
             self.regions[box] = Kept(features, nbytes, next(self._budget.clock))
