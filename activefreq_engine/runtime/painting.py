@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,43 +40,29 @@ class Painted:
 
     Args:
         request (PaintRequest): what was asked for.
-        rows (uint8 `[n, bytes]`): pixel x is bit x % 8 of byte x // 8; rows of the region from `top` on.
-        top (int): the first one.
+        rows (uint8 `[height, bytes]`): pixel x of the region is bit x % 8 of byte x // 8.
         inside (Box, optional): of the mask, image pixels.
-        changed (Box, optional): of what differs from `request.before`; `rows` has at least these.
-        alike (bool): whether `changed` is known.  If not, `rows` has all of the mask.
+        changed (Box, optional): of what differs from `request.before`.
+        alike (bool): whether `changed` is known.
     """
 
-    __slots__ = ("__weakref__", "_rows", "_top", "alike", "changed", "inside", "limit", "region")
+    __slots__ = ("__weakref__", "alike", "changed", "inside", "limit", "region", "rows")
 
     def __init__(
-        self,
-        request: PaintRequest,
-        rows: NDArray[np.uint8],
-        top: int,
-        inside: Box | None,
-        changed: Box | None,
-        alike: bool,
+        self, request: PaintRequest, rows: NDArray[np.uint8], inside: Box | None, changed: Box | None, alike: bool
     ) -> None:
-        self.region, self.limit = request.region, request.limit
+        self.region, self.limit, self.rows = request.region, request.limit, rows
         self.inside, self.changed, self.alike = inside, changed, alike
-        self._rows, self._top = rows, top
 
-    @property
-    def fresh(self) -> Box | None:
-        """What has to be written, image pixels: into the mask before, or into nothing but False."""
-        return self.changed if self.alike else self.inside
-
-    def write(self, mask: NDArray[np.bool_]) -> None:
-        """Write it into the image's mask, bool `[H, W]`."""
-        if self.fresh is None:
-            return
-        x0, y0, x1, y1 = self.fresh
-        left, top = self.region[0], self.region[1] + self._top
-        first, last = (x0 - left) // 8, -(-(x1 - left) // 8)
-        rows = np.unpackbits(self._rows[y0 - top : y1 - top, first:last], axis=1, bitorder="little")
+    def write(self, mask: NDArray[np.bool_], box: Box) -> None:
+        """Write a box of it, within the region, into the image's mask, bool `[H, W]`."""
+        x0, y0, x1, y1 = box
+        left, top = self.region[:2]
+        first = (x0 - left) // 8
+        rows = self.rows[y0 - top : y1 - top, first : -(-(x1 - left) // 8)]
         skip = x0 - left - 8 * first
-        mask[y0:y1, x0:x1] = rows[:, skip : skip + x1 - x0].view(np.bool_)
+        pixels = np.unpackbits(rows, axis=1, bitorder="little")[:, skip : skip + x1 - x0]
+        mask[y0:y1, x0:x1] = pixels.view(np.bool_)
 
 
 class Easel:
@@ -92,6 +78,7 @@ class Easel:
         self.words = words
         self._bits = torch.zeros(batch, words, dtype=torch.int32, device=device)
         self._host = torch.zeros(batch, words, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self._arrived: NDArray[np.int32] = self._host.numpy()
         self._last: list[weakref.ref[Painted] | None] = [None] * batch
         """Of which mask each row has the bits."""
 
@@ -129,12 +116,10 @@ class Easel:
     def read(self, row: int, request: PaintRequest, asked: NDArray[np.int32], found: NDArray[np.int32]) -> Painted:
         """What has arrived."""
         x0, y0 = request.region[:2]
-        top, rows, alike = int(asked[3]), int(asked[4]), bool(asked[5])
+        rows, alike = int(asked[4]), bool(asked[5])
         inside, changed = (_placed(b, x0, y0) for b in (found[:4].tolist(), found[4:].tolist()))
-        bits = self._host[row, : rows * request.words].numpy().view(np.uint8).reshape(rows, 4 * request.words)
-        wanted = changed if alike else inside
-        first, last = (0, 0) if wanted is None else (wanted[1] - y0 - top, wanted[3] - y0 - top)
-        return Painted(request, bits[first:last].copy(), top + first, inside, changed, alike)
+        bits = self._arrived[row, : rows * request.words].copy().view(np.uint8).reshape(rows, 4 * request.words)
+        return Painted(request, bits, inside, changed, alike)
 
     def know(self, row: int, painted: Painted) -> None:
         """A row has all of this mask."""
@@ -143,18 +128,11 @@ class Easel:
 
 def joined(request: PaintRequest, parts: list[Painted]) -> Painted:
     """A mask that was painted in turns, from the top down."""
-    parts = [p for p in parts if p.inside is not None]
-    if not parts:
-        return Painted(request, np.empty((0, 0), np.uint8), 0, None, None, alike=False)
-    first = parts[0]._top
-    rows = np.zeros((parts[-1]._top + len(parts[-1]._rows) - first, 4 * request.words), np.uint8)
-    boxes: list[Any] = []
-    for part in parts:
-        rows[part._top - first : part._top - first + len(part._rows)] = part._rows
-        boxes.append(part.inside)
-    sides = np.array(boxes)
-    inside = (*sides[:, :2].min(0).tolist(), *sides[:, 2:].max(0).tolist())
-    return Painted(request, rows, first, inside, inside, alike=False)
+    rows = np.concatenate([part.rows for part in parts])
+    sides = [part.inside for part in parts if part.inside is not None]
+    x0, y0, x1, y1 = zip(*sides, strict=True) if sides else [()] * 4
+    inside = (min(x0), min(y0), max(x1), max(y1)) if sides else None
+    return Painted(request, rows, inside, inside, alike=False)
 
 
 def _placed(box: list[int], x: int, y: int) -> Box | None:

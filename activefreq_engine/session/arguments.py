@@ -49,26 +49,26 @@ def _corners(picture: Picture, corners: tuple[Any, ...]) -> tuple[float, float, 
     return (x0, y0, x1, y1) if inside else None
 
 
-def check_click(picture: Picture, click: Click) -> Click:
+def check_click(picture: Picture, x: Any, y: Any, positive: Any) -> Click:
     """The click with plain Python values, if it is one inside the image."""
     height, width = picture.shape
-    if not (is_number(click.x) and is_number(click.y)):
-        raise InvalidClickError(f"click is (x={click.x!r}, y={click.y!r}); expected two numbers")
-    if not isinstance(click.positive, (bool, np.bool_)):
-        raise InvalidClickError(f"positive is {click.positive!r}; expected True (object) or False (background)")
-    x, y = finite(click.x), finite(click.y)
-    if x is None or y is None or not (0 <= x < width and 0 <= y < height):
+    u, v = finite(x), finite(y)
+    if (u is None and not is_number(x)) or (v is None and not is_number(y)):
+        raise InvalidClickError(f"click is (x={x!r}, y={y!r}); expected two numbers")
+    if not isinstance(positive, (bool, np.bool_)):
+        raise InvalidClickError(f"positive is {positive!r}; expected True (object) or False (background)")
+    if u is None or v is None or not (0 <= u < width and 0 <= v < height):
         raise InvalidClickError(
-            f"click (x={short(click.x)}, y={short(click.y)}) is outside the image of width {width}, height {height}; "
+            f"click (x={short(x)}, y={short(y)}) is outside the image of width {width}, height {height}; "
             f"x comes first and must be at least 0 and below {width}, y at least 0 and below {height}"
         )
-    return Click(x, y, bool(click.positive))
+    return Click(u, v, bool(positive))
 
 
 def check_mark(picture: Picture, prompt: Prompt) -> Mark:
     """The mark of a prompt, with plain Python values, if it is one in the image."""
     if isinstance(prompt, Click):
-        return check_click(picture, prompt)
+        return check_click(picture, prompt.x, prompt.y, prompt.positive)
     if isinstance(prompt, BoxPrompt):
         return check_box(picture, (prompt.x0, prompt.y0, prompt.x1, prompt.y1))
     kind: Literal["scribble", "lasso"] = "scribble" if isinstance(prompt, Scribble) else "lasso"
@@ -146,6 +146,5 @@ def click_list(scene: Scene, coords: Any, labels: Any) -> list[Click]:
             f"point_labels has values {signs.tolist()[:5]}; allowed are 1 (object) and 0 (background), no boxes"
         )
     return [
-        check_click(scene.picture, Click(x, y, bool(s)))
-        for (x, y), s in zip(points.tolist(), signs.tolist(), strict=True)
+        check_click(scene.picture, x, y, bool(s)) for (x, y), s in zip(points.tolist(), signs.tolist(), strict=True)
     ]

@@ -60,6 +60,16 @@ def union(a: Box | None, b: Box | None) -> Box | None:
     return min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
 
 
+def with_pixel(box: Box | None, x: int, y: int) -> Box:
+    """Smallest box around a box and a pixel."""
+    if box is None:
+        return x, y, x + 1, y + 1
+    x0, y0, x1, y1 = box
+    if x0 <= x < x1 and y0 <= y < y1:
+        return box
+    return min(x0, x), min(y0, y), max(x1, x + 1), max(y1, y + 1)
+
+
 def to_network(x: float, y: float, box: Box, height: int, width: int) -> tuple[float, float]:
     """Image coordinates -> coordinates on the network grid of `box`."""
     return (x - box[0]) * width / (box[2] - box[0]), (y - box[1]) * height / (box[3] - box[1])

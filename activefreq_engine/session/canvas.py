@@ -101,6 +101,11 @@ class Canvas:
         """Those among the marks."""
         return tuple(m for m in self.marks if isinstance(m, Click))
 
+    @property
+    def count(self) -> int:
+        """How many clicks there are."""
+        return [type(m) for m in self.marks].count(Click)
+
     def beside(self, box: Box) -> tuple[Layer, ...]:
         """The layers on which something shows outside of a box that is about to be painted over."""
         left = tuple(

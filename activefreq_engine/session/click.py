@@ -10,12 +10,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from activefreq_engine.conventions import SLOTS
 from activefreq_engine.runtime import levels
 from activefreq_engine.runtime.engine import Engine, RefineRequest, StepAnswer, StepRequest
 from activefreq_engine.runtime.painting import PaintRequest
 from activefreq_engine.runtime.timing import Stopwatch
 from activefreq_engine.session import boxes, zoom
 from activefreq_engine.session.canvas import Canvas, Layer, changed_bbox, merge
+from activefreq_engine.session.clicked import Clicked
 from activefreq_engine.session.history import Pass, Picture, Step
 from activefreq_engine.session.packed_mask import PackedMask
 from activefreq_engine.session.painter import limit
@@ -58,6 +60,8 @@ class _Turn:
     new: Pass
     marks: tuple[Mark, ...]
     """All prompts on the object that count, the new ones last."""
+    clicked: Clicked | None
+    """What these come to, if all are clicks."""
     roi: Box | None
     box: Box
     """The region, or the whole image."""
@@ -144,9 +148,9 @@ def _unmoved(picture: Picture, step: Step, new: Pass) -> Outcome:
 def prepare(engine: Engine, picture: Picture, step: Step, new: Pass) -> _Turn:
     """Decide where to look and prepare what the network sees there."""
     height, width = picture.shape
-    marks = with_marks(step.canvas.marks, new.marks)
+    marks, clicked = picture.after(step, new)
     newest = marks[-1]
-    begins = _begins(step, newest)
+    begins = None if clicked is not None else _begins(step, newest)
     roi: Box | None = None
     if begins is not None:
         area = begins.box if isinstance(begins, Drawn) else outline(begins, picture.bounds)
@@ -154,11 +158,14 @@ def prepare(engine: Engine, picture: Picture, step: Step, new: Pass) -> _Turn:
     elif new.view is not None and all(_within(new.view, m) for m in new.marks):
         roi = new.view
     elif picture.settings.zoom:
-        roi = zoom.next_roi(height, width, step.mask_box, marks, step.roi)
+        said = zoom.said_inside(marks) if clicked is None else clicked.inside
+        roi = zoom.next_roi(height, width, step.mask_box, said, len(marks), step.roi)
     box = roi or picture.bounds
     h, w = zoom.network_shape(box, engine.size)
     features = picture.features.get(box)
-    outlined = isinstance(newest, BoxPrompt) or (isinstance(newest, Drawn) and isinstance(newest.prompt, Lasso))
+    outlined = clicked is None and (
+        isinstance(newest, BoxPrompt) or (isinstance(newest, Drawn) and isinstance(newest.prompt, Lasso))
+    )
     kept = None if outlined else step.canvas.kept(box, h, w)
     previous: NDArray[Any]
     if begins is not None:
@@ -173,7 +180,7 @@ def prepare(engine: Engine, picture: Picture, step: Step, new: Pass) -> _Turn:
         else:
             previous = np.where(inside, np.float32(0), previous)
     paint = None
-    if engine.paints and _plain(engine, picture, step, new, roi, box):
+    if engine.paints and clicked is not None and _plain(engine, picture, step, new, roi, box):
         shown = picture.shown
         known = shown.painted if shown is not None and shown.canvas is step.canvas else None
         paint = PaintRequest(box, limit(picture.settings.threshold), known)
@@ -181,17 +188,20 @@ def prepare(engine: Engine, picture: Picture, step: Step, new: Pass) -> _Turn:
         crop=zoom.crop_rgb(picture.image, box, h, w) if features is None else None,
         features=features,
         previous=previous,
-        points=zoom.point_slots(disks(marks, box, h, w), box, h, w),
+        points=_points(clicked, marks, box, h, w),
         paint=paint,
     )
-    return _Turn(picture, step, new, marks, roi, box, request)
+    return _Turn(picture, step, new, marks, clicked, roi, box, request)
+
+
+def _points(clicked: Clicked | None, marks: tuple[Mark, ...], box: Box, h: int, w: int) -> NDArray[np.float32]:
+    """What the network is told of the marks on a box."""
+    return zoom.point_slots(disks(marks, box, h, w), box, h, w) if clicked is None else clicked.points(box, h, w)
 
 
 def _plain(engine: Engine, picture: Picture, step: Step, new: Pass, roi: Box | None, box: Box) -> bool:
-    """Whether the next mask is nothing but the network's answer on `box`, and clicks."""
+    """Whether the next mask, of an object with clicks alone, is nothing but them and the network's answer on `box`."""
     if step.canvas.fixed is not None or (roi is not None and roi == new.view):
-        return False
-    if not all(type(m) is Click for m in (*step.canvas.marks, *new.marks)):
         return False
     refines = engine.refine_size is not None and picture.settings.refine
     return not refines or zoom.sharp(box, *zoom.network_shape(box, engine.size))
@@ -218,6 +228,8 @@ def _held(turn: _Turn, box: Box, found: NDArray[np.uint16], previous: NDArray[An
     A piece of the object that holds such a click, and none that was shown, stays whole; else the disk around it does.
     """
     h, w = found.shape
+    if turn.clicked is not None and len(turn.marks) <= SLOTS:  # as nearly always
+        return found
     clicks = disks(turn.marks, box, h, w)
     old = zoom.left_out(clicks, box)
     if not old:
@@ -287,7 +299,7 @@ def _outcome(turn: _Turn, layers: tuple[Layer, ...], answer: StepAnswer) -> Outc
         layers = (*last.beside(turn.roi), *layers)  # what lies outside of a view was not looked at: it stays
     canvas = Canvas(last.height, last.width, last.threshold, layers, turn.marks)
     if last.fixed is None or fresh:
-        picture.shown, mask_box, changed = before.then(canvas, step.mask_box, painted)
+        picture.shown, mask_box, changed = before.then(canvas, step.mask_box, turn.clicked, painted)
         mask = picture.shown.mask
     else:
         redrawn, mask = canvas.mask(), before.mask

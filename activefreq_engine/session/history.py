@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from activefreq_engine.session import zoom
 from activefreq_engine.session.canvas import Canvas
+from activefreq_engine.session.clicked import Clicked
 from activefreq_engine.session.features import FeatureCache
 from activefreq_engine.session.packed_mask import PackedMask
 from activefreq_engine.session.packing import Packing
-from activefreq_engine.session.prompts import Mark, prompt_of
+from activefreq_engine.session.prompts import Mark, prompt_of, with_marks
 from activefreq_engine.session.shown import Shown
 from activefreq_engine.types import Box, Click, Prompt
 
@@ -138,6 +139,8 @@ class Picture:
     """The engine's image features by region, for all objects."""
     shrunk: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
     """The image halved so many times; made when asked for."""
+    clicked: Clicked | None = None
+    """What the clicks came to that were looked at last."""
     packing: Packing = field(default_factory=Packing)
     """Steps to be kept in less memory."""
 
@@ -163,6 +166,16 @@ class Picture:
     def bounds(self) -> Box:
         """The whole image as a box."""
         return 0, 0, self.image.shape[1], self.image.shape[0]
+
+    def after(self, step: Step, new: Pass) -> tuple[tuple[Mark, ...], Clicked | None]:
+        """All marks of an object after new ones, and what they come to if all are clicks."""
+        known, before = self.clicked, step.canvas.marks
+        found = known.then(new.marks) if known is not None and known.marks is before else None
+        if found is None:
+            marks = with_marks(before, new.marks)
+            found = Clicked().then(marks)
+        self.clicked = found
+        return (marks, None) if found is None else (found.marks, found)
 
     def mask(self, canvas: Canvas) -> NDArray[np.bool_]:
         """bool `[H, W]`, read-only: the mask of a canvas, painted once while it is asked for again and again."""
@@ -216,7 +229,7 @@ class Scene:
         if len(history.done) > AT_HAND:
             self.picture.packing.later([history.done[-AT_HAND - 1]])
         objects = (*self.objects[: self.selected], history, *self.objects[self.selected + 1 :])
-        return replace(self, objects=objects)
+        return Scene(self.picture, objects, self.selected, self.view)
 
     def selecting(self, index: int) -> Scene:
         """With another current object; the steps of the one that is left will be packed."""

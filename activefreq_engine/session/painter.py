@@ -23,7 +23,7 @@ the next the cells that changed sides.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from activefreq_engine.runtime.levels import ONE
 from activefreq_engine.session.boxes import mask_bbox, shrunk, union
-from activefreq_engine.types import Box, Click
+from activefreq_engine.types import Box
 
 PARTS = 256
 """Of the way from one level to the next, along each axis."""
@@ -180,14 +180,15 @@ class Painter:
             flat[self._at(i, j, mask.shape[1])] = self._sums(part, i, j) > self.limit
 
     def repaint(
-        self, mask: NDArray[np.bool_], before: Painter, clicks: Sequence[Click]
+        self, mask: NDArray[np.bool_], before: Painter, clicked: Mapping[tuple[int, int], bool]
     ) -> tuple[Box | None, Box | None] | None:
-        """The same as `threshold`, in a mask that another painter of the same cells painted; then the clicks' labels.
+        """The same as `threshold`, in a mask that another painter of the same cells painted; then the clicked
+        pixels' signs.
 
         Args:
             mask (bool `[H, W]`): contiguous; with the labels of clicks that were made before.
             before (Painter): what was painted.
-            clicks: the newest one is last.
+            clicked: the newest sign of each clicked pixel (x, y).
 
         Returns:
             The box of the pixels at the outline that are in the mask, and the box of those that changed; a clicked
@@ -200,7 +201,7 @@ class Painter:
         width, flat = mask.shape[1], mask.reshape(-1)
         inside: Box | None = None
         changed: Box | None = None
-        pixels = [(int(c.y) * width + int(c.x), c.positive) for c in clicks]
+        pixels = [(y * width + x, positive) for (x, y), positive in clicked.items()]
         for pixel, label in pixels:
             flat[pixel] = label
         for part in self._parts(cells):

@@ -33,7 +33,7 @@ from activefreq_engine.images import MAX_PIXELS, Window, check_window, image_dig
 from activefreq_engine.runtime.engine import Engine
 from activefreq_engine.runtime.timing import Stopwatch
 from activefreq_engine.session import boxes
-from activefreq_engine.session.arguments import check_box, check_mark, click_list, object_index, view_box
+from activefreq_engine.session.arguments import check_box, check_click, check_mark, click_list, object_index, view_box
 from activefreq_engine.session.canvas import changed_bbox
 from activefreq_engine.session.click import Outcome, advance, loaded_step
 from activefreq_engine.session.history import History, Pass, Picture, Points, Scene, SessionSettings, Step
@@ -275,10 +275,12 @@ class Session:
         with self._turn():
             scene = self._opened()
             history = scene.history
-            outcome = self._advance(scene, history.step, _pass(scene, Click(x, y, positive)), watch)
+            new = Pass((check_click(scene.picture, x, y, positive),), scene.view)
+            outcome = self._advance(scene, history.step, new, watch)
             after = scene.having(history.push(outcome.step))
             timings = None if watch is None else watch.timings
-            result = ClickResult(outcome.mask, outcome.changed, _since(start), len(after.history.clicks), timings)
+            clicks = outcome.step.canvas.count
+            result = ClickResult(outcome.mask, outcome.changed, _since(start), clicks, timings)
             self._scene = after
             return result
 
@@ -369,7 +371,7 @@ class Session:
             first = history.blank if mask is None or loaded is None else loaded_step(scene.picture, mask, loaded)
             best = max([*known, first], key=lambda s: len(s.canvas.marks))
             if best is history.step and len(best.canvas.marks) == len(wanted):
-                return ClickResult(scene.mask(), None, _since(start), len(best.canvas.clicks))
+                return ClickResult(scene.mask(), None, _since(start), best.canvas.count)
             before = scene.mask()
             step, rest = best, wanted[len(best.canvas.marks) :]
             if rest and isinstance(rest[0], BoxPrompt):
@@ -379,7 +381,7 @@ class Session:
             step = replace(step, event=Points(wanted))
             after = scene.picture.mask(step.canvas)
             changed = changed_bbox(before, after, boxes.union(history.step.canvas.extent, step.canvas.extent))
-            result = ClickResult(after, changed, _since(start), len(step.canvas.clicks))
+            result = ClickResult(after, changed, _since(start), step.canvas.count)
             self._scene = scene.having(history.push(step))
             return result
 
@@ -739,7 +741,7 @@ class Session:
         old, new = before.history.step.canvas, after.history.step.canvas
         mask, reach = before.mask(), boxes.union(old.extent, new.extent)
         result = ClickResult(
-            after.mask(), changed_bbox(mask, after.mask(), reach), _since(start), len(after.history.clicks)
+            after.mask(), changed_bbox(mask, after.mask(), reach), _since(start), after.history.step.canvas.count
         )
         self._scene = after
         return result
@@ -810,7 +812,7 @@ def click_batch(sessions: Sequence[Session], clicks: Sequence[Prompt]) -> list[C
         outcomes = advance(sessions[0]._engine_in_use(), states, new, None, go_on)
         after = [s.having(s.history.push(o.step)) for s, o in zip(scenes, outcomes, strict=True)]
         elapsed = _since(start)
-        results = [ClickResult(o.mask, o.changed, elapsed, len(o.step.canvas.clicks)) for o in outcomes]
+        results = [ClickResult(o.mask, o.changed, elapsed, o.step.canvas.count) for o in outcomes]
         try:
             for session, scene in zip(sessions, after, strict=True):
                 session._scene = scene

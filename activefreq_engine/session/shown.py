@@ -7,9 +7,8 @@ more: what has changed since is copied, and the outline is painted anew.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +17,11 @@ from activefreq_engine.runtime.painting import Painted
 from activefreq_engine.session import boxes
 from activefreq_engine.session.boxes import union
 from activefreq_engine.session.canvas import Canvas, changed_bbox
+from activefreq_engine.session.clicked import Clicked
 from activefreq_engine.session.painter import Painter
-from activefreq_engine.types import Box, Click
+from activefreq_engine.types import Box
+
+_NOWHERE = (0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,35 +59,36 @@ class Shown:
         return replace(self, canvas=canvas)
 
     def then(
-        self, canvas: Canvas, mask_box: Box | None, painted: Painted | None = None
+        self, canvas: Canvas, mask_box: Box | None, clicked: Clicked | None = None, painted: Painted | None = None
     ) -> tuple[Shown, Box | None, Box | None]:
         """Another canvas without `fixed`, and where it differs.
 
         Args:
             canvas (Canvas): of the same picture and threshold.
             mask_box (Box, optional): of this mask; None when it is empty.
-            painted (Painted, optional): the canvas but for its marks, which are clicks, if the engine has painted it.
+            clicked (Clicked, optional): the canvas' marks, if they are this one's and new clicks.
+            painted (Painted, optional): the canvas but for its marks, which are clicks, if the engine painted it.
 
         Returns:
             What is shown then, the box of its mask, and that of the pixels which differ.
         """
-        if painted is not None:
-            return self._taken_over(canvas, mask_box, painted)
+        if painted is not None and clicked is not None:
+            return self._taken_over(canvas, mask_box, clicked, painted)
         painter = canvas.painter()
-        clicks = canvas.clicks
-        added = len(clicks) == len(canvas.marks) and clicks[: len(self.canvas.marks)] == self.canvas.marks
-        before = self.painter if added and painter is not None and painter.fits(self.painter) else None
+        before = self.painter if clicked is not None and painter is not None and painter.fits(self.painter) else None
         mask, written = self._memory(mask_box, alike=before is not None)
-        found = None if painter is None or before is None else painter.repaint(mask, before, clicks)
+        found = None
+        if painter is not None and before is not None and clicked is not None:
+            found = painter.repaint(mask, before, clicked.pixels)
         if found is None:
             if written is not None:
                 _part(mask, written)[...] = False
             painter = canvas.paint(mask)
-        if found is None or painter is None or not painter.outlined:
+        if found is None or painter is None or clicked is None or not painter.outlined:
             box = boxes.bbox_from_sides(lambda part: _part(mask, part), canvas.reach())
             changed = changed_bbox(self.mask, mask, union(mask_box, box))
         else:
-            box, changed = self._with_clicks(*found, mask, clicks)
+            box, changed = self._labelled(mask, clicked, *found)
         return Shown(canvas, _read_only(mask), painter, None, self._lent(), changed), box, changed
 
     def _lent(self) -> list[NDArray[np.bool_]]:
@@ -96,36 +99,64 @@ class Shown:
         return [cast("NDArray[np.bool_]", memory)] if whole else []
 
     def _taken_over(
-        self, canvas: Canvas, mask_box: Box | None, painted: Painted
+        self, canvas: Canvas, mask_box: Box | None, clicked: Clicked, painted: Painted
     ) -> tuple[Shown, Box | None, Box | None]:
         """`then` with what the engine has painted."""
-        clicks, old = canvas.clicks, len(self.canvas.marks)
-        mask, written = self._memory(mask_box, alike=painted.alike)
-        if not painted.alike and written is not None:
-            _part(mask, written)[...] = False
-        reach, near = painted.inside, painted.fresh
-        painted.write(mask)
-        for k, c in enumerate(clicks):
-            x, y = int(c.x), int(c.y)
-            mask[y, x] = c.positive
-            if c.positive and (reach is None or not boxes.contains(reach, c)):
-                reach = union(reach, (x, y, x + 1, y + 1))
-            if k >= old:
-                near = union(near, (x, y, x + 1, y + 1))
-        box = None if reach is None else boxes.shrunk(mask, reach)
-        changed = changed_bbox(self.mask, mask, near if painted.alike else union(mask_box, box))
+        if painted.alike:
+            mask, write = self._free(), painted.changed
+            if mask is None:
+                mask = self.mask.copy()
+            elif boxes.union(painted.region, self.stale) == painted.region:
+                write = union(write, self.stale)
+            elif self.stale is not None:
+                _part(mask, self.stale)[...] = _part(self.mask, self.stale)
+        else:
+            mask, written = self._memory(mask_box, alike=False)
+            write = painted.inside
+            if written is not None:
+                _part(mask, written)[...] = False
+        if write is not None:
+            painted.write(mask, write)
+        box, changed = self._labelled(mask, clicked, painted.inside, painted.changed)
+        if not painted.alike:
+            changed = changed_bbox(self.mask, mask, union(mask_box, box))
         return Shown(canvas, _read_only(mask), None, painted, self._lent(), changed), box, changed
 
-    def _with_clicks(
-        self, box: Box | None, changed: Box | None, mask: NDArray[np.bool_], clicks: Sequence[Click]
+    def _labelled(
+        self, mask: NDArray[np.bool_], clicked: Clicked, box: Box | None, changed: Box | None
     ) -> tuple[Box | None, Box | None]:
-        """The boxes around clicked pixels, too."""
-        for k, c in enumerate(clicks):
-            x, y = int(c.x), int(c.y)
-            if c.positive and mask[y, x] and (box is None or not boxes.contains(box, c)):
-                box = union(box, (x, y, x + 1, y + 1))
-            if k >= len(self.canvas.marks) and mask[y, x] != self.mask[y, x]:
-                changed = union(changed, (x, y, x + 1, y + 1))
+        """Give clicked pixels of the next mask their signs.
+
+        Args:
+            mask: what was painted, with those signs or without.
+            clicked (Clicked): this mask's clicks and new ones.
+            box (Box, optional): of what was painted, with those signs or without.
+            changed (Box, optional): likewise of what differs from what was painted before.
+
+        Returns:
+            The box of the mask, and that of the pixels which differ from this one.
+        """
+        before, after = memoryview(cast(Any, self.mask)), memoryview(cast(Any, mask))
+        # most clicks lie between the sides of both boxes: they are as they were, and move no side
+        x0, y0, x1, y1 = box or _NOWHERE
+        u0, v0, u1, v1 = changed or _NOWHERE
+        x1, y1, u1, v1 = x1 - 1, y1 - 1, u1 - 1, v1 - 1
+        loose = unsure = False
+        for (x, y), positive in clicked.pixels.items():
+            after[y, x] = positive
+            if not (x0 < x < x1 and y0 < y < y1):
+                if positive:
+                    box = boxes.with_pixel(box, x, y)
+                elif x0 <= x <= x1 and y0 <= y <= y1:
+                    loose = True  # nothing else may be on that side
+            if before[y, x] != positive:
+                changed = boxes.with_pixel(changed, x, y)
+            elif u0 <= x <= u1 and v0 <= y <= v1 and not (u0 < x < u1 and v0 < y < v1):
+                unsure = True
+        if loose and box is not None:
+            box = boxes.shrunk(mask, box)
+        if unsure:
+            changed = changed_bbox(self.mask, mask, changed)
         return box, changed
 
     def _memory(self, mask_box: Box | None, *, alike: bool) -> tuple[NDArray[np.bool_], Box | None]:

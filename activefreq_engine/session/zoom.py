@@ -3,8 +3,10 @@
 A box maps linearly onto the whole network grid, by the geometry rule of `activefreq_engine.conventions`.
 """
 
+from __future__ import annotations
+
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -100,11 +102,21 @@ def shrunk(image: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
     return out
 
 
+def said_inside(marks: Sequence[Mark]) -> Box | None:
+    """The box around the pixels of positive clicks and drawn prompts; None when there are none."""
+    said: Box | None = None
+    for mark in marks:
+        if isinstance(mark, (Click, Drawn)) and mark.positive:
+            said = union(said, pixel_box(mark))
+    return said
+
+
 def next_roi(
     height: int,
     width: int,
     mask_box: Box | None,
-    marks: Sequence[Mark],
+    said: Box | None,
+    count: int,
     current: Box | None,
     *,
     min_crop: int = MIN_CROP,
@@ -114,7 +126,8 @@ def next_roi(
     Args:
         height, width (int): of the image.
         mask_box (Box, optional): box of the mask before this click; None when it is empty.
-        marks: all prompts on the object, the new one included.
+        said (Box, optional): see `said_inside`, of all prompts on the object, the new one included.
+        count (int): how many these are.
         current (Box, optional): the region in use; None when the whole image is.
         min_crop (int): smallest side before clamping to the image.
 
@@ -125,22 +138,12 @@ def next_roi(
     """
     if mask_box is None:
         return None
-    said: Box | None = None
-    for mark in marks:
-        if type(mark) is Click and mark.positive:  # all that most objects have: in place
-            x, y = int(mark.x), int(mark.y)
-            if said is None:
-                said = x, y, x + 1, y + 1
-            elif not (said[0] <= x < said[2] and said[1] <= y < said[3]):
-                said = min(said[0], x), min(said[1], y), max(said[2], x + 1), max(said[3], y + 1)
-        elif isinstance(mark, Drawn) and mark.positive:
-            said = union(said, pixel_box(mark))
     object_box = union(mask_box, said) or mask_box
     wanted = to_pixels(expand(object_box, EXPANSION, min_crop), (0, 0, width, height))
     if current is not None and iou(wanted, current) >= KEEP_IOU and union(current, said) == current:
         return current
     gain = max(height, width) / max(wanted[2] - wanted[0], wanted[3] - wanted[1])
-    return wanted if gain >= MIN_GAIN or len(marks) >= LATE else None
+    return wanted if gain >= MIN_GAIN or count >= LATE else None
 
 
 def outlined_roi(area: Box, bounds: Box) -> Box:
@@ -189,22 +192,66 @@ def focus_box(
     return clamp(expand(around, 1.0, MIN_FOCUS), grid)
 
 
-def point_slots(clicks: Sequence[Click], box: Box, height: int, width: int) -> NDArray[np.float32]:
-    """Clicks as `click_maps` wants them: float32 `[2 * SLOTS, 2]` (x, y) on the network grid of `box`.
+class Slots:
+    """Clicks as `click_maps` wants them, on one region; the next one makes the next slots.
 
-    A click means the centre of its pixel.  The newest `SLOTS` of each sign inside the box are kept, positive ones
-    first; (-1, -1) marks an empty slot.  Where a pixel was clicked again the newest click counts.
+    A click means the centre of its pixel.  The newest `SLOTS` of each sign inside the region are kept, positive ones
+    first; (-1, -1) marks an empty slot.
     """
-    x0, y0, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
-    inside: list[float] = []
-    outside: list[float] = []
-    for (x, y), c in _standing(clicks, box).items():
-        # click_maps counts from pixel centres; the first half pixel must not read as an empty slot
-        at = max(0.0, (x + 0.5 - x0) * width / w - 0.5), max(0.0, (y + 0.5 - y0) * height / h - 0.5)
-        (inside if c.positive else outside).extend(at)
-    both = [(*side[-2 * SLOTS :], *_EMPTY[len(side) :]) for side in (inside, outside)]
-    # ten times as quick as `np.array` of a list
-    return np.frombuffer(array("f", both[0] + both[1]), np.float32).reshape(2 * SLOTS, 2)
+
+    __slots__ = ("grid", "points", "used")
+
+    def __init__(self, grid: tuple[Box, int, int], points: NDArray[np.float32], used: tuple[int, int]) -> None:
+        self.grid, self.points, self.used = grid, points, used
+        """The region with height and width of the network's grid; float32 `[2 * SLOTS, 2]` (x, y) on that grid; how
+        many slots hold positive clicks and negative ones."""
+
+    @classmethod
+    def of(cls, pixels: Mapping[tuple[int, int], bool], box: Box, height: int, width: int) -> Slots:
+        """Clicked pixels (x, y) with their signs, oldest first."""
+        x0, y0, x1, y1 = box
+        inside: list[float] = []
+        outside: list[float] = []
+        for (x, y), positive in pixels.items():
+            if x0 <= x < x1 and y0 <= y < y1:
+                (inside if positive else outside).extend(_on_grid(x, y, box, height, width))
+        both = [(*side[-2 * SLOTS :], *_EMPTY[len(side) :]) for side in (inside, outside)]
+        # ten times as quick as `np.array` of a list
+        points = np.frombuffer(array("f", both[0] + both[1]), np.float32).reshape(2 * SLOTS, 2)
+        used = min(len(inside) // 2, SLOTS), min(len(outside) // 2, SLOTS)
+        return cls((box, height, width), points, used)
+
+    def then(self, x: int, y: int, positive: bool) -> Slots:
+        """With a click on a pixel on which there was none."""
+        box, height, width = self.grid
+        if not (box[0] <= x < box[2] and box[1] <= y < box[3]):
+            return self
+        inside, outside = self.used
+        points = self.points.copy()
+        first, slot = (0, inside) if positive else (SLOTS, outside)
+        if slot == SLOTS:  # the oldest one leaves
+            points[first : first + SLOTS - 1] = points[first + 1 : first + SLOTS]
+            slot -= 1
+        elif positive:
+            inside += 1
+        else:
+            outside += 1
+        points[first + slot] = _on_grid(x, y, box, height, width)
+        return Slots(self.grid, points, (inside, outside))
+
+
+def _on_grid(x: int, y: int, box: Box, height: int, width: int) -> tuple[float, float]:
+    """The centre of an image pixel on the network grid of its region, counted from the first pixel's centre."""
+    x0, y0, x1, y1 = box
+    # the first half pixel must not read as an empty slot
+    return max(0.0, (x + 0.5 - x0) * width / (x1 - x0) - 0.5), max(0.0, (y + 0.5 - y0) * height / (y1 - y0) - 0.5)
+
+
+def point_slots(clicks: Sequence[Click], box: Box, height: int, width: int) -> NDArray[np.float32]:
+    """The slots of clicks, oldest first, on the network grid of `box`.  Where a pixel was clicked again the newest
+    click counts."""
+    standing = _standing(clicks, box)
+    return Slots.of({pixel: c.positive for pixel, c in standing.items()}, box, height, width).points
 
 
 def left_out(clicks: Sequence[Click], box: Box) -> list[Click]:

@@ -117,7 +117,7 @@ class Answers:
             inside, changed = ((b[0] + x0, b[1] + y0, b[2] + x0, b[3] + y0) if b else None for b in found)
             self._masks[key] = np.packbits(wide, axis=1, bitorder="little"), inside, changed
         bits, inside, changed = self._masks[key]
-        painted = Painted(request, bits, 0, inside, changed, alike)
+        painted = Painted(request, bits, inside, changed, alike)
         self._last = levels, painted
         return painted
 

@@ -54,7 +54,7 @@ def test_each_of_a_batch_is_the_hosts(engine, rng):
                 assert answer.painted is None
                 continue
             mask, expected = np.zeros((400, 400), bool), host(answer, asked)
-            answer.painted.write(mask)
+            answer.painted.write(mask, asked.region)
             assert np.array_equal(mask, expected)
             assert 0 < mask.sum() < (asked.region[2] - asked.region[0]) * (asked.region[3] - asked.region[1])
             assert not answer.painted.alike
@@ -70,7 +70,8 @@ def test_a_change_is_written_into_the_mask_before(engine, rng):
         (answer,) = engine.run([replace(given, points=points, paint=asked)])
         painted = answer.painted
         assert painted.alike == (k > 0)
-        painted.write(mask)
+        if painted.changed is not None or not painted.alike:
+            painted.write(mask, painted.changed if painted.alike else region)
         assert np.array_equal(mask, host(answer, asked))
     engine.run([replace(given, paint=PaintRequest((0, 0, 90, 70), limit, None))])  # another session's click
     (answer,) = engine.run([replace(given, paint=PaintRequest(region, limit, painted))])

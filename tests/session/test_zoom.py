@@ -4,10 +4,11 @@ import cv2
 import numpy as np
 import pytest
 
-from activefreq_engine import Click
+from activefreq_engine import BoxPrompt, Click
 from activefreq_engine.session import boxes, zoom
 from activefreq_engine.session.boxes import mask_bbox
 from activefreq_engine.session.canvas import Canvas, Layer, PackedMask, changed_bbox, merge
+from activefreq_engine.session.clicked import Clicked
 from activefreq_engine.session.history import Picture, SessionSettings
 
 from .fakes import random_image
@@ -86,27 +87,53 @@ def test_newest_24_clicks_of_each_sign_are_seen():
     assert slots[24:, 0].tolist() == [i for i in range(70) if i % 2 == 1][-24:]
 
 
+@pytest.mark.parametrize("size", [12, 400])
+def test_clicks_come_to_the_same_one_by_one(rng, size):
+    """In few pixels many are clicked again; in many, slots run out and the oldest clicks leave them."""
+    known = Clicked()
+    marks = ()
+    for k in range(120):
+        if k % 40 == 0:
+            x0, y0 = rng.integers(0, size // 2, 2).tolist()
+            box = x0, y0, x0 + int(rng.integers(2, size // 2)), y0 + int(rng.integers(2, size // 2))
+        new = tuple(Click(*rng.uniform(0, size, 2).tolist(), bool(rng.random() < 0.7)) for _ in range(1 + k % 3 // 2))
+        marks = (*marks, *new)
+        earlier = known.pixels.copy(), known.inside, known.points(box, 64, 96).copy()
+        known, before = known.then(new), known
+        assert known.marks == marks
+        assert known.points(box, 64, 96).tolist() == zoom.point_slots(marks, box, 64, 96).tolist()
+        assert known.inside == zoom.said_inside(marks)
+        assert known.pixels == {(int(c.x), int(c.y)): c.positive for c in marks}
+        assert (before.pixels, before.inside) == earlier[:2]
+        assert np.array_equal(before.points(box, 64, 96), earlier[2])
+    assert known.then((BoxPrompt(1, 2, 3, 4),)) is None
+
+
+def roi_of(height, width, mask_box, clicks, current):
+    return zoom.next_roi(height, width, mask_box, zoom.said_inside(clicks), len(clicks), current)
+
+
 def test_roi_rule():
     click = Click(500, 400, True)
-    assert zoom.next_roi(800, 1000, None, [click], None) is None  # no mask yet: the whole image
-    roi = zoom.next_roi(800, 1000, (400, 300, 700, 500), [click], None)
+    assert roi_of(800, 1000, None, [click], None) is None  # no mask yet: the whole image
+    roi = roi_of(800, 1000, (400, 300, 700, 500), [click], None)
     assert roi == (340, 260, 760, 540)  # 300x200, times 1.4 about (550, 400)
-    assert zoom.next_roi(800, 1000, (500, 400, 510, 410), [click], None) == (405, 305, 605, 505)  # at least 200
-    assert zoom.next_roi(800, 1000, (0, 0, 10, 10), [Click(1, 1, True)], None) == (0, 0, 105, 105)  # clamped
+    assert roi_of(800, 1000, (500, 400, 510, 410), [click], None) == (405, 305, 605, 505)  # at least 200
+    assert roi_of(800, 1000, (0, 0, 10, 10), [Click(1, 1, True)], None) == (0, 0, 105, 105)  # clamped
     # the whole image where the region would hardly be enlarged, unless it is in use already or four clicks were no help
-    assert zoom.next_roi(90, 70, (20, 20, 30, 30), [Click(25, 25, True)] * 4, None) is None
-    assert zoom.next_roi(90, 70, (20, 20, 30, 30), [Click(25, 25, True)] * 5, None) == (0, 0, 70, 90)
-    assert zoom.next_roi(90, 70, (20, 20, 30, 30), [Click(25, 25, True)], None) is None
-    assert zoom.next_roi(800, 1000, (400, 300, 756, 500), [click], None) == (328, 260, 828, 540)
-    assert zoom.next_roi(800, 1000, (400, 300, 759, 500), [click], None) is None
-    assert zoom.next_roi(800, 1000, (400, 300, 759, 500), [click], (328, 260, 828, 540)) == (328, 260, 828, 540)
+    assert roi_of(90, 70, (20, 20, 30, 30), [Click(25, 25, True)] * 4, None) is None
+    assert roi_of(90, 70, (20, 20, 30, 30), [Click(25, 25, True)] * 5, None) == (0, 0, 70, 90)
+    assert roi_of(90, 70, (20, 20, 30, 30), [Click(25, 25, True)], None) is None
+    assert roi_of(800, 1000, (400, 300, 756, 500), [click], None) == (328, 260, 828, 540)
+    assert roi_of(800, 1000, (400, 300, 759, 500), [click], None) is None
+    assert roi_of(800, 1000, (400, 300, 759, 500), [click], (328, 260, 828, 540)) == (328, 260, 828, 540)
     # hysteresis: kept for a small change, for a negative click outside, not for a positive one, nor a large change
-    assert zoom.next_roi(800, 1000, (390, 300, 700, 500), [click], roi) == roi
-    assert zoom.next_roi(800, 1000, (390, 300, 700, 500), [click, Click(5, 5, False)], roi) == roi
-    assert zoom.next_roi(800, 1100, (390, 300, 700, 500), [click, Click(761, 400, True)], roi)[2] > 761
-    assert zoom.next_roi(800, 1000, (500, 380, 560, 420), [click], roi) != roi
+    assert roi_of(800, 1000, (390, 300, 700, 500), [click], roi) == roi
+    assert roi_of(800, 1000, (390, 300, 700, 500), [click, Click(5, 5, False)], roi) == roi
+    assert roi_of(800, 1100, (390, 300, 700, 500), [click, Click(761, 400, True)], roi)[2] > 761
+    assert roi_of(800, 1000, (500, 380, 560, 420), [click], roi) != roi
     # positive clicks belong to the object even where the mask does not cover them
-    grown = zoom.next_roi(1600, 2000, (400, 300, 700, 500), [click, Click(900, 700, True)], None)
+    grown = roi_of(1600, 2000, (400, 300, 700, 500), [click, Click(900, 700, True)], None)
     assert grown[2] == 1002  # 400 to 901, times 1.4, rounded outwards
     assert grown[3] == 782  # 300 to 701
 
