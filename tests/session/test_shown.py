@@ -1,0 +1,59 @@
+"""The next mask and its boxes are those of painting anew, whoever painted and wherever clicks lie."""
+
+import numpy as np
+import pytest
+
+from activefreq_engine import Click
+from activefreq_engine.runtime.painting import Painted, PaintRequest
+from activefreq_engine.session.boxes import mask_bbox
+from activefreq_engine.session.canvas import Canvas
+from activefreq_engine.session.clicked import Clicked
+from activefreq_engine.session.shown import Shown
+
+HEIGHT, WIDTH = 20, 45
+
+
+def placed(mask, region):
+    box = mask_bbox(mask)
+    return box and (box[0] + region[0], box[1] + region[1], box[2] + region[0], box[3] + region[1])
+
+
+def packed(rows):
+    return np.packbits(np.pad(rows, ((0, 0), (0, -rows.shape[1] % 32))), axis=1, bitorder="little")
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["masks are kept", "memory is used again"])
+@pytest.mark.parametrize("density", [0.01, 0.1, 0.5])
+def test_what_the_engine_painted_is_taken_over(rng, density, kept):
+    """Few pixels, so that clicks are often the only ones on a side; regions change, and so does what is known."""
+    masks = []
+    for _ in range(8):
+        clicked = Clicked()
+        shown, mask_box, last = Shown.of(Canvas(HEIGHT, WIDTH, 0.5)), None, None
+        mask = np.zeros((HEIGHT, WIDTH), bool)
+        for k in range(12):
+            if k % 4 == 0:
+                x0, y0 = int(rng.integers(0, 9)), int(rng.integers(0, 9))
+                region = x0, y0, int(rng.integers(x0 + 1, WIDTH + 1)), int(rng.integers(y0 + 1, HEIGHT + 1))
+                rows = np.zeros((region[3] - y0, region[2] - x0), bool)
+            before = rows
+            rows = before ^ (rng.random(before.shape) < density / 2) if k % 4 else rng.random(before.shape) < density
+            alike = last is not None and last.region == region and bool(rng.random() < 0.8)
+            request = PaintRequest(region, 7, last)
+            changed = placed(rows ^ before if alike else rows, region)
+            last = Painted(request, packed(rows), placed(rows, region), changed, alike)
+            new = Click(float(rng.integers(0, WIDTH)), float(rng.integers(0, HEIGHT)), bool(rng.random() < 0.5))
+            clicked = clicked.then([new])
+            canvas = Canvas(HEIGHT, WIDTH, 0.5, (), clicked.marks)
+            expected = np.zeros((HEIGHT, WIDTH), bool)
+            expected[y0 : region[3], x0 : region[2]] = rows
+            for c in clicked.marks:
+                expected[int(c.y), int(c.x)] = c.positive
+            shown, box, differs = shown.then(canvas, mask_box, clicked, last)
+            assert np.array_equal(shown.mask, expected)
+            assert box == mask_bbox(expected)
+            assert differs == mask_bbox(mask ^ expected)
+            if kept:
+                masks.append((shown.mask, expected))
+            mask, mask_box = expected, box
+    assert all(np.array_equal(a, b) for a, b in masks)
