@@ -54,11 +54,11 @@ class Prompted:
             InvalidClickError, InvalidPromptError: they are none.
         """
         height, width = self._session.shape
-        wanted = [
+        wanted = dict.fromkeys(
             (min(float(x), width - 0.5), min(float(y), height - 0.5), sign)  # the far edge is the last pixel's
             for points, sign in ((positive, True), (negative, False))
             for x, y in points
-        ]
+        )
         corners = None
         if box is not None:
             (x0, y0), (x1, y1) = box

@@ -37,6 +37,8 @@ def test_prompts_are_answered_in_the_order_in_which_they_came(engine: Engine) ->
         expected = session.predict([[160, 230], [40, 60], [100, 250]], [1, 0, 1]).mask
         np.testing.assert_array_equal(mask, expected)
         assert 0 < iou <= 1
+        again, _ = prompted.mask([(160, 230), (100, 250), (160, 230)], [(40, 60)])  # and one of them twice
+        np.testing.assert_array_equal(again, expected)
         edge, _ = prompted.mask([(384, 384)], [])  # the far edge; and nothing of before counts
         assert edge[383, 383]
         np.testing.assert_array_equal(edge, session.predict([[383.5, 383.5]], [1]).mask)
