@@ -33,6 +33,7 @@ import torch
 
 from activefreq_engine.files import write_file
 from bench.gpu import masks
+from bench.gpu.clicks import BOTH
 from bench.tools import rows
 from bench.tools.machine import Machine
 from bench.tools.measurements import Measurement
@@ -88,6 +89,7 @@ def steps(out: Path, data: Path | None, mobile_sam: Path | None) -> list[CheckSt
         CheckStep("verify", 22, f"bench.gpu.verify {to} --seconds {{seconds}}"),
         CheckStep("masks", 14, f"bench.gpu.masks {to}"),
         CheckStep("clicks", 12, f"bench.gpu.clicks --only clicks launches suggestions {to} --sequences 10"),
+        CheckStep("painting", 4, f"bench.gpu.painting {to} --seconds {{seconds}}"),
         CheckStep("kernel tests", 16, f"{tests} {parity}"),
         CheckStep("click tests", 8, f"{tests} tests/runtime/on_device"),
         CheckStep("compile", 8, "bench.gpu.compile"),
@@ -118,6 +120,7 @@ def dry_steps(out: Path) -> list[CheckStep]:
         CheckStep("models", 9, f"bench.gpu.clicks --only models --dry-run --out {folder}"),
         CheckStep("verify", 9, f"bench.gpu.verify --dry-run --out {folder} --seconds {{seconds}}"),
         CheckStep("masks", 9, f"bench.gpu.masks --dry-run --out {folder}"),
+        CheckStep("painting", 9, f"bench.gpu.painting --dry-run --out {folder}"),
         CheckStep("kernel tests", 9, f"{tests} tests/kernels/test_distance_cuda.py -k fixed_form"),
         CheckStep("click tests", 9, f"{tests} tests/runtime/test_contexts.py -k parcel"),
         CheckStep("memcheck", 9, "tests.cuda_on_host.exercise --atomic-reads --batches 2 --side 20"),
@@ -281,8 +284,7 @@ def device_targets(
         else []
     )
     wrong = [float(bool(row["note"])) for row in suggestions]
-    device = [float(row["p50_ms"]) for row in suggestions if row["where"] == "device" and not row["note"]]
-    both = [t + times["ours"] for t in device if "ours" in times]
+    both = [float(row["p50_ms"]) for row in suggestions if row["where"] == BOTH and not row["note"]]
     return [
         CheckTarget.at_most("launches and copies of a click", 50, "", count),
         CheckTarget.at_most("time of a click on the device", 150, " us", busy),
@@ -333,13 +335,20 @@ def kernel_targets(measured: Sequence[dict]) -> list[CheckTarget]:
     return [CheckTarget.at_most("kernels that are wrong", 0, "", [sum(wrong)] if wrong else [])]
 
 
+def painting_targets(measured: Sequence[dict]) -> list[CheckTarget]:
+    """Rows of painting.csv."""
+    wrong = [float(bool(row["wrong"])) for row in measured]
+    name = "regions whose mask differs from the host's in a bit"
+    return [CheckTarget.at_most(name, 0, "", [sum(wrong)] if wrong else [])]
+
+
 def targets(out: Path) -> list[CheckTarget]:
     """From what the folder holds."""
-    clicks, models, peers, kernels, shapes, launches, suggestions = (
+    clicks, models, peers, kernels, shapes, launches, suggestions, painted = (
         table(out / f"{name}.csv")
-        for name in ("clicks", "models", "latency", "verify", "masks", "launches", "suggestions")
+        for name in ("clicks", "models", "latency", "verify", "masks", "launches", "suggestions", "painting")
     )
-    right = kernel_targets(kernels) + mask_targets(shapes)
+    right = kernel_targets(kernels) + mask_targets(shapes) + painting_targets(painted)
     on_device = device_targets(launches, models, suggestions, clicks)
     return right + click_targets(clicks, models, peers) + on_device + op_targets(read_ops(out / "ops.csv"))
 

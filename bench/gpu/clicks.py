@@ -4,11 +4,12 @@
     python -m bench.gpu.clicks --dry-run    # on the CPU, tiny; times mean nothing
 
 clicks.csv: `Session.click` at 384 px by the plain modules, by torch.compile (reduce-overhead) of the plain modules, by
-ours, and by ours with the plan's layers in place of the fused kernels; masks must agree.  The compiler takes its time,
-so "clicks" leaves it out, and "compiled" measures all but the layers anew.  models.csv: the engine alone, from arrays
+ours, by ours with the mask painted by the session on the host, and by ours with the plan's layers in place of the fused
+kernels; masks must agree.  The compiler takes its time, so "clicks" leaves it out, and "compiled" measures it anew with
+the plain modules and ours.  models.csv: the engine alone, from arrays
 of the host to arrays of the host, with random weights, since what it costs does not depend on them.  launches.csv: what
 runs on the device in one of our clicks.  suggestions.csv: `Session.suggest` with regions found on the device and on the
-host, which must be the same.
+host, which must be the same, and a click with suggestions after it.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from bench.tools.scene import scene
 SIZE = 384
 PLAIN = "plain modules"
 OURS = "ours"
+PAINTS = "ours painted on the host"
 LAYERS = "ours without fused kernels"
 COMPILED = "torch.compile"
 
@@ -78,6 +81,7 @@ def beside_others(device: str, dry: bool, sequences: int, names: Sequence[str]) 
         Kept(PLAIN, plan=False, cached=False),
         Compiled(COMPILED, compiler="eager" if dry else "inductor"),
         Kept(OURS, precision="auto", backend="auto", graph=True),
+        Kept(PAINTS, precision="auto", backend="mask_bits=reference", graph=True),
         Kept(LAYERS, precision="auto", backend=",".join(f"{name}=reference" for name in OPS), graph=True),
     )
     ways = [way for way in every if way.name in names]
@@ -127,7 +131,11 @@ def timed(run: Callable[[], Any], repeats: int) -> dict[str, Any]:
         start = time.perf_counter()
         run()
         taken.append(1e3 * (time.perf_counter() - start))
-    return {k if k == "n" else f"{k}_ms": v for k, v in asdict(ClickTimes.of(taken)).items()}
+    return in_ms(ClickTimes.of(taken))
+
+
+def in_ms(times: ClickTimes) -> dict[str, Any]:
+    return {k if k == "n" else f"{k}_ms": v for k, v in asdict(times).items()}
 
 
 def every_model(device: str, dry: bool, deadline: float) -> Iterator[dict[str, Any]]:
@@ -178,10 +186,20 @@ def suggestions(device: str, dry: bool) -> list[dict[str, Any]]:
         engine.uncertain_regions = find  # type: ignore[method-assign]
         found.append([(s.x, s.y, s.positive, s.region_bbox, s.area) for s in session.suggest(5)])
         out.append({"where": where, **timed(lambda: session.suggest(5), 2 if dry else 50)})
+    engine.uncertain_regions = by_device  # type: ignore[method-assign]
+    taken = []
+    for c in islice(on.clicks(1), 1, 3 if dry else 100):
+        c = telling(session, c)
+        start = time.perf_counter()
+        session.click(c.x, c.y, c.positive)
+        session.suggest(5)
+        taken.append(1e3 * (time.perf_counter() - start))
+    out.append({"where": BOTH, **in_ms(ClickTimes.of(taken))})
     note = "" if found[0] == found[1] else f"no time: {found[0]} on the device, {found[1]} on the host"
     return [{**row, "note": note} for row in out]
 
 
+BOTH = "click, then device"
 PARTS = ("clicks", "launches", "suggestions", "compiled", "models")
 
 
@@ -198,7 +216,7 @@ def main() -> None:
     about = Machine(device).describe()
     if dry:
         ladder.CLICKS, ladder.picture = SETTLED + 1, lambda: scene(210, 230, radius=40)
-    for part, ways in (("clicks", (PLAIN, OURS, LAYERS)), ("compiled", (PLAIN, COMPILED, OURS))):
+    for part, ways in (("clicks", (PLAIN, OURS, PAINTS, LAYERS)), ("compiled", (PLAIN, COMPILED, OURS))):
         if part in only:
             measured = beside_others(device, dry, 1 if dry else arguments.sequences, ways)
             rows.write(out / "clicks.csv", measured, about, replace="rung")

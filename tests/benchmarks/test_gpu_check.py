@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from activefreq_engine.kernels import triton_support
+from activefreq_engine.kernels.mask_bits import mask_bits
 
 from bench.gpu import check as gpu_check
+from bench.gpu import painting
 from bench.gpu.check import CheckStep, StepOutcome, chosen, click_targets, op_targets, read_ops
+from bench.gpu.clicks import BOTH
 from bench.tools import measurements, rows
 from bench.tools.machine import Machine, MachineLimits, commit
 from bench.tools.measurements import Check, Measurement, poison
@@ -35,10 +38,11 @@ def dry_run(out, *arguments):
 
 
 def test_a_dry_run_of_what_is_quick(tmp_path):
-    dry_run(tmp_path, "--only", "models", "compile", "racecheck")
+    dry_run(tmp_path, "--only", "models", "compile", "painting", "racecheck")
+    assert {row["wrong"] for row in rows.read(tmp_path / "painting.csv")} == {""}
     assert {row["call"] for row in rows.read(tmp_path / "models.csv")} == {"next click", "refine"}
     summary = json.loads((tmp_path / "gpu_check.json").read_text())
-    expected = {"models": "passed", "compile": "passed", "racecheck": "skipped"}
+    expected = {"models": "passed", "compile": "passed", "painting": "passed", "racecheck": "skipped"}
     assert {s["name"]: s["status"] for s in summary["steps"]} == expected
     assert "1 kernels" in (tmp_path / "gpu_check.txt").read_text()
 
@@ -70,13 +74,14 @@ def test_the_dry_run_does_it_all(tmp_path):
     }
     assert all(r.median_us > 0 and not r.note for r in read_ops(tmp_path / "ops.csv"))
     clicks = rows.read(tmp_path / "clicks.csv")
-    rungs = ["plain modules", "ours", "ours without fused kernels", "torch.compile"]
+    rungs = ["plain modules", "ours", "ours painted on the host", "ours without fused kernels", "torch.compile"]
     assert sorted(row["rung"] for row in clicks) == sorted(rungs)
     assert all(float(row["p50_ms"]) > 0 and row["device"] and row["commit"] for row in clicks)
     assert {row["call"] for row in rows.read(tmp_path / "models.csv")} == {"next click", "refine"}
     assert len(rows.read(tmp_path / "launches.csv")) > 10
     suggested = rows.read(tmp_path / "suggestions.csv")
-    assert [(row["where"], row["note"]) for row in suggested] == [("device", ""), ("host", "")]
+    assert [(row["where"], row["note"]) for row in suggested] == [("device", ""), ("host", ""), (BOTH, "")]
+    assert len(rows.read(tmp_path / "painting.csv")) == 8
     assert {row["method"] for row in rows.read(tmp_path / "latency.csv")} == {"activefreq"}
     assert json.loads((tmp_path / "latency_cuda.json").read_text())["benchmarks"]
     masks = rows.read(tmp_path / "masks.csv")
@@ -89,7 +94,7 @@ def test_the_dry_run_does_it_all(tmp_path):
     assert {s["name"]: s["status"] for s in summary["steps"]} == {
         s.name: "skipped" if s.name == "racecheck" else "passed" for s in gpu_check.steps(tmp_path, None, None)
     }
-    assert len(summary["targets"]) == 20
+    assert len(summary["targets"]) == 21
     text = (tmp_path / "gpu_check.txt").read_text()
     assert all(f"{s['status']:8s}{s['name']}" in text for s in summary["steps"])
 
@@ -158,7 +163,7 @@ def test_each_step_has_its_share_and_what_others_left(tmp_path):
 
 def test_what_decides_comes_first(tmp_path):
     names = [s.name for s in gpu_check.steps(tmp_path, None, None)]
-    assert names[:5] == ["verify", "masks", "clicks", "kernel tests", "click tests"]
+    assert names[:6] == ["verify", "masks", "clicks", "painting", "kernel tests", "click tests"]
     left, taken = 480.0, {}
     for step in (planned := gpu_check.steps(tmp_path, Path("data"), Path("weights"))):
         taken[step.name] = gpu_check.limit(step, planned, left)
@@ -347,3 +352,15 @@ def test_poison_reaches_every_output():
     poison(tuple(tensors))
     poison(single := torch.zeros(2))
     assert all(bool(t.all()) for t in (*tensors, single))
+
+
+def test_a_painted_bit_that_differs_is_told(monkeypatch):
+    case = "cpu", (32, 64), (50, 90), 0
+    assert painting.differing(*case) == ""
+
+    def flipped(levels, asked, bits, found):
+        mask_bits(levels, asked, bits, found)
+        bits[0, 3] ^= 1
+
+    monkeypatch.setattr(painting, "mask_bits", flipped)
+    assert painting.differing(*case) == "1 of 4500 pixels in round 0 from row 0"
