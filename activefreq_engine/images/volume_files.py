@@ -50,7 +50,7 @@ def check_whole(path: Path, name: str, tags: Mapping[str, str], values: int) -> 
         values (int): pixels of the file, over all slices.
 
     Raises:
-        InvalidImageError: it is too short.
+        InvalidImageError: it is too short, or its last pixels cannot be read.
     """
     if "vox_offset" in tags:
         needed = int(float(tags["vox_offset"])) + values * int(tags["bitpix"]) // 8
@@ -61,7 +61,13 @@ def check_whole(path: Path, name: str, tags: Mapping[str, str], values: int) -> 
         if syntax is not None and syntax[1].decode() not in _NATIVE:
             return
         samples = 2 if tags.get("0028|0004", "").endswith("_422") else int(tags.get("0028|0002", 1))
-        needed = values * samples * int(tags["0028|0100"]) // 8
+        bits = int(tags["0028|0100"])
+        if bits == 1 and values % 8:
+            raise InvalidImageError(
+                f"{name} has {values} pixels of one bit, which do not fill bytes: SimpleITK reads the last ones "
+                "wrong; save it with 8 bits a pixel"
+            )
+        needed = values * samples * bits // 8
         whole = path.stat().st_size >= needed
     else:
         return

@@ -212,6 +212,22 @@ def test_dicom_that_lies_about_its_size_is_refused(tmp_path: Path, rng: np.rando
     assert load_volume(tmp_path / "c.dcm").planes.shape == (1, 200, 300)
 
 
+def test_pixels_of_one_bit(tmp_path: Path, rng: np.random.Generator) -> None:
+    """As segmentations in DICOM have them.  GDCM leaves the last byte out where bits do not fill it."""
+    for height, width, right in ((4, 6, True), (11, 13, False)):
+        bits = rng.integers(0, 2, (3, height, width)).astype(np.uint8)
+        data = pydicom.dcmread(dicom(tmp_path / "a.dcm", bits, frames=3))
+        data.BitsAllocated, data.BitsStored, data.HighBit = 1, 1, 0
+        packed = np.packbits(bits.ravel(), bitorder="little").tobytes()
+        data.PixelData = packed + bytes(len(packed) % 2)
+        data.save_as(tmp_path / "b.dcm")
+        if right:
+            np.testing.assert_array_equal(load_volume(tmp_path / "b.dcm").planes, bits * 255)
+        else:
+            with pytest.raises(InvalidImageError, match="429 pixels of one bit"):
+                load_volume(tmp_path / "b.dcm")
+
+
 def test_frames_with_slopes_of_their_own_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:
     values = rng.integers(0, 4000, (3, 13, 22)).astype(np.uint16)
 
