@@ -31,7 +31,7 @@ from tqdm import tqdm
 from activefreq_engine.errors import DatasetError, InvalidImageError
 from activefreq_engine.eval.clickers import IGNORE
 from activefreq_engine.images import image_size, load_image, load_labels
-from activefreq_engine.images.folders import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, listing, match
+from activefreq_engine.images.folders import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, entries, listing, match
 from activefreq_engine.images.window import no_data_values, to_8_bit
 
 LAYOUTS = ("masks", "labels", "isic2017", "volumes")
@@ -141,7 +141,7 @@ def load_dataset(
 
 
 def _detect(root: Path) -> str:
-    folders = {p.name for p in root.iterdir() if p.is_dir()}
+    folders = {p.name for p in entries(root) if p.is_dir()}
     if any(name.startswith("ISIC-2017_") for name in folders):
         return "isic2017"
     truths = [name for name in ("masks", *LABEL_FOLDERS) if name in folders]
@@ -152,7 +152,7 @@ def _detect(root: Path) -> str:
         )
     if len(truths) > 1:
         raise DatasetError(f"{root} holds {' and '.join(truths)}: say which with layout (masks or labels)")
-    if any(p.suffix.lower() in VOLUME_SUFFIXES for p in (root / "images").iterdir()):
+    if any(p.suffix.lower() in VOLUME_SUFFIXES for p in entries(root / "images")):
         return "volumes"
     return "masks" if truths == ["masks"] else "labels"
 
@@ -168,7 +168,7 @@ def _label_folder(root: Path) -> Path:
 
 
 def _isic_pairs(root: Path, split: str | None) -> list[Pair]:
-    folders = sorted(p.name for p in root.iterdir() if p.is_dir())
+    folders = [p.name for p in entries(root) if p.is_dir()]
     splits = [m[1] for name in folders if (m := re.fullmatch(r"ISIC-2017_(.+)_Data", name))]
     if split is None and len(splits) == 1:
         split = splits[0]

@@ -25,18 +25,29 @@ class Pair:
     truth: Path
 
 
+def entries(folder: Path) -> list[Path]:
+    """What is in a folder, sorted by name, but for hidden files, such as the ``._NAME`` that macOS leaves on shares.
+
+    Raises:
+        DatasetError: no such folder, or it cannot be read.
+    """
+    try:
+        if folder.is_dir():
+            return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    except OSError as error:
+        raise DatasetError(f"cannot read folder {folder}: {error.strerror or error}") from error
+    raise DatasetError(f"folder {folder} is missing")
+
+
 def listing(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     """Files of a folder with one of the suffixes in small letters or capitals, sorted by name; never empty.
 
-    Hidden files, such as the ``._NAME`` that macOS leaves on shared drives, do not count.  Other files that could be
-    pictures are left out and named in the log.
+    Hidden files do not count.  Other files that could be pictures are left out and named in the log.
 
     Raises:
-        DatasetError: no such folder, or no such file in it.
+        DatasetError: no such folder, it cannot be read, or there is no such file in it.
     """
-    if not folder.is_dir():
-        raise DatasetError(f"folder {folder} is missing")
-    shown = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    shown = entries(folder)
     files = [p for p in shown if p.suffix.lower() in suffixes]
     left = [p.name for p in shown if p.suffix.lower() not in (*suffixes, *_BESIDE) and p.is_file()]
     if not files:

@@ -113,13 +113,19 @@ def load_volume(
         shown = Path(name or "volume.dcm").name
         suffix = next((s for s in VOLUME_SUFFIXES if shown.lower().endswith(s)), ".dcm")
         _simpleitk(shown)  # before anything is written
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"volume{suffix}"
-            path.write_bytes(source)
-            return _read(path, shown, max_pixels)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / f"volume{suffix}"
+                path.write_bytes(source)
+                return _read(path, shown, max_pixels)
+        except OSError as error:
+            raise InvalidImageError(f"cannot read {shown}: it cannot be put on the disk: {error}") from error
     path = Path(source)
-    if not path.exists():
-        raise InvalidImageError(f"cannot read {path}: no such file or folder")
+    try:
+        if not path.is_dir():
+            path.open("rb").close()  # SimpleITK would not say why it cannot
+    except (OSError, ValueError) as error:
+        raise InvalidImageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     return _read(path, path.name, max_pixels)
 
 

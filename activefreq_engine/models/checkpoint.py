@@ -85,10 +85,15 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     from ..errors import ModelLoadError
 
     try:
-        with safe_open(str(path), framework="pt") as f:
-            header = f.metadata() or {}
+        with open(path, "rb"):  # says why it cannot be; safetensors says "No such file" to anything
+            pass
     except FileNotFoundError:
         raise ModelLoadError(f"no checkpoint at {path}") from None
+    except (OSError, ValueError) as e:
+        raise ModelLoadError(f"cannot read the checkpoint {path}: {e}") from e
+    try:
+        with safe_open(str(path), framework="pt") as f:
+            header = f.metadata() or {}
     except (SafetensorError, OSError) as e:
         raise ModelLoadError(
             f"{path} is not a readable safetensors file ({e}); pickled checkpoints (.pt, .pth) are never loaded, "

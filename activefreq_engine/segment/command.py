@@ -171,7 +171,7 @@ class _Outcome:
 
 def _find(arguments: Sequence[str]) -> tuple[list[str], bool]:
     """The images that the arguments name, in order, and whether results go into folders."""
-    from activefreq_engine.eval.datasets import IMAGE_SUFFIXES
+    from activefreq_engine.images.folders import IMAGE_SUFFIXES, entries
 
     found: list[str] = []
     several = len(arguments) > 1
@@ -181,7 +181,7 @@ def _find(arguments: Sequence[str]) -> tuple[list[str], bool]:
             found.append(argument)
             continue
         if os.path.isdir(argument):
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != ".")
+            inside = [p for p in entries(path) if p.suffix.lower() in IMAGE_SUFFIXES]
             if not inside:
                 raise InvalidArgumentError(f"folder {path} holds no image: no file ends in {', '.join(IMAGE_SUFFIXES)}")
         elif glob.has_magic(argument):

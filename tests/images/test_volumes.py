@@ -150,7 +150,7 @@ def test_what_is_refused(tmp_path: Path, rng: np.random.Generator, monkeypatch: 
         load_volume(path, max_pixels=285)
     with pytest.raises(InvalidImageError, match="truncated"):
         load_volume(bytes(500), name="x.nii")
-    with pytest.raises(InvalidImageError, match="no such"):
+    with pytest.raises(InvalidImageError, match="No such"):
         load_volume(tmp_path / "nothing.nii")
     volume = load_volume(path)
     with pytest.raises(InvalidMaskError, match="shape"):
