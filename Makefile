@@ -76,7 +76,7 @@ test-browser: $(INSTALLED)
 	$(PIP) install --quiet playwright
 	ACTIVEFREQ_BROWSER=1 $(BIN)/python -m pytest tests/browser
 
-# Each tool in an environment of its own; napari's, labelme's and CVAT's borrow torch and the rest from .venv.  napari and labelme need Xvfb, see docs/napari.md.
+# Each tool in an environment of its own; napari's, labelme's and CVAT's borrow torch and the rest from .venv.  napari, nninteractive and labelme need Xvfb, see docs/napari.md.
 build/tools/%/installed: $(INSTALLED)
 	$(BIN)/python -m venv build/tools/$*
 	build/tools/$*/bin/python -m pip install --quiet $(TOOL_$*)
@@ -90,11 +90,12 @@ TOOL_label-studio = label-studio==1.23.2
 TOOL_cvat = cvat-sdk==2.80.0 cvat-cli==2.80.0
 TOOL_x-anylabeling = x-anylabeling-cvhub==4.2.1
 TOOL_napari = napari==0.9.2 PyQt6 pytest pytest-qt opencv-python-headless
+TOOL_nninteractive = napari==0.9.2 PyQt6 napari-nninteractive==2.5.4 nninteractive-client==2.6.0
 TOOL_labelme = labelme==6.3.1 opencv-python-headless
 TOOL_onnxruntime = onnxruntime==1.15.1 "numpy<2"
 TOOL_readers = labelme==5.5.0 supervision==0.31.2 geojson==3.3.0 opencv-python-headless
 
-test-tools: $(INSTALLED) $(foreach tool,label-studio cvat napari labelme x-anylabeling onnxruntime readers,build/tools/$(tool)/installed)
+test-tools: $(INSTALLED) $(foreach tool,label-studio cvat napari nninteractive labelme x-anylabeling onnxruntime readers,build/tools/$(tool)/installed)
 	ACTIVEFREQ_TOOLS=build/tools $(BIN)/python -m pytest tests/tools
 
 # The package as a wheel, as those have it who freeze a program.

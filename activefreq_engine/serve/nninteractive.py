@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -17,7 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import FastAPI, Header, Request, Response
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from activefreq_engine.serve import packing
 from activefreq_engine.serve.errors import ConflictError, GoneError, ServeError, TooLargeError
@@ -113,10 +114,18 @@ class Leases:
                 self.release(token)
 
 
+def _voxel(value: float) -> int:
+    """The voxel at a position; voxel i reaches from i - 0.5 to i + 0.5, as in napari, whose plug-in sends fractions."""
+    return math.floor(value + 0.5)
+
+
+Position = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_voxel)]
+
+
 class Point(BaseModel):
     """A voxel, in array order."""
 
-    coordinates: Annotated[list[int], Field(min_length=3, max_length=3)]
+    coordinates: Annotated[list[Position], Field(min_length=3, max_length=3)]
     include_interaction: bool
     run_prediction: bool = True
     override_capability_checks: bool = False
@@ -126,7 +135,7 @@ class Box(BaseModel):
     """A box in array order, half-open; flat along one axis."""
 
     bbox_coords: Annotated[
-        list[Annotated[list[int], Field(min_length=2, max_length=2)]], Field(min_length=3, max_length=3)
+        list[Annotated[list[Position], Field(min_length=2, max_length=2)]], Field(min_length=3, max_length=3)
     ]
     include_interaction: bool
     run_prediction: bool = True

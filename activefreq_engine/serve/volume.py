@@ -98,8 +98,9 @@ class PromptedVolume:
         return SlicePrompt(place, tuple(Lasso(tuple((x, y) for x, y in ring), positive) for ring in rings))
 
     def box(self, corners: Sequence[Sequence[int]], positive: bool) -> SlicePrompt:
-        """A prompt of a box ``[[low, high], ...]`` in one slice, half-open."""
-        if not all(0 <= low < high <= n for (low, high), n in zip(corners, self.shape, strict=True)):
+        """A prompt of a box ``[[low, high], ...]`` in one slice, half-open; what lies outside the image is cut off."""
+        corners = [(max(low, 0), min(high, n)) for (low, high), n in zip(corners, self.shape, strict=True)]
+        if not all(low < high for low, high in corners):
             raise ServeError(f"the box {[list(c) for c in corners]} is empty or outside the image {list(self.shape)}")
         flat = [axis for axis in range(3) if corners[axis][1] - corners[axis][0] == 1]
         if not flat:

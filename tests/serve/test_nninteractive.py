@@ -161,6 +161,29 @@ def test_boxes_are_those_of_a_session(theirs: Any, engine: Engine) -> None:
     assert not buffer.any()
 
 
+def test_places_between_voxels(theirs: Any, engine: Engine) -> None:
+    """napari's plug-in sends fractions, and boxes that reach out of the image."""
+    buffer = begin(theirs, FLAT)
+    session = Session(engine=engine)
+    session.set_image(picture())
+    theirs.add_point_interaction(np.array([0.0, 59.6, 61.49]), True)
+    session.click(61.5, 60.5)
+    assert np.array_equal(buffer[0] != 0, session.mask)
+    theirs.reset_interactions()
+    theirs.add_bbox_interaction([[0.0, 1.0], [-7.3, 89.7], [20.4, WIDTH + 3.2]], True)
+    session.box(20, 0, WIDTH, 90)
+    assert np.array_equal(buffer[0] != 0, session.mask)
+    for refused in ([-0.6, 5, 5], [0, HEIGHT - 0.4, 5], [0, 1e300, 5]):
+        with pytest.raises(httpx.HTTPStatusError, match="422|400"):
+            theirs.add_point_interaction(refused, True)
+    with pytest.raises(httpx.HTTPStatusError, match="422|400"):
+        theirs.add_bbox_interaction([[0, 1], [HEIGHT + 1.0, HEIGHT + 9.0], [20, 40]], True)
+    for number in ("1e999", "NaN", "-Infinity", "9" * 400):
+        body = f'{{"coordinates": [0, 5, {number}], "include_interaction": true}}'
+        answer = theirs._http.post("/add_point_interaction", content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 422, answer.text
+
+
 def test_lassos_are_those_of_a_session(theirs: Any, engine: Engine) -> None:
     buffer = begin(theirs, FLAT)
     session = Session(engine=engine)
@@ -223,7 +246,7 @@ def test_what_is_not_supported_is_said(theirs: Any) -> None:
     }  # fmt: skip
     deep = np.ones((3, HEIGHT, WIDTH), np.uint8)
     for ask in (
-        lambda: theirs.add_bbox_interaction([[0, 1], [10, 20], [10, WIDTH + 1]], True),
+        lambda: theirs.add_bbox_interaction([[0, 1], [10, 20], [WIDTH, WIDTH + 1]], True),
         lambda: theirs.add_bbox_interaction([[0, 1], [10, 10], [10, 20]], True),
         lambda: theirs.add_bbox_interaction([[0, 2], [10, 12], [10, 20]], True, override_capability_checks=True),
         lambda: theirs.add_lasso_interaction(deep, True),
