@@ -8,7 +8,7 @@ labelme's before labelme starts, and changes nothing else.  docs/labelme.md has 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import FastAPI, Header, Request, Response
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import BaseModel, Field
 
 from activefreq_engine.serve import packing
 from activefreq_engine.serve.errors import ConflictError, GoneError, ServeError, TooLargeError
@@ -119,7 +119,7 @@ def _voxel(value: float) -> int:
     return math.floor(value + 0.5)
 
 
-Position = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_voxel)]
+Position = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Point(BaseModel):
@@ -281,7 +281,7 @@ def add_routes(app: FastAPI, sessions: Sessions, read: Body) -> None:
     async def add_point(body: Point, token: Token = None) -> Response:
         lease = leases.get(token)
         async with lease.lock:
-            prompt = lease.opened().point(body.coordinates, body.include_interaction)
+            prompt = lease.opened().point([_voxel(c) for c in body.coordinates], body.include_interaction)
             return await prompted(lease, prompt, body.run_prediction)
 
     async def drawn(request: Request, token: str | None, meta: str, what: str) -> Response:
@@ -314,7 +314,8 @@ def add_routes(app: FastAPI, sessions: Sessions, read: Body) -> None:
         """A box in one slice: around the object, around a missing part of it, or around what is not of it."""
         lease = leases.get(token)
         async with lease.lock:
-            prompt = lease.opened().box(body.bbox_coords, body.include_interaction)
+            corners = [(_voxel(low), _voxel(high)) for low, high in body.bbox_coords]
+            prompt = lease.opened().box(corners, body.include_interaction)
             return await prompted(lease, prompt, body.run_prediction)
 
     @app.post("/add_initial_seg_interaction", **tagged)
