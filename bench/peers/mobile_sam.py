@@ -110,10 +110,10 @@ class SamNetwork(nn.Module):
             (Tensor, Tensor): logits `[M, 256, 256]` and estimated IoU `[M]`; M is 3 without `previous`, else 1.
         """
         sparse, dense = self.prompt_encoder(points[None, None], labels[None, None], None, previous)
-        logits, quality = self.mask_decoder(embedding, self._places(), sparse, dense, multimask_output=previous is None)
+        logits, quality = self.mask_decoder(embedding, self.places(), sparse, dense, multimask_output=previous is None)
         return logits[0, 0], quality[0, 0]
 
-    def _places(self) -> Tensor:
+    def places(self) -> Tensor:
         """The embedding cells' positions, encoded: `[1, 256, 64, 64]`."""
         device = self.prompt_encoder.shared_embedding.positional_embedding.device
         centres = (torch.arange(SIDE // 16, device=device) + 0.5) / (SIDE // 16)
