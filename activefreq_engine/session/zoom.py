@@ -20,7 +20,7 @@ from activefreq_engine.session.prompts import Drawn, Mark, pixel_box
 from activefreq_engine.types import Box, Click
 
 EXPANSION = 1.4  # region of interest and focus box, per side length (RITM, FocalClick)
-MIN_CROP = 200  # smallest region of interest, image pixels (RITM)
+MIN_CROP = 64  # smallest region of interest, image pixels (docs/experiments.md, 34; RITM has 200)
 MIN_OUTLINED = 32  # smallest side of the region around a box or a lasso, image pixels
 MIN_GAIN = 2.0  # a region that is enlarged less than this is not worth the surroundings that it loses,
 LATE = 5  # until this click: what is still wrong by then is detail

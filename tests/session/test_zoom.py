@@ -118,11 +118,11 @@ def test_roi_rule():
     assert roi_of(800, 1000, None, [click], None) is None  # no mask yet: the whole image
     roi = roi_of(800, 1000, (400, 300, 700, 500), [click], None)
     assert roi == (340, 260, 760, 540)  # 300x200, times 1.4 about (550, 400)
-    assert roi_of(800, 1000, (500, 400, 510, 410), [click], None) == (405, 305, 605, 505)  # at least 200
-    assert roi_of(800, 1000, (0, 0, 10, 10), [Click(1, 1, True)], None) == (0, 0, 105, 105)  # clamped
+    assert roi_of(800, 1000, (500, 400, 510, 410), [click], None) == (473, 373, 537, 437)  # at least 64
+    assert roi_of(800, 1000, (0, 0, 10, 10), [Click(1, 1, True)], None) == (0, 0, 37, 37)  # clamped
     # the whole image where the region would hardly be enlarged, unless it is in use already or four clicks were no help
     assert roi_of(90, 70, (20, 20, 30, 30), [Click(25, 25, True)] * 4, None) is None
-    assert roi_of(90, 70, (20, 20, 30, 30), [Click(25, 25, True)] * 5, None) == (0, 0, 70, 90)
+    assert roi_of(90, 70, (20, 20, 30, 30), [Click(25, 25, True)] * 5, None) == (0, 0, 57, 57)
     assert roi_of(90, 70, (20, 20, 30, 30), [Click(25, 25, True)], None) is None
     assert roi_of(800, 1000, (400, 300, 756, 500), [click], None) == (328, 260, 828, 540)
     assert roi_of(800, 1000, (400, 300, 759, 500), [click], None) is None
