@@ -11,6 +11,8 @@ from activefreq_engine.kernels.distance import distance_transform, inscribed_poi
 from activefreq_engine.kernels.region_stats import cupy_impl as regions
 from activefreq_engine.kernels.region_stats import fixed, region_stats, region_stats_fixed
 
+from tests.compiler import needs_compiler
+
 OPS = ("distance_transform", "inscribed_points", "inscribed_points_fixed", "region_stats", "region_stats_fixed")
 
 
@@ -112,6 +114,7 @@ def test_the_real_cupy_has_what_we_call():
     assert callable(module.get_function)
 
 
+@needs_compiler
 def test_compile_and_export_see_one_node():
     def click(masks, probs):
         stats = region_stats_fixed(masks, probs, capacity=5)

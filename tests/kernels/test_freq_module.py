@@ -13,6 +13,7 @@ from activefreq_engine.kernels import dispatch, triton_support
 from activefreq_engine.kernels.freq_module import FreqModulePlan, freq_module
 
 from activefreq_engine.models.freqnet import FreqModule
+from tests.compiler import needs_compiler
 
 NAMES = ("filter_hw", "filter_cw", "filter_ch", "dw_weight", "dw_bias")
 SIZES = [(2, 3, 5, 7, 3), (1, 2, 6, 4, 5), (1, 1, 1, 1, 7), (2, 4, 9, 2, 3)]  # B, C', H, W, k
@@ -188,6 +189,7 @@ def test_a_gradient_is_refused(name):
         freq_module(x, *parameters)
 
 
+@needs_compiler
 def test_compile_and_export_see_one_op():
     x, parameters = make(2, 2, 5, 6, 3, torch.float32)
     expected = freq_module(x, *parameters)

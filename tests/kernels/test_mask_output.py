@@ -7,6 +7,8 @@ import torch
 from activefreq_engine.kernels import dispatch
 from activefreq_engine.kernels.mask_output import mask_output
 
+from tests.compiler import needs_compiler
+
 
 def bilinear(z, height, width):
     """Pixel centres aligned, one output pixel at a time."""
@@ -80,6 +82,7 @@ def test_bad_arguments(logits, previous, threshold, error, words):
         mask_output(logits, previous, threshold=threshold)
 
 
+@needs_compiler
 def test_compiles_as_one_op():
     logits, previous = torch.randn(2, 1, 3, 4), torch.rand(2, 6, 8) < 0.5
     compiled = torch.compile(mask_output, backend="aot_eager", fullgraph=True)

@@ -10,6 +10,7 @@ from activefreq_engine.kernels import dispatch
 from activefreq_engine.kernels.distance import inscribed_points
 from activefreq_engine.kernels.region_stats import region_stats
 
+from tests.compiler import needs_compiler
 from tests.kernels.on_device.test_fused import CASES, OPS
 
 
@@ -63,12 +64,14 @@ def test_every_op_has_a_sample():
     assert {row.op for row in dispatch.table()} == set(SAMPLES)
 
 
+@needs_compiler
 @pytest.mark.parametrize(("op", "sample"), [*SAMPLES.items(), ("freq_module_out", lambda: freq_module(out=True))])
 def test_schema_fake_implementation_and_autograd(op, sample):
     dispatch.table()  # imports every op
     torch.library.opcheck(getattr(torch.ops.activefreq, op).default, sample())
 
 
+@needs_compiler
 def test_compile_and_export_of_sizes_that_depend_on_the_data():
     def click(masks, probs):
         stats = region_stats(masks, probs)

@@ -9,6 +9,8 @@ from activefreq_engine.kernels.freq_module import FreqModulePlan, freq_module, r
 from activefreq_engine.kernels.freq_module.recent import RecentPlans
 from activefreq_engine.kernels.freq_module.triton_impl import Launch, kernel_call
 
+from tests.compiler import needs_compiler
+
 plain = importlib.import_module("activefreq_engine.kernels.freq_module")
 
 TOLERANCE = {"fp16": 2e-3, "tf32x3": 4e-6, "tf32": 5e-3}  # relative L2 error of a spectral quarter
@@ -291,6 +293,7 @@ def test_a_plan_is_a_snapshot_and_one_launch(device, monkeypatch):
     check(plan(x[:1]), expected[:1], "fp16")  # any batch
 
 
+@needs_compiler
 def test_compile_and_export_see_one_op(device):
     x, parameters = make(1, 1, 5, 6, 3, device)
     plan = FreqModulePlan(*parameters, size=(5, 6), backend="triton")
@@ -308,6 +311,7 @@ def test_compile_and_export_see_one_op(device):
     assert torch.equal(program.module()(x), y * 2)
 
 
+@needs_compiler
 def test_ops_keep_their_schema(device):
     x, parameters = make(1, 1, 5, 6, 3, device)
     runner = triton_impl.Runner(*parameters, size=(5, 6), precision="fp16")
@@ -330,6 +334,7 @@ def packed(monkeypatch):
     return times
 
 
+@needs_compiler
 def test_the_plain_function_packs_once(packed, device):
     x, parameters = make(1, 1, 5, 6, 3, device)
     for i in range(3):
