@@ -65,6 +65,9 @@ def _write(target: str, content: bytes) -> None:
         raise
 
 
+_SYSTEM = re.compile(r"(?:os error |Os { code: )(\d+)")  # as new and old releases of safetensors name it
+
+
 @contextlib.contextmanager
 def beside(path: Path) -> Iterator[Path]:
     """For writers that want a path: another one beside `path`, whose file is synced and renamed to it at the end.
@@ -87,7 +90,7 @@ def beside(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError):
             with _writing(path):
                 raise
-        number = re.search(r"os error (\d+)", str(error)) if isinstance(error, SafetensorError) else None
+        number = _SYSTEM.search(str(error)) if isinstance(error, SafetensorError) else None
         if number is not None:  # its writer hides the system's error in its own
             with _writing(path):
                 raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
