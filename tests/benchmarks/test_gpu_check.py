@@ -32,7 +32,7 @@ pytestmark = [
 
 def dry_run(out, *arguments):
     command = [sys.executable, "-m", "bench.gpu.check", "--dry-run", "--out", str(out), "--minutes", "60", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
     print(done.stdout, done.stderr)
     assert done.returncode == 0
 
