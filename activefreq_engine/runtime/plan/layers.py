@@ -256,4 +256,4 @@ class Frequency(PlanLayer):
 
     def mix(self, xn: Tensor, x: Tensor) -> Tensor:
         """The block up to its FFN, from a map's norm and the map."""
-        return x + self.spectral(xn)
+        return self.spectral(xn).add_(x)

@@ -66,6 +66,7 @@ class _Spectral(nn.Module):
             else:
                 branches.append(_Matmul(spectrum, f.pair, height, width))
         self.branches = nn.ModuleList(branches)
+        self._exported = form != "fft"
         self.work = torch.float64 if dtype == torch.float64 else torch.float32
         for branch in branches:
             for name, table in branch.named_buffers():
@@ -74,8 +75,14 @@ class _Spectral(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         quarters = x.chunk(4, dim=1)
-        spectral = [f(q.to(self.work)).to(x.dtype) for f, q in zip(self.branches, quarters[:3], strict=True)]
-        return torch.cat([*spectral, self.depthwise(quarters[3])], dim=1)
+        spectral = (f(q.to(self.work)) for f, q in zip(self.branches, quarters[:3], strict=True))
+        if self._exported:  # what is exported writes to no part of a tensor
+            return torch.cat([*(s.to(x.dtype) for s in spectral), self.depthwise(quarters[3])], dim=1)
+        # as maps lie in a plan: joined as they are, they would lie as planes, and be turned by whoever reads them next
+        y = torch.empty_like(x, memory_format=torch.channels_last)
+        for part, values in zip(y.chunk(4, dim=1), (*spectral, self.depthwise(quarters[3])), strict=True):
+            part.copy_(values)
+        return y
 
 
 class _Fft(nn.Module):
