@@ -101,11 +101,12 @@ def test_bad_mixes(tmp_path, text):
         read_mix(tmp_path / "m.json", tmp_path)
 
 
-def test_the_mix_that_ships_names_its_licences(tmp_path):
-    sources = read_mix(MIXES / "general.json", tmp_path)
-    assert sum(s.weight for s in sources) == pytest.approx(1)
-    described = json.loads((MIXES / "general.json").read_text())["sets"]
+@pytest.mark.parametrize("name", ["general", "guided"])
+def test_a_mix_of_weights_that_ship_names_its_licences(tmp_path, name):
+    sources = read_mix(MIXES / f"{name}.json", tmp_path)
+    assert len({s.folder for s in sources}) == len(sources)
+    described = json.loads((MIXES / f"{name}.json").read_text())["sets"]
     assert all(s["licence"] for s in described)
     assert not any("NC" in s["licence"] for s in described)
     assert {s.name for s in sources}.isdisjoint({"acdc", "brain_tumour"})
-    assert sources == read_mix(Path("general"), tmp_path)
+    assert sources == read_mix(Path(name), tmp_path)
