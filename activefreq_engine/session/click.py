@@ -17,7 +17,7 @@ from activefreq_engine.runtime.painting import PaintRequest
 from activefreq_engine.runtime.timing import Stopwatch
 from activefreq_engine.session import boxes, zoom
 from activefreq_engine.session.canvas import Canvas, Layer, changed_bbox, merge
-from activefreq_engine.session.clicked import Clicked
+from activefreq_engine.session.click_tally import ClickTally
 from activefreq_engine.session.history import Pass, Picture, Step
 from activefreq_engine.session.packed_mask import PackedMask
 from activefreq_engine.session.painter import limit
@@ -60,7 +60,7 @@ class _Turn:
     new: Pass
     marks: tuple[Mark, ...]
     """All prompts on the object that count, the new ones last."""
-    clicked: Clicked | None
+    clicked: ClickTally | None
     """What these come to, if all are clicks."""
     roi: Box | None
     box: Box
@@ -194,7 +194,7 @@ def prepare(engine: Engine, picture: Picture, step: Step, new: Pass) -> _Turn:
     return _Turn(picture, step, new, marks, clicked, roi, box, request)
 
 
-def _points(clicked: Clicked | None, marks: tuple[Mark, ...], box: Box, h: int, w: int) -> NDArray[np.float32]:
+def _points(clicked: ClickTally | None, marks: tuple[Mark, ...], box: Box, h: int, w: int) -> NDArray[np.float32]:
     """What the network is told of the marks on a box."""
     return zoom.point_slots(disks(marks, box, h, w), box, h, w) if clicked is None else clicked.points(box, h, w)
 

@@ -59,7 +59,7 @@ if hasattr(os, "register_at_fork"):  # no child finds it held by a thread that i
 
 
 @dataclass(slots=True, eq=False)
-class Kept:
+class KeptFeatures:
     """The features of a region."""
 
     features: Any
@@ -76,7 +76,7 @@ class FeatureCache:
     """
 
     def __init__(self, budget: Budget = SHARED) -> None:
-        self.regions: dict[Box, Kept] = {}
+        self.regions: dict[Box, KeptFeatures] = {}
         self._budget = budget
         with budget.lock:
             budget.caches.add(self)
@@ -99,7 +99,7 @@ class FeatureCache:
                 return
         nbytes = sum(tensor.nbytes for tensor in features)
         with self._budget.lock:
-            self.regions[box] = Kept(features, nbytes, next(self._budget.clock))
+            self.regions[box] = KeptFeatures(features, nbytes, next(self._budget.clock))
             self._budget.enforce()
 
     def __iter__(self) -> Iterator[Box]:

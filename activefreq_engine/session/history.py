@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from activefreq_engine.session import zoom
 from activefreq_engine.session.canvas import Canvas
-from activefreq_engine.session.clicked import Clicked
+from activefreq_engine.session.click_tally import ClickTally
 from activefreq_engine.session.features import FeatureCache
 from activefreq_engine.session.packed_mask import PackedMask
 from activefreq_engine.session.packing import Packing
@@ -139,7 +139,7 @@ class Picture:
     """The engine's image features by region, for all objects."""
     shrunk: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
     """The image halved so many times; made when asked for."""
-    clicked: Clicked | None = None
+    clicked: ClickTally | None = None
     """What the clicks came to that were looked at last."""
     packing: Packing = field(default_factory=Packing)
     """Steps to be kept in less memory."""
@@ -167,13 +167,13 @@ class Picture:
         """The whole image as a box."""
         return 0, 0, self.image.shape[1], self.image.shape[0]
 
-    def after(self, step: Step, new: Pass) -> tuple[tuple[Mark, ...], Clicked | None]:
+    def after(self, step: Step, new: Pass) -> tuple[tuple[Mark, ...], ClickTally | None]:
         """All marks of an object after new ones, and what they come to if all are clicks."""
         known, before = self.clicked, step.canvas.marks
         found = known.then(new.marks) if known is not None and known.marks is before else None
         if found is None:
             marks = with_marks(before, new.marks)
-            found = Clicked().then(marks)
+            found = ClickTally().then(marks)
         self.clicked = found
         return (marks, None) if found is None else (found.marks, found)
 

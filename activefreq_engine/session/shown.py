@@ -17,7 +17,7 @@ from activefreq_engine.runtime.painting import Painted
 from activefreq_engine.session import boxes
 from activefreq_engine.session.boxes import union
 from activefreq_engine.session.canvas import Canvas, changed_bbox
-from activefreq_engine.session.clicked import Clicked
+from activefreq_engine.session.click_tally import ClickTally
 from activefreq_engine.session.painter import Painter
 from activefreq_engine.types import Box
 
@@ -59,14 +59,14 @@ class Shown:
         return replace(self, canvas=canvas)
 
     def then(
-        self, canvas: Canvas, mask_box: Box | None, clicked: Clicked | None = None, painted: Painted | None = None
+        self, canvas: Canvas, mask_box: Box | None, clicked: ClickTally | None = None, painted: Painted | None = None
     ) -> tuple[Shown, Box | None, Box | None]:
         """Another canvas without `fixed`, and where it differs.
 
         Args:
             canvas (Canvas): of the same picture and threshold.
             mask_box (Box, optional): of this mask; None when it is empty.
-            clicked (Clicked, optional): the canvas' marks, if they are this one's and new clicks.
+            clicked (ClickTally, optional): the canvas' marks, if they are this one's and new clicks.
             painted (Painted, optional): the canvas but for its marks, which are clicks, if the engine painted it.
 
         Returns:
@@ -99,7 +99,7 @@ class Shown:
         return [cast("NDArray[np.bool_]", memory)] if whole else []
 
     def _taken_over(
-        self, canvas: Canvas, mask_box: Box | None, clicked: Clicked, painted: Painted
+        self, canvas: Canvas, mask_box: Box | None, clicked: ClickTally, painted: Painted
     ) -> tuple[Shown, Box | None, Box | None]:
         """`then` with what the engine has painted."""
         if painted.alike:
@@ -123,13 +123,13 @@ class Shown:
         return Shown(canvas, _read_only(mask), None, painted, self._lent(), changed), box, changed
 
     def _labelled(
-        self, mask: NDArray[np.bool_], clicked: Clicked, box: Box | None, changed: Box | None
+        self, mask: NDArray[np.bool_], clicked: ClickTally, box: Box | None, changed: Box | None
     ) -> tuple[Box | None, Box | None]:
         """Give clicked pixels of the next mask their signs.
 
         Args:
             mask: what was painted, with those signs or without.
-            clicked (Clicked): this mask's clicks and new ones.
+            clicked (ClickTally): this mask's clicks and new ones.
             box (Box, optional): of what was painted, with those signs or without.
             changed (Box, optional): likewise of what differs from what was painted before.
 

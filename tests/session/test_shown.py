@@ -7,7 +7,7 @@ from activefreq_engine import Click
 from activefreq_engine.runtime.painting import Painted, PaintRequest
 from activefreq_engine.session.boxes import mask_bbox
 from activefreq_engine.session.canvas import Canvas
-from activefreq_engine.session.clicked import Clicked
+from activefreq_engine.session.click_tally import ClickTally
 from activefreq_engine.session.shown import Shown
 
 HEIGHT, WIDTH = 20, 45
@@ -28,7 +28,7 @@ def test_what_the_engine_painted_is_taken_over(rng, density, kept):
     """Few pixels, so that clicks are often the only ones on a side; regions change, and so does what is known."""
     masks = []
     for _ in range(8):
-        clicked = Clicked()
+        clicked = ClickTally()
         shown, mask_box, last = Shown.of(Canvas(HEIGHT, WIDTH, 0.5)), None, None
         mask = np.zeros((HEIGHT, WIDTH), bool)
         for k in range(12):

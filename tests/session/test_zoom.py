@@ -8,7 +8,7 @@ from activefreq_engine import BoxPrompt, Click
 from activefreq_engine.session import boxes, zoom
 from activefreq_engine.session.boxes import mask_bbox
 from activefreq_engine.session.canvas import Canvas, Layer, PackedMask, changed_bbox, merge
-from activefreq_engine.session.clicked import Clicked
+from activefreq_engine.session.click_tally import ClickTally
 from activefreq_engine.session.history import Picture, SessionSettings
 
 from .fakes import random_image
@@ -90,7 +90,7 @@ def test_newest_24_clicks_of_each_sign_are_seen():
 @pytest.mark.parametrize("size", [12, 400])
 def test_clicks_come_to_the_same_one_by_one(rng, size):
     """In few pixels many are clicked again; in many, slots run out and the oldest clicks leave them."""
-    known = Clicked()
+    known = ClickTally()
     marks = ()
     for k in range(120):
         if k % 40 == 0:

@@ -13,7 +13,7 @@ from activefreq_engine.session.zoom import Slots
 from activefreq_engine.types import Box, Click
 
 
-class Clicked:
+class ClickTally:
     """Clicks on an object that has no other marks; none at first.  Never changes: the next click makes the next one."""
 
     __slots__ = ("_slots", "inside", "marks", "pixels")
@@ -29,9 +29,9 @@ class Clicked:
         self.marks, self.pixels, self.inside = (), {}, None
         self._slots: Slots | None = None
 
-    def then(self, new: Sequence[Mark]) -> Clicked | None:
+    def then(self, new: Sequence[Mark]) -> ClickTally | None:
         """With more marks; None if one of them is no click."""
-        found = Clicked()
+        found = ClickTally()
         found.marks = (*self.marks, *new)
         found.pixels, found.inside, found._slots = self.pixels.copy(), self.inside, self._slots
         for mark in new:
