@@ -208,7 +208,7 @@ class Slots:
 
     @classmethod
     def of(cls, pixels: Mapping[tuple[int, int], bool], box: Box, height: int, width: int) -> Slots:
-        """ClickTally pixels (x, y) with their signs, oldest first."""
+        """Clicked pixels (x, y) with their signs, oldest first."""
         x0, y0, x1, y1 = box
         inside: list[float] = []
         outside: list[float] = []
