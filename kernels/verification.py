@@ -38,7 +38,7 @@ CACHE_VARIABLE = "ACTIVEFREQ_CACHE"
 PATIENCE = 120.0
 """Seconds that a trial in another process may take, compilation included."""
 
-PROCESSES = 8
+PROCESSES = max(1, min(8, (os.cpu_count() or 1) // 2))
 """Most processes that try the kernels of one device at a time; each holds half a gigabyte of its memory."""
 
 _log = logging.getLogger(__name__)
@@ -286,8 +286,9 @@ def _try(questions: list[Question]) -> list[Finding]:
     if not _can_start_python():
         _say_once("this program cannot start another Python: kernels are tried within it")
         return [_attempt(q) for q in questions]
-    size = -(-len(questions) // max(1, min(PROCESSES, (os.cpu_count() or 1) // 2)))
-    parts = [questions[k : k + max(8, size)] for k in range(0, len(questions), max(8, size))]
+    size = -(-len(questions) // PROCESSES)
+    size = max(3, size)  # fewer are not worth the start of a process
+    parts = [questions[k : k + size] for k in range(0, len(questions), size)]
     with ThreadPoolExecutor(len(parts)) as pool:
         return [finding for part in pool.map(_elsewhere, parts) for finding in part]
 
@@ -374,6 +375,7 @@ def _run_python(questions: list[Question], program: str) -> tuple[bool, list[dic
         return False, [], "a frozen application has no Python beside it"
     request = [{"op": q.op, "backend": q.backend, "device": str(q.device), **q.form._asdict()} for q in questions]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
+    variables["OMP_NUM_THREADS"] = "1"  # several run at a time, each with references on the CPU
     limit = PATIENCE * (1 + len(questions))
     try:
         done = subprocess.run(

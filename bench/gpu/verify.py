@@ -28,7 +28,7 @@ from bench.tools.machine import Machine
 FIRST = 384
 """The default size."""
 
-AT_ONCE = 64
+AT_ONCE = 256
 """Kernels that are tried between two writes of the file."""
 
 
@@ -45,7 +45,7 @@ def main() -> None:
         interpret()
     device = torch.device("cpu") if dry else torch.device("cuda", torch.cuda.current_device())
     about = Machine(device.type).describe()
-    verification.PROCESSES = max(verification.PROCESSES, min(16, len(os.sched_getaffinity(0))))
+    verification.PROCESSES = len(os.sched_getaffinity(0))
     sizes = sorted(SIZES, key=lambda size: (size != FIRST, size))
     asked: list[Question] = []
     for size in sizes[:1] if dry else sizes:
