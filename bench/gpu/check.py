@@ -88,12 +88,13 @@ def steps(out: Path, data: Path | None, mobile_sam: Path | None) -> list[CheckSt
     return [
         CheckStep("verify", 22, f"bench.gpu.verify {to} --seconds {{seconds}}"),
         CheckStep("masks", 14, f"bench.gpu.masks {to}"),
-        CheckStep("clicks", 12, f"bench.gpu.clicks --only clicks launches suggestions {to} --sequences 10"),
+        CheckStep("clicks", 12, f"bench.gpu.clicks --only first clicks launches suggestions {to} --sequences 10"),
         CheckStep("painting", 4, f"bench.gpu.painting {to} --seconds {{seconds}}"),
         CheckStep("kernel tests", 16, f"{tests} {parity}"),
         CheckStep("click tests", 8, f"{tests} tests/runtime/on_device"),
         CheckStep("compile", 8, "bench.gpu.compile"),
         CheckStep("ops", 10, f"bench.gpu.ops {to} --seconds {{seconds}}"),
+        CheckStep("sessions", 4, f"bench.gpu.clicks --only sessions {to}"),
         CheckStep("models", 6, f"bench.gpu.clicks --only models {to} --seconds {{seconds}}"),
         CheckStep("ladder", 8, f"bench.speed.ladder --device cuda {to} --pictures {shlex.quote(str(out))}"),
         CheckStep("peers", 6, f"{peers} --limit 10 --device cuda --skip grabcut {to}", lacks=no_peers),
@@ -113,7 +114,8 @@ def dry_steps(out: Path) -> list[CheckStep]:
     others = " ".join(f"--skip {name}" for name in ("activefreq@384", "mobile_sam", "sam_vit_b", "grabcut"))
     suite = f"{tests} --benchmark --benchmark-json={folder}/latency_cuda.json bench/speed/test_region_stats.py -k giant"
     return [
-        CheckStep("clicks", 9, f"bench.gpu.clicks --only clicks launches suggestions --dry-run --out {folder}"),
+        CheckStep("clicks", 9, f"bench.gpu.clicks --only first clicks launches suggestions --dry-run --out {folder}"),
+        CheckStep("sessions", 9, f"bench.gpu.clicks --only sessions --dry-run --out {folder}"),
         CheckStep("ops", 9, f"bench.gpu.ops --dry-run --out {folder}"),
         CheckStep("compiled", 9, f"bench.gpu.clicks --only compiled --dry-run --out {folder}"),
         CheckStep("compile", 9, "bench.gpu.compile --dry-run"),
@@ -203,9 +205,9 @@ class CheckTarget:
     reached: bool | None
 
     @classmethod
-    def at_least(cls, name: str, limit: float, values: Sequence[float]) -> "CheckTarget":
+    def at_least(cls, name: str, limit: float, values: Sequence[float], unit: str = "x") -> "CheckTarget":
         worst = min(values, default=None)
-        return cls(name, f">= {limit:g}x", worst, None if worst is None else worst >= limit)
+        return cls(name, f">= {limit:g}{unit}", worst, None if worst is None else worst >= limit)
 
     @classmethod
     def at_most(cls, name: str, limit: float, unit: str, values: Sequence[float]) -> "CheckTarget":
@@ -270,7 +272,11 @@ def click_targets(ways: Sequence[dict], models: Sequence[dict], peers: Sequence[
 
 
 def device_targets(
-    launches: Sequence[dict], models: Sequence[dict], suggestions: Sequence[dict], ways: Sequence[dict]
+    launches: Sequence[dict],
+    models: Sequence[dict],
+    suggestions: Sequence[dict],
+    ways: Sequence[dict],
+    sessions: Sequence[dict],
 ) -> list[CheckTarget]:
     """What a click and its suggestions cost on the device; rows of the files of these names, and of clicks.csv."""
     ours = [row for row in launches if row["size"] == "384"]
@@ -285,6 +291,7 @@ def device_targets(
     )
     wrong = [float(bool(row["note"])) for row in suggestions]
     both = [float(row["p50_ms"]) for row in suggestions if row["where"] == BOTH and not row["note"]]
+    per_s = [float(row["per_s"]) for row in sessions]
     return [
         CheckTarget.at_most("launches and copies of a click", 50, "", count),
         CheckTarget.at_most("time of a click on the device", 150, " us", busy),
@@ -292,6 +299,7 @@ def device_targets(
         CheckTarget.at_least("fused kernels faster than the plan's layers", 1, fused),
         CheckTarget.at_most("suggestions that differ from the host's", 0, "", [max(wrong)] if wrong else []),
         CheckTarget.at_most("click and suggestions", 0.9, " ms", both),
+        CheckTarget.at_least("clicks of many sessions", 6000, [max(per_s)] if per_s else [], " a second"),
     ]
 
 
@@ -344,12 +352,22 @@ def painting_targets(measured: Sequence[dict]) -> list[CheckTarget]:
 
 def targets(out: Path) -> list[CheckTarget]:
     """From what the folder holds."""
-    clicks, models, peers, kernels, shapes, launches, suggestions, painted = (
+    clicks, models, peers, kernels, shapes, launches, suggestions, painted, sessions = (
         table(out / f"{name}.csv")
-        for name in ("clicks", "models", "latency", "verify", "masks", "launches", "suggestions", "painting")
+        for name in (
+            "clicks",
+            "models",
+            "latency",
+            "verify",
+            "masks",
+            "launches",
+            "suggestions",
+            "painting",
+            "sessions",
+        )
     )
     right = kernel_targets(kernels) + mask_targets(shapes) + painting_targets(painted)
-    on_device = device_targets(launches, models, suggestions, clicks)
+    on_device = device_targets(launches, models, suggestions, clicks, sessions)
     return right + click_targets(clicks, models, peers) + on_device + op_targets(read_ops(out / "ops.csv"))
 
 

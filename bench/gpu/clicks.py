@@ -9,7 +9,9 @@ kernels; masks must agree.  The compiler takes its time, so "clicks" leaves it o
 the plain modules and ours.  models.csv: the engine alone, from arrays
 of the host to arrays of the host, with random weights, since what it costs does not depend on them.  launches.csv: what
 runs on the device in one of our clicks.  suggestions.csv: `Session.suggest` with regions found on the device and on the
-host, which must be the same, and a click with suggestions after it.
+host, which must be the same, and a click with suggestions after it.  sessions.csv: clicks of many sessions, one for
+each of them in a batch.  first.csv: how long a new engine takes to warm up, and the first click on a shape of region
+that nobody looked at beside the next one.
 """
 
 import argparse
@@ -26,7 +28,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from activefreq_engine import Engine, create_model
+from activefreq_engine import Click, Engine, Session, click_batch, create_model
 from activefreq_engine.runtime.engine import SIZES, RefineRequest, StepRequest
 from activefreq_engine.runtime.plan.fused import OPS
 from bench.speed import ladder
@@ -199,8 +201,50 @@ def suggestions(device: str, dry: bool) -> list[dict[str, Any]]:
     return [{**row, "note": note} for row in out]
 
 
+def together(device: str, dry: bool) -> Iterator[dict[str, Any]]:
+    """Clicks on settled regions by `click_batch`, one of each session; a first pass, which does not count, captures."""
+    on, engine = ladder.picture(), Engine(device=device, size=256 if dry else SIZE)
+    many: list[Session] = []
+    for count in (1, 2) if dry else (1, 2, 4, 8, 16, 32, 64):
+        while len(many) < count:
+            many.append(opened(engine, on))
+            clicks(many[-1], on, SETTLED, seed=len(many))
+        turns = [islice(on.clicks(seed=100 + i), 1, None) for i in range(count)]
+        taken: list[float] = []
+        for _ in range(2 if dry else max(20, 600 // count)):
+            asked: list[Click] = [telling(s, next(turn)) for s, turn in zip(many, turns, strict=True)]
+            start = time.perf_counter()
+            click_batch(many, asked)
+            taken.append(1e3 * (time.perf_counter() - start))
+        taken = taken[len(taken) // 4 :]
+        yield {"sessions": count, "per_s": 1e3 * count * len(taken) / sum(taken), **in_ms(ClickTimes.of(taken))}
+
+
+SHAPES = ((600, 380), (420, 560), (560, 220))
+"""Height and width of regions, image pixels."""
+
+
+def first_clicks(device: str, dry: bool) -> Iterator[dict[str, Any]]:
+    """A new engine's warm-up, then the first and the next click on regions of shapes that nobody looked at."""
+    on = ladder.picture() if not dry else scene(900, 900, radius=150)
+    session = opened(Engine(device=device, size=256 if dry else SIZE), on)
+    start = time.perf_counter()
+    session.warmup()
+    warmup = time.perf_counter() - start
+    for height, width in SHAPES[:1] if dry else SHAPES:
+        session.reset()
+        session.look(100, 120, 100 + width, 120 + height)
+        taken = []
+        for x, y in ((100 + width // 2, 120 + height // 2), (100 + width // 4, 120 + height // 4)):
+            c = telling(session, Click(x, y, True))
+            start = time.perf_counter()
+            session.click(c.x, c.y, c.positive)
+            taken.append(1e3 * (time.perf_counter() - start))
+        yield {"region": f"{height}x{width}", "warmup_s": warmup, "first_ms": taken[0], "next_ms": taken[1]}
+
+
 BOTH = "click, then device"
-PARTS = ("clicks", "launches", "suggestions", "compiled", "models")
+PARTS = ("first", "clicks", "launches", "suggestions", "sessions", "compiled", "models")
 
 
 def main() -> None:
@@ -216,6 +260,10 @@ def main() -> None:
     about = Machine(device).describe()
     if dry:
         ladder.CLICKS, ladder.picture = SETTLED + 1, lambda: scene(210, 230, radius=40)
+    if "first" in only:
+        began = list(first_clicks(device, dry))
+        rows.write(out / "first.csv", began, about, replace="region")
+        print(*began, sep="\n", flush=True)
     for part, ways in (("clicks", (PLAIN, OURS, PAINTS, LAYERS)), ("compiled", (PLAIN, COMPILED, OURS))):
         if part in only:
             measured = beside_others(device, dry, 1 if dry else arguments.sequences, ways)
@@ -235,6 +283,12 @@ def main() -> None:
         print(
             "suggestions, ms:", {row["where"]: round(row["p50_ms"], 3) for row in asked}, asked[0]["note"], flush=True
         )
+    if "sessions" in only:
+        shared: list[dict[str, Any]] = []
+        for row in together(device, dry):
+            shared.append(row)
+            rows.write(out / "sessions.csv", shared, about, replace="sessions")
+            print(f"{row['sessions']} sessions: {row['per_s']:.0f} clicks/s, p50 {row['p50_ms']:.2f} ms", flush=True)
     found: list[dict[str, Any]] = []
     for row in every_model(device, dry, deadline) if "models" in only else ():
         found.append(row)

@@ -81,6 +81,8 @@ def test_the_dry_run_does_it_all(tmp_path):
     assert len(rows.read(tmp_path / "launches.csv")) > 10
     suggested = rows.read(tmp_path / "suggestions.csv")
     assert [(row["where"], row["note"]) for row in suggested] == [("device", ""), ("host", ""), (BOTH, "")]
+    assert [row["sessions"] for row in rows.read(tmp_path / "sessions.csv")] == ["1", "2"]
+    assert len(rows.read(tmp_path / "first.csv")) == 1
     assert len(rows.read(tmp_path / "painting.csv")) == 8
     assert {row["method"] for row in rows.read(tmp_path / "latency.csv")} == {"activefreq"}
     assert json.loads((tmp_path / "latency_cuda.json").read_text())["benchmarks"]
@@ -94,7 +96,7 @@ def test_the_dry_run_does_it_all(tmp_path):
     assert {s["name"]: s["status"] for s in summary["steps"]} == {
         s.name: "skipped" if s.name == "racecheck" else "passed" for s in gpu_check.steps(tmp_path, None, None)
     }
-    assert len(summary["targets"]) == 21
+    assert len(summary["targets"]) == 22
     text = (tmp_path / "gpu_check.txt").read_text()
     assert all(f"{s['status']:8s}{s['name']}" in text for s in summary["steps"])
 
