@@ -35,7 +35,9 @@ class TrainConfig:
     steps: int | None = None  # length of the run in steps, or
     hours: float | None = None  # in hours of training time (the schedules then follow the clock)
     batch: int = 16  # crops, per process
-    per_crop: int = 1  # samples of each crop: other objects in it, or other clicks on the same one
+    # samples of each crop: other objects in it, or other clicks on the same one; with on_device, one a step, so that a
+    # step has `batch` samples and its crops serve so many steps
+    per_crop: int = 1
     sizes: tuple[tuple[float, int], ...] = ((0.0, 128), (0.35, 192), (0.85, 256))  # from this progress on: crop size
     lr: float = 1e-3
     weight_decay: float = 0.02
@@ -70,8 +72,8 @@ class TrainConfig:
             "a teacher serves the coarse stage; leave it out of 'refiner'",
         )
         _check(
-            self.per_crop == 1 or (self.stage == "coarse" and self.teacher is None and not self.on_device),
-            "per_crop above 1 serves the coarse stage, with a loader and without a teacher; leave it out of other runs",
+            self.per_crop == 1 or (self.stage == "coarse" and self.teacher is None),
+            "per_crop above 1 serves the coarse stage without a teacher; leave it out of other runs",
         )
         _check(
             not self.on_device or (self.stage == "coarse" and self.teacher is None and self.clicker == "ritm"),

@@ -30,7 +30,7 @@ from .parcel import SUFFIX, open_parcel
 from .record import Record, Validation, plot, require_plotting
 from .sampler import Sampler
 from .state import Ema, averaged, export, load_state, save_state
-from .steps import CoarseStep, RefinerStep, with_guide
+from .steps import CoarseStep, RefinerStep, trusted_attention, with_guide
 from .teacher import Teacher
 
 __all__ = ["Stage", "TrainConfig", "Validation", "train"]
@@ -204,7 +204,8 @@ class _Run:
                 image = normalise(image.to(device, non_blocking=True))
                 label = label.to(device, non_blocking=True)
                 self.step_module.frozen = frozen
-                with torch.autocast(device.type, dtype=autocast_type, enabled=autocast_type is not None):
+                autocast = torch.autocast(device.type, dtype=autocast_type, enabled=autocast_type is not None)
+                with trusted_attention(), autocast:
                     told = (
                         (features[0].to(device, non_blocking=True), schedule.teacher_weight(step)) if features else ()
                     )
@@ -217,7 +218,8 @@ class _Run:
             mean = record.add(self.step, schedule.elapsed, loss.detach(), lr, size, last=last)
             if mean is not None:
                 now = time.monotonic()
-                rate = (self.step - last_row[0]) * config.batch * config.per_crop * self.world / (now - last_row[1])
+                samples = config.batch * (1 if self.device_steps else config.per_crop) * self.world
+                rate = (self.step - last_row[0]) * samples / (now - last_row[1])
                 last_row = self.step, now
                 bar.set_postfix(loss=f"{mean:.4f}", size=size, rate=f"{rate:.0f}/s")
                 minutes = schedule.elapsed / 60

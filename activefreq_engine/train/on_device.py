@@ -26,7 +26,7 @@ from .prompts import INWARD, OUTWARD, SCRIBBLE
 from .sampler import CLICK, PROMPT, Sampler, between, chance
 from .simulate import DEEPEST, OUTLINED, PROMPTS
 from .state import Ema
-from .steps import CoarseStep, keep_norms
+from .steps import CoarseStep, keep_norms, trusted_attention
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,9 @@ class Batch:
     """What a step reads and writes, always in the same place: a captured graph knows addresses only."""
 
     def __init__(self, batch: int, size: int, slots: int, device: torch.device) -> None:
-        self.index = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.index = torch.zeros(batch, dtype=torch.int64, device=device)  # of its crops
+        self.draw = torch.zeros((), dtype=torch.int64, device=device)  # which samples of these crops it holds
+        self.crops = -1  # number of its crops, known to the host
         self.turn = torch.zeros((), dtype=torch.int64, device=device)  # clicks made
         self.image = torch.zeros(batch, 3, size, size, device=device)
         self.label = torch.zeros(batch, 1, size, size, dtype=torch.int8, device=device)
@@ -138,6 +140,11 @@ class Batch:
         self.features: list[Tensor] = []
         self.loss = torch.zeros((), device=device)
         self.slots = slots
+
+    @property
+    def key(self) -> Tensor:
+        """What chance depends on: one number for each sample, that of its crop for the first one of it."""
+        return self.index + (self.draw << 52)
 
     def add(self, xy: Tensor, positive: Tensor, valid: Tensor) -> None:
         """One more click for each sample where `valid`: places `[B, 2]`, signs `[B]`."""
@@ -205,12 +212,16 @@ class DeviceSteps:
             frozen (bool): whether BatchNorm's statistics stay.
             share (float): of the new weights in the averaged ones.
         """
+        with trusted_attention():
+            return self._on_stream(step, size, iterations, lr, frozen, share)
+
+    def _on_stream(self, *step: Any) -> Tensor:
         if self.stream is None:
-            return self._step(step, size, iterations, lr, frozen, share)
+            return self._step(*step)
         around = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(around)
         with torch.cuda.stream(self.stream):
-            loss = self._step(step, size, iterations, lr, frozen, share)
+            loss = self._step(*step)
         around.wait_stream(self.stream)  # who reads the loss or the weights there finds them written
         return loss
 
@@ -218,11 +229,16 @@ class DeviceSteps:
         if size not in self.batches:
             self.batches[size] = Batch(self.config.batch, size, self.slots, self.device)
         batch = self.batches[size]
-        for value, number in ((self.lr, lr), (self.share, share), (self.first, step * self.config.batch)):
+        crops, draw = divmod(step, self.config.per_crop)
+        values = (self.lr, lr), (self.share, share), (self.first, crops * self.config.batch), (batch.draw, draw)
+        for value, number in values:
             value.fill_(number)
-        self._run(("sample", size), lambda: self._sample(batch, size))
-        if self.module.look is not None:
-            self._run(("look", size), lambda: self._look(batch))
+        if batch.crops != crops:
+            self._run(("sample", size), lambda: self._sample(batch, size))
+            if self.module.look is not None:
+                self._run(("look", size), lambda: self._look(batch))
+            batch.crops = crops
+        self._run(("begin", size), lambda: self._begin(batch))
         if iterations:
             self._run(("encode", size), lambda: self._encode(batch))
         for _ in range(iterations):
@@ -258,28 +274,32 @@ class DeviceSteps:
         return torch.autocast(self.device.type, dtype=self.autocast_type, enabled=self.autocast_type is not None)
 
     def _sample(self, batch: Batch, size: int) -> None:
-        """New samples, and the first prompt of each: of its object, or a click beside it where a crop holds none."""
+        """New crops."""
         batch.index.copy_(self.first + torch.arange(len(batch.index), device=self.device))
         image, label = self.sampler(batch.index, size)
         batch.image.copy_(torch.lerp(self.black, self.white, image.float() / 255))
         batch.label.copy_(label)
+
+    def _begin(self, batch: Batch) -> None:
+        """The first prompt of each sample: of its object, or a click beside it where a crop holds none."""
+        inside, outside = batch.label[:, 0] == 1, batch.label[:, 0] == 0
         batch.previous.zero_()
         batch.points.fill_(-1)
         batch.turn.zero_()
-        self._add(batch, label[:, 0] == 1, label[:, 0] == 0, lambda inner, outer: inner > 0)
+        self._add(batch, inside, outside, lambda inner, outer: inner > 0)
         if self.shares["click"] < 1:
-            self._prompt(batch, label[:, 0] == 1)
+            self._prompt(batch, inside)
         batch.turn.fill_(SCRIBBLE)
 
     def _prompt(self, batch: Batch, inside: Tensor) -> None:
         """A box, a lasso or a scribble in place of the first click, where chance wants one and there is an object."""
-        u = chance(self.config.seed, PROMPT, batch.index, 12)
+        u = chance(self.config.seed, PROMPT, batch.key, 12)
         there, below, kinds = inside.flatten(1).any(1), 0.0, {}
         for kind in ("box", "lasso", "scribble"):
             upto = below + self.shares[kind]
             kinds[kind] = there & (u[:, 0] >= below) & (u[:, 0] < upto)
             below = upto
-        rough = self.sampler.noise(batch.index, 1, 6)
+        rough = self.sampler.noise(batch.key, 1, 6)
         box, lasso = loose_boxes(inside, u[:, 1:6]), lassos(inside, u[:, 6:8], rough)
         outlined = (box & kinds["box"][:, None, None]) | (lasso & kinds["lasso"][:, None, None])
         batch.previous.copy_(torch.where(outlined, OUTLINED, 0.0)[:, None])
@@ -292,7 +312,7 @@ class DeviceSteps:
 
     def _add(self, batch: Batch, wanted: Tensor, unwanted: Tensor, prefer: Callable[[Tensor, Tensor], Tensor]) -> None:
         """A positive click in `wanted` or a negative one in `unwanted`, as `prefer(depth, depth)` says."""
-        u = chance(self.config.seed, CLICK, batch.index + (batch.turn << 40), 4)
+        u = chance(self.config.seed, CLICK, batch.key + (batch.turn << 40), 4)
         (inner, inner_depth), (outer, outer_depth) = (
             central_pixels(region, u[:, 2 * k : 2 * k + 2]) for k, region in enumerate((wanted, unwanted))
         )

@@ -73,7 +73,9 @@ class Sampler:
             self.box = torch.from_numpy(objects["box"]).float().to(device)
             self.edges = torch.from_numpy(objects["edges"]).float().to(device)
             owner = objects["entry"]
-        self.offset = torch.tensor([e["offset"] for e in entries], device=device)
+        # places in the pack in 32 bits where they fit: on a GPU this arithmetic is much of the work
+        place = torch.int32 if len(self.images) < 2**31 else torch.int64
+        self.offset = torch.tensor([e["offset"] for e in entries], dtype=place, device=device)
         self.size = torch.tensor([(e["w"], e["h"]) for e in entries], dtype=torch.float32, device=device)
         source = np.array([e["source"] for e in entries])
         weights = weights or index.get("weights")
@@ -101,9 +103,10 @@ class Sampler:
         def made(index: Tensor, other: Tensor, label: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
             return self.crop(index, partner.flatten(), size, PARTNER)
 
-        other, other_label = only(needed, made, index, other, other_label, partner.view(-1, 1, 1, 1))[:2]
-        (image,) = only(distracted, self.distract, index, image, label, other, other_label)[:1]
-        image, label = only(distant, self.surround, index, image, label, other)[:2]
+        share = 1 - (1 - DISTRACTED) * (1 - DISTANT)
+        other, other_label = only(needed, made, index, other, other_label, partner.view(-1, 1, 1, 1), share=share)[:2]
+        (image,) = only(distracted, self.distract, index, image, label, other, other_label, share=DISTRACTED)[:1]
+        image, label = only(distant, self.surround, index, image, label, other, share=DISTANT)[:2]
         return image.add(0.5).clamp(0, 255).to(torch.uint8), label
 
     def crop(self, index: Tensor, entry: Tensor, size: int, stream: int) -> tuple[Tensor, Tensor]:
@@ -131,7 +134,7 @@ class Sampler:
 
         place = torch.cat([affine.flatten(1), zoom[:, None]], 1)[:, :, None, None]
         image = only(zoom > SHRUNK, smoothed, index, image, place, entry.view(-1, 1, 1, 1))[0]
-        image = only(u[:, 15] < FADED, self.fade, index + stream, image, label)[0]
+        image = only(u[:, 15] < FADED, self.fade, index + stream, image, label, share=FADED)[0]
         return self.photometric(index + (stream << 40), image), label
 
     def placed(self, entry: Tensor, picked: Tensor, size: int, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,9 +171,9 @@ class Sampler:
         Returns float32 `[B, 3, S, S]` and how far each place lies in the object `picked`, 0..1 `[B, S, S]` (zeros
         without one).
         """
-        w, h = (side.long().view(-1, 1, 1) for side in self.size[entry].unbind(1))
+        w, h = (side.to(self.offset.dtype).view(-1, 1, 1) for side in self.size[entry].unbind(1))
         x, y = _mirrored(x, w), _mirrored(y, h)
-        x0, y0 = x.long(), y.long()
+        x0, y0 = x.to(self.offset.dtype), y.to(self.offset.dtype)
         right, down = (x - x0), (y - y0)
         base = self.offset[entry].view(-1, 1, 1)
         image = torch.zeros(*x.shape, 3, device=self.device)
@@ -208,8 +211,8 @@ class Sampler:
         keep = torch.where(u[:, 7] < 0.85, between(u[:, 8], 0.4, 1.6), torch.zeros_like(u[:, 8]))
         keep = torch.where(u[:, 6] < 0.5, keep, torch.ones_like(keep)).view(-1, 1, 1, 1)
         image = (grey + keep * (image - grey)).clamp(0, 255)
-        image = only(u[:, 9] < 0.15, self.with_hairs, index, image)[0]
-        image = only(u[:, 10] < 0.1, self.vignette, index, image)[0]
+        image = only(u[:, 9] < 0.15, self.with_hairs, index, image, share=0.15)[0]
+        image = only(u[:, 10] < 0.1, self.vignette, index, image, share=0.1)[0]
 
         def blurred(index: Tensor, image: Tensor, sigma: Tensor) -> tuple[Tensor]:
             return (blur(image, sigma.flatten(), 5),)
@@ -217,8 +220,9 @@ class Sampler:
         def noisy(index: Tensor, image: Tensor, deviation: Tensor) -> tuple[Tensor]:
             return ((image + deviation * self.noise(index, 3, size)).clamp(0, 255),)
 
-        image = only(u[:, 11] < 0.15, blurred, index, image, between(u[:, 12], 0.5, 1.5).view(-1, 1, 1, 1))[0]
-        return only(u[:, 13] < 0.15, noisy, index, image, between(u[:, 14], 2, 10).view(-1, 1, 1, 1))[0]
+        sigma, deviation = (v.view(-1, 1, 1, 1) for v in (between(u[:, 12], 0.5, 1.5), between(u[:, 14], 2, 10)))
+        image = only(u[:, 11] < 0.15, blurred, index, image, sigma, share=0.15)[0]
+        return only(u[:, 13] < 0.15, noisy, index, image, deviation, share=0.15)[0]
 
     def with_hairs(self, index: Tensor, image: Tensor) -> tuple[Tensor]:
         """See `data.hairs`.  The hairs come from a stock of pictures, mirrored and turned."""
@@ -370,21 +374,45 @@ class Sampler:
         return shade
 
 
-def only(chosen: Tensor, change: Callable[..., tuple[Tensor, ...]], index: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
+def only(
+    chosen: Tensor, change: Callable[..., tuple[Tensor, ...]], index: Tensor, *maps: Tensor, share: float = 1.0
+) -> tuple[Tensor, ...]:
     """`maps` with the first of them changed where `chosen` `[B]`.
 
-    `change(index, *maps)` works on each sample alone and returns new first maps.  A CPU runs it on the chosen samples;
-    a GPU on all, because to know which are chosen it would have to wait.
+    `change(index, *maps)` works on each sample alone and returns new first maps.  A CPU runs it on the chosen samples.
+    A GPU would have to wait to know how many they are, so it runs on as many as there may be: see `most`.
+
+    Args:
+        chosen (Tensor): bool `[B]`, true with a chance of `share` each.
+        change: see above.
+        index (Tensor): sample numbers, int64 `[B]`.
+        maps: `[B, ...]`.
+        share (float): how many samples are chosen; 1 where that is not known.
     """
-    if not may_wait(index):
+    if may_wait(index):
+        rows = chosen.nonzero()[:, 0]
+        if not len(rows):
+            return maps
+        made = change(index[rows], *(m[rows] for m in maps))
+        return (*(m.index_copy(0, rows, a) for a, m in zip(made, maps, strict=False)), *maps[len(made) :])
+    count = most(len(index), share)
+    if count == len(index):
         made = change(index, *maps)
         where = chosen.view(-1, 1, 1, 1)
         return (*(torch.where(where, a, b) for a, b in zip(made, maps, strict=False)), *maps[len(made) :])
-    rows = chosen.nonzero()[:, 0]
-    if not len(rows):
-        return maps
-    made = change(index[rows], *(m[rows] for m in maps))
-    return (*(m.index_copy(0, rows, a) for a, m in zip(made, maps, strict=False)), *maps[len(made) :])
+    rows = chosen.to(torch.uint8).argsort(descending=True, stable=True)[:count]
+    where, held = chosen[rows].view(-1, 1, 1, 1), [m[rows] for m in maps]
+    made = change(index[rows], *held)
+    changed = [torch.where(where, a, b) for a, b in zip(made, held, strict=False)]
+    return (*(m.index_copy(0, rows, a) for a, m in zip(changed, maps, strict=False)), *maps[len(made) :])
+
+
+def most(batch: int, share: float) -> int:
+    """So many of a batch are chosen at most, each with a chance of `share`: five standard deviations above the mean.
+
+    Once in three million times there are more, and those stay as they are.
+    """
+    return min(batch, math.ceil(batch * share + 5 * math.sqrt(batch * share * (1 - share))))
 
 
 def may_wait(tensor: Tensor) -> bool:

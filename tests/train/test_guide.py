@@ -135,6 +135,6 @@ def test_one_sample_of_a_crop_is_as_it_was(pairs: Path, tmp_path: Path) -> None:
 
 
 def test_several_samples_of_a_crop_are_refused_where_they_are_not_served(pairs: Path) -> None:
-    for changes in ({"on_device": True}, {"teacher": "t"}, {"stage": "refiner", "init": "i"}):
+    for changes in ({"teacher": "t"}, {"stage": "refiner", "init": "i"}):
         with pytest.raises(InvalidArgumentError, match="per_crop"):
             TrainConfig(**{**json.loads(json.dumps({"data": [str(pairs)], "steps": 1})), "per_crop": 2, **changes})

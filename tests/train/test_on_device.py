@@ -132,6 +132,7 @@ def test_first_prompts_have_their_shares(pairs, packed):
     config = tiny(pairs, batch=64, prompts=(("click", 0.4), ("box", 0.2), ("lasso", 0.2), ("scribble", 0.2)))
     steps = steps_of(packed, config)
     steps._sample(batch := Batch(64, 64, steps.slots, CPU), 64)
+    steps._begin(batch)
     points, there = (batch.points[:, :, 0] >= 0).sum(1), (batch.label == 1).flatten(1).any(1)
     outlined = (batch.previous == OUTLINED).flatten(1).any(1)
     assert set(batch.previous.unique().tolist()) == {0.0, OUTLINED}
@@ -142,6 +143,24 @@ def test_first_prompts_have_their_shares(pairs, packed):
     for b, k in (batch.points[:, :, 0] >= 0).nonzero().tolist():
         x, y = batch.points[b, k].int().tolist()
         assert batch.label[b, 0, y, x] == (1 if k < batch.slots else 0)
+
+
+def test_crops_serve_several_steps_with_other_clicks(pairs, packed):
+    """The same crops for so many steps, wherever a run goes on; the first step is that of a run with one."""
+    one, two = steps_of(packed, tiny(pairs)), steps_of(packed, tiny(pairs, per_crop=2))
+    seen = []
+    for steps, numbers in ((one, (0, 1)), (two, (0, 1, 2)), (steps_of(packed, tiny(pairs, per_crop=2)), (3,))):
+        for step in numbers:
+            steps(step, 64, 1, 0.0, True, 0.1)
+            batch = steps.batches[64]
+            seen.append((batch.image.clone(), batch.points.clone()))
+    (first, points), (second, _), (mine, same), (again, others), (third, _), (resumed, _) = seen
+    assert torch.equal(first, mine)
+    assert torch.equal(points, same)
+    assert torch.equal(mine, again)
+    assert not torch.equal(same, others)
+    assert torch.equal(second, third)
+    assert torch.equal(third, resumed)
 
 
 def steps_of(packed, config, device=CPU, **changes):
@@ -260,6 +279,7 @@ def test_no_part_of_a_step_waits_for_the_device(pairs, packed, monkeypatch):
     batch = steps.batches[64]
     parts = (
         lambda: steps._sample(batch, 64),
+        lambda: steps._begin(batch),
         lambda: steps._encode(batch),
         lambda: steps._click(batch),
         lambda: steps._learn(batch, False),
@@ -362,7 +382,7 @@ def test_captured_steps_give_what_steps_do_launch_by_launch(pairs, packed):
         for name in ("index", "image", "label"):
             assert torch.equal(getattr(captured.batches[64], name), getattr(eager.batches[64], name))
     assert not captured.eager
-    assert {key[0] for key in captured.graphs} == {"sample", "encode", "click", "learn"}
+    assert {key[0] for key in captured.graphs} == {"sample", "begin", "encode", "click", "learn"}
     host(step, 64, 2, 1e-3, True, 0.1)
     there, here = captured.batches[64], host.batches[64]
     assert (there.label.cpu() != here.label).float().mean() < 1e-3  # a pixel on an edge may fall to either side
