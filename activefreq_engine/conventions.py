@@ -11,10 +11,10 @@ THRESHOLD = 0.49
 """A pixel is in the mask when its probability is above this, as in RITM and its successors."""
 
 SLOTS = 24
-"""Clicks of each sign that the network sees, the newest ones.  The rest of a list is filled with (-1, -1)."""
+"""Number of clicks of each sign that the network sees: the newest ones.  Empty slots hold (-1, -1)."""
 
 STRIDE = 32
-"""Of the encoder: both sides of the network's input are multiples of this."""
+"""Stride of the encoder: both sides of the network's input are multiples of this."""
 
 MIOU_CLICKS = (1, 2, 3, 5, 10, 20)
 """After these clicks the protocol reports the mean IoU."""

@@ -25,7 +25,7 @@ class InvalidClickError(ActiveFreqError, ValueError):
 
 
 class InvalidPromptError(ActiveFreqError, ValueError):
-    """A box, a scribble or a lasso is not one in the image."""
+    """A box, a scribble or a lasso is malformed or does not lie in the image."""
 
 
 class InvalidMaskError(ActiveFreqError, ValueError):
@@ -49,7 +49,7 @@ class ClickCancelledError(ActiveFreqError, RuntimeError):
 
 
 class MemoryShortageError(ActiveFreqError, MemoryError):
-    """There was not enough memory for a call; nothing changed, and it will work once there is."""
+    """There was not enough memory for a call.  Nothing changed, and the call works once there is enough memory."""
 
 
 class SessionClosedError(ActiveFreqError, RuntimeError):
@@ -57,11 +57,11 @@ class SessionClosedError(ActiveFreqError, RuntimeError):
 
 
 class SessionStateError(ActiveFreqError, ValueError):
-    """A saved session state is damaged, of another format version, or belongs to another image."""
+    """A saved session state is damaged, of an unknown version, or belongs to another image, model or other weights."""
 
 
 class FileWriteError(ActiveFreqError, OSError):
-    """A file cannot be written: a full disk, no permission, no such folder.  What was there before still is."""
+    """A file cannot be written: a full disk, no permission, no such folder.  An existing file stays as it was."""
 
 
 class ModelLoadError(ActiveFreqError, RuntimeError):

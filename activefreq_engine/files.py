@@ -15,7 +15,7 @@ from activefreq_engine.errors import ActiveFreqError, FileWriteError, InvalidArg
 
 @contextlib.contextmanager
 def _writing(path: object) -> Iterator[None]:
-    """What the system says, as the error that callers expect.  A reader who went away is another matter."""
+    """Turns errors of the system into ours.  A broken pipe stays what it is: nothing is wrong with the file then."""
     try:
         yield
     except (BrokenPipeError, ActiveFreqError):
@@ -27,10 +27,11 @@ def _writing(path: object) -> Iterator[None]:
 
 
 def write_file(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write beside the target, sync, rename: a full disk or a kill leaves what was there before.
+    """Write a file whole or not at all: beside the target, then sync, then rename.  If the disk is full or the process
+    is killed, the old file is still there.
 
-    A new file gets the permissions that the umask gives, an old one keeps its own.  What is no regular file (a pipe,
-    ``/dev/stdout``) is written straight away.  A link stays a link: what it points to is replaced.
+    A new file gets the permissions that the umask gives; an old one keeps its own.  What is not a regular file (a pipe,
+    ``/dev/stdout``) is written to directly.  A link stays a link: the file that it points to is replaced.
 
     Raises:
         FileWriteError: the file cannot be written; the target is then as it was.
@@ -65,12 +66,13 @@ def _write(target: str, content: bytes) -> None:
         raise
 
 
-_SYSTEM = re.compile(r"(?:os error |Os { code: )(\d+)")  # as new and old releases of safetensors name it
+_SYSTEM = re.compile(r"(?:os error |Os { code: )(\d+)")  # new and old releases of safetensors quote it like this
 
 
 @contextlib.contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """For writers that want a path: another one beside `path`, whose file is synced and renamed to it at the end.
+    """For writers that want a path: gives another path beside `path`; at the end its file is synced and renamed to
+    `path`.
 
     One process at a time writes to a path.
 

@@ -1,4 +1,4 @@
-"""What the program around the engine has set in torch: it holds for that program's tensors, not for the engine's."""
+"""Keeps torch settings of the program around the engine (the host) away from the engine's own tensors."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import torch
 
 @contextlib.contextmanager
 def settings_aside() -> Iterator[None]:
-    """The host's default device and autocast do not count within; both belong to the thread, so nobody else notices.
+    """Within this the host's default device and autocast have no effect.  Both belong to the thread, so no other thread
+    notices.
 
-    Its default dtype belongs to the whole process and cannot be set aside: tensors of floats are made with a dtype.
+    The host's default dtype belongs to the whole process and cannot be set aside, so the engine names a dtype for every
+    tensor of floats that it makes.
     """
-    # a tensor is made five times as quickly as torch says what the default device is
+    # to make a tensor and look is five times as quick as to ask torch for the default device
     elsewhere = torch.empty(0).device.type != "cpu"
     autocast = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
     if not elsewhere and not autocast:  # most hosts, at every click

@@ -33,7 +33,7 @@ class BoxPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Scribble:
-    """A line drawn by hand: the pixels under it belong to the object, or do not."""
+    """A line drawn by hand: the pixels under it belong to the object, or do not belong to it."""
 
     points: tuple[tuple[float, float], ...]
     """(x, y) in image pixels, in the order of drawing, each inside the image as a click is; one or more."""
@@ -45,7 +45,7 @@ class Scribble:
 class Lasso:
     """A closed line drawn around a part of the image; the last point is joined to the first.
 
-    What it encloses belongs to it, whether the line crosses itself or not: a pixel does if its centre is enclosed.
+    A pixel belongs to the lasso if the line goes around the pixel's centre, also where the line crosses itself.
     """
 
     points: tuple[tuple[float, float], ...]
@@ -65,11 +65,12 @@ class ClickResult:
     mask: NDArray[np.bool_]
     """bool ``[H, W]`` at image resolution, read-only."""
     changed_bbox: Box | None
-    """Smallest box around the pixels that differ from the mask before the step; None when nothing changed."""
+    """Smallest box around the pixels in which the mask differs from the one before the step; None when nothing
+    changed."""
     elapsed_ms: float
     """Measured wall time of the whole call in milliseconds."""
     clicks: int
-    """Clicks on the current object, this one included; other prompts do not count."""
+    """Number of clicks on the current object, this one included; other prompts do not count."""
     timings: dict[str, float] | None = None
     """With ``profile=True`` the milliseconds of each stage, in order: "look" (choosing and cutting out the region),
     "prepare" (what depends on the image alone; missing when it was remembered), "click" (the network), "focus",

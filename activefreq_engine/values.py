@@ -1,4 +1,4 @@
-"""Single values that callers hand over, checked and as plain Python values."""
+"""Checks single values that callers hand over, and makes plain Python values of them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from activefreq_engine.errors import InvalidArgumentError
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a real number; truth values are none."""
+    """Whether a value is a real number; bools are not."""
     if type(value) is float or type(value) is int:  # asking for `Real` takes ten times as long
         return True
     return isinstance(value, Real) and type(value).__name__ not in ("bool", "bool_")
 
 
 def finite(value: Any) -> float | None:
-    """The number as a float; None if it is no finite number."""
+    """The value as a float; None if it is not a finite number."""
     if not is_number(value):
         return None
     try:
@@ -28,10 +28,10 @@ def finite(value: Any) -> float | None:
 
 
 def whole(name: str, value: Any) -> int:
-    """The whole number as an int; floats such as 3.0 will do.
+    """The value as an int; floats such as 3.0 are whole numbers too.
 
     Raises:
-        InvalidArgumentError: it is none.
+        InvalidArgumentError: it is not a whole number.
     """
     number = finite(value)
     if number is None or not number.is_integer():
@@ -43,7 +43,7 @@ def truth(name: str, value: Any) -> bool:
     """The value as a bool.
 
     Raises:
-        InvalidArgumentError: it is neither true nor false, as an array is.
+        InvalidArgumentError: it cannot be taken as true or false, as an array cannot.
     """
     try:
         return bool(value)
@@ -52,6 +52,6 @@ def truth(name: str, value: Any) -> bool:
 
 
 def short(value: Any) -> str:
-    """A value for a message."""
+    """A value as text for a message, cut short."""
     text = "a huge number" if isinstance(value, int) and abs(value) >= 10**40 else str(value)
     return text if len(text) <= 40 else f"{text[:40]}..."

@@ -1,4 +1,7 @@
-"""What callers hand a session, checked and as plain Python values.  It comes from outside and is not trusted."""
+"""Checks what callers hand a session, and makes plain Python values of it.  It comes from outside and is not trusted.
+
+Each function raises the error that `Session`'s methods name.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ from activefreq_engine.types import Box, BoxPrompt, Click, Prompt, Scribble
 from activefreq_engine.values import finite, is_number, short
 
 MOST_POINTS = 10_000
-"""Of a scribble or a lasso."""
+"""Most points of a scribble or a lasso."""
 
 
 def object_index(scene: Scene, number: Any) -> int:
-    """Where the object of this number is."""
+    """Index of the object with this number (from 1)."""
     if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
         raise InvalidArgumentError(f"object number is {number!r}; expected an integer")
     if not 1 <= number <= len(scene.objects):
@@ -39,7 +42,7 @@ def view_box(scene: Scene, corners: tuple[Any, ...]) -> Box:
 
 
 def _corners(picture: Picture, corners: tuple[Any, ...]) -> tuple[float, float, float, float] | None:
-    """The corners as floats, if they are those of a box of which something lies in the image."""
+    """The corners as floats, if they make a box that overlaps the image; else None."""
     numbers = [n for n in map(finite, corners) if n is not None]
     if len(numbers) != len(corners):
         return None
@@ -50,7 +53,7 @@ def _corners(picture: Picture, corners: tuple[Any, ...]) -> tuple[float, float, 
 
 
 def check_click(picture: Picture, x: Any, y: Any, positive: Any) -> Click:
-    """The click with plain Python values, if it is one inside the image."""
+    """The click with plain Python values; raises unless it lies inside the image."""
     height, width = picture.shape
     u, v = finite(x), finite(y)
     if (u is None and not is_number(x)) or (v is None and not is_number(y)):
@@ -66,7 +69,7 @@ def check_click(picture: Picture, x: Any, y: Any, positive: Any) -> Click:
 
 
 def check_mark(picture: Picture, prompt: Prompt) -> Mark:
-    """The mark of a prompt, with plain Python values, if it is one in the image."""
+    """The mark of a prompt, with plain Python values; raises unless the prompt lies in the image."""
     if isinstance(prompt, Click):
         return check_click(picture, prompt.x, prompt.y, prompt.positive)
     if isinstance(prompt, BoxPrompt):
@@ -79,7 +82,7 @@ def check_mark(picture: Picture, prompt: Prompt) -> Mark:
 
 
 def check_box(picture: Picture, corners: Any) -> BoxPrompt:
-    """A box `(x0, y0, x1, y1)` of which something lies in the image."""
+    """The box `(x0, y0, x1, y1)`; raises unless it overlaps the image."""
     height, width = picture.shape
     try:
         values = tuple(corners)
@@ -96,7 +99,7 @@ def check_box(picture: Picture, corners: Any) -> BoxPrompt:
 
 
 def _points(picture: Picture, points: Any, kind: Literal["scribble", "lasso"]) -> tuple[tuple[float, float], ...]:
-    """The points of a line in the image."""
+    """The points of a scribble or lasso as floats; raises unless all lie in the image."""
     height, width = picture.shape
     least = 1 if kind == "scribble" else 3
     try:

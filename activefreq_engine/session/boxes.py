@@ -1,4 +1,4 @@
-"""Boxes: their arithmetic, their way between image and network grid, and the boxes of masks.
+"""Boxes: their arithmetic, their coordinates in the image and on the network grid, and the boxes of masks.
 
 They follow the geometry rule of `activefreq_engine.conventions`.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from activefreq_engine.types import Box, Click
 
 _READ = 1 << 16  # pixels of a mask read at once
-_NEAR = 8  # rows and columns that are read one by one at each side of a box
+_NEAR = 8  # so many rows and columns are read one by one at each side of a box
 
 
 def aligned(box: Box, step: int, bounds: Box) -> Box:
@@ -76,8 +76,8 @@ def to_network(x: float, y: float, box: Box, height: int, width: int) -> tuple[f
 
 
 def network_pixel(x: float, y: float, box: Box, height: int, width: int) -> tuple[int, int]:
-    """(column, row) of the network grid of `box` that an image pixel's centre lies in; of one beside the box, the
-    nearest."""
+    """(column, row) of the network pixel of `box` in which an image pixel's centre lies; for a pixel outside the box,
+    of the nearest one."""
     u, v = to_network(int(x) + 0.5, int(y) + 0.5, box, height, width)
     return min(max(int(u), 0), width - 1), min(max(int(v), 0), height - 1)
 
@@ -97,7 +97,7 @@ def mask_bbox(mask: NDArray[np.bool_]) -> Box | None:
 
 
 def shrunk(mask: NDArray[np.bool_], box: Box) -> Box | None:
-    """The box of the mask's pixels in a box that is hardly larger."""
+    """The smallest box around the mask's pixels, given a box that is hardly larger; None if there are none in it."""
     x0, y0, x1, y1 = box
     for _ in range(_NEAR):
         top, bottom = mask[y0, x0:x1].any(), mask[y1 - 1, x0:x1].any()
@@ -112,10 +112,10 @@ def shrunk(mask: NDArray[np.bool_], box: Box) -> Box | None:
 
 
 def bbox_from_sides(part: Callable[[Box], NDArray[np.bool_]], within: Box | None) -> Box | None:
-    """Smallest box around the true pixels of a mask, which is read from its sides inwards and no further.
+    """Smallest box around the true pixels of a mask.  The mask is read from the sides inwards, no further than needed.
 
     Args:
-        part: the content of a box of the mask.
+        part: gives the content of a box of the mask.
         within (Box, optional): the mask is empty outside of it.
 
     Returns:

@@ -40,10 +40,10 @@ from activefreq_engine.types import Box, BoxPrompt, Click, Lasso, Scribble
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What prompts on an object come to."""
+    """The outcome of prompts on an object."""
 
     step: Step
-    """Its event is the newest prompt."""
+    """The step to add to the history; its event is the newest prompt."""
     mask: NDArray[np.bool_]
     """bool `[H, W]`, read-only."""
     changed: Box | None
@@ -56,15 +56,15 @@ class _Turn:
 
     picture: Picture
     step: Step
-    """The state that they add to."""
+    """The state that the prompts add to."""
     new: Pass
     marks: tuple[Mark, ...]
     """All prompts on the object that count, the new ones last."""
     clicked: ClickTally | None
-    """What these come to, if all are clicks."""
+    """The tally of the marks, if all are clicks."""
     roi: Box | None
     box: Box
-    """The region, or the whole image."""
+    """The region, or the whole image where there is none."""
     request: StepRequest
 
 
@@ -75,13 +75,14 @@ def advance(
     watch: Stopwatch | None = None,
     go_on: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
-    """Make checked prompts on an object of each image, in one batched pass.  Nothing changes but what is remembered.
+    """Answer new, checked prompts on an object of each of several images, in one batched pass.
 
-    Prompts that say nothing new are not shown to the network, see `_agrees`; it sees them with the next one that does.
+    The states that are passed in do not change; only what pictures remember to save work does.  Prompts that agree with
+    the mask (`_agrees`) are not shown to the network; it sees them together with the next prompt that does not agree.
 
     `watch` is told the time of each stage: "look" (choosing and cutting out the region), the engine's stages, "focus"
-    (the same for the part to redraw) and "paint" (the mask at image resolution).  `go_on` is called between stages, to
-    raise if nobody wants the outcome any more.
+    (choosing and cutting out the part to redraw) and "paint" (the mask at image resolution).  `go_on` is called between
+    stages; it raises if nobody wants the outcome any more.
     """
     turns = [
         None if _agrees(picture, step, new) else prepare(engine, picture, step, new)
@@ -126,7 +127,7 @@ def loaded_step(picture: Picture, mask: NDArray[np.bool_], packed: PackedMask) -
 
 
 def _agrees(picture: Picture, step: Step, new: Pass) -> bool:
-    """Whether prompts say nothing new: the mask has their labels already, and the network has seen this view."""
+    """Whether the mask has the labels of all new prompts already, and the network has looked at this view."""
     if new.view is not None and new.view != step.roi:
         return False
     blank = step.canvas.fixed is None and not step.canvas.layers
@@ -195,12 +196,13 @@ def prepare(engine: Engine, picture: Picture, step: Step, new: Pass) -> _Turn:
 
 
 def _points(clicked: ClickTally | None, marks: tuple[Mark, ...], box: Box, h: int, w: int) -> NDArray[np.float32]:
-    """What the network is told of the marks on a box."""
+    """The click slots that the network is shown for the marks on a box."""
     return zoom.point_slots(disks(marks, box, h, w), box, h, w) if clicked is None else clicked.points(box, h, w)
 
 
 def _plain(engine: Engine, picture: Picture, step: Step, new: Pass, roi: Box | None, box: Box) -> bool:
-    """Whether the next mask, of an object with clicks alone, is nothing but them and the network's answer on `box`."""
+    """Whether the next mask depends on the clicks and the network's answer on `box` alone: no loaded mask, no view, no
+    refiner.  For objects that have clicks only."""
     if step.canvas.fixed is not None or (roi is not None and roi == new.view):
         return False
     refines = engine.refine_size is not None and picture.settings.refine
@@ -208,7 +210,7 @@ def _plain(engine: Engine, picture: Picture, step: Step, new: Pass, roi: Box | N
 
 
 def _begins(step: Step, newest: Mark) -> BoxPrompt | Drawn | None:
-    """The prompt, if it outlines an object of which nothing is known: a box, or a positive lasso on an empty mask."""
+    """The newest prompt, if the object begins with it: a box, or a positive lasso on an empty mask."""
     if isinstance(newest, BoxPrompt):
         return newest
     if isinstance(newest, Drawn) and isinstance(newest.prompt, Lasso) and newest.positive and step.mask_box is None:
@@ -221,11 +223,12 @@ def _within(view: Box, mark: Mark) -> bool:
 
 
 def _held(turn: _Turn, box: Box, found: NDArray[np.uint16], previous: NDArray[Any] | None) -> NDArray[np.uint16]:
-    """The network's answer on `box`, with the surroundings of clicks that were too many to be shown as before.
+    """The network's answer on `box`, in which the surroundings of clicks that had no slot are as they were before.
 
-    `previous` is what was there, levels or probabilities; by default what the canvas has.
+    `previous` is what was there, as levels or probabilities; None: what the canvas has.
 
-    A piece of the object that holds such a click, and none that was shown, stays whole; else the disk around it does.
+    If a click without a slot lies on a piece of the object on which no click with a slot lies, the whole piece stays;
+    otherwise the disk around the click stays.
     """
     h, w = found.shape
     if turn.clicked is not None and len(turn.marks) <= SLOTS:  # as nearly always
@@ -240,7 +243,7 @@ def _held(turn: _Turn, box: Box, found: NDArray[np.uint16], previous: NDArray[An
         return boxes.network_pixel(click.x, click.y, box, h, w)
 
     _, pieces = cv2.connectedComponents((before > turn.picture.settings.threshold).astype(np.uint8), connectivity=8)
-    shown = [c for c in clicks if c not in old and boxes.contains(box, c)]  # or overruled by one that is
+    shown = [c for c in clicks if c not in old and boxes.contains(box, c)]  # or overruled by a newer click
     touched = {int(pieces[v, u]) for u, v in map(at, shown)}
     held = np.zeros((h, w), np.uint8)
     for click in old:
@@ -250,7 +253,7 @@ def _held(turn: _Turn, box: Box, found: NDArray[np.uint16], previous: NDArray[An
             held[pieces == piece] = 1
         else:
             cv2.circle(held, (u, v), DISK, 1, -1)
-    for click in shown:  # which have the last word
+    for click in shown:  # where both lie, the clicks that were shown decide
         cv2.circle(held, at(click), DISK, 0, -1)
     return np.where(held > 0, np.rint(before * float(levels.ONE)).astype(np.uint16), found)
 
@@ -267,7 +270,7 @@ def _focus(engine: Engine, turn: _Turn, answer: StepAnswer) -> tuple[Box, Refine
     newest = turn.new.marks[-1]
     drawn = isinstance(newest, Drawn) and isinstance(newest.prompt, Scribble)
     at = disks([newest], turn.box, h, w) if drawn else [newest] if isinstance(newest, Click) else []
-    if len(turn.new.marks) > 1 or not at:  # what several clicks changed, or an outline, is the whole object
+    if len(turn.new.marks) > 1 or not at:  # several clicks, or an outline, may have changed the whole object
         previous, at = np.zeros_like(previous), at[-1:] or [Click(*turn.box[:2])]
     found = []
     for click in at:
@@ -296,7 +299,7 @@ def _outcome(turn: _Turn, layers: tuple[Layer, ...], answer: StepAnswer) -> Outc
     before = picture.showing(last)
     fresh = isinstance(new.marks[-1], BoxPrompt)
     if turn.roi is not None and turn.roi == new.view and not fresh:
-        layers = (*last.beside(turn.roi), *layers)  # what lies outside of a view was not looked at: it stays
+        layers = (*last.beside(turn.roi), *layers)  # the network did not look outside of the view: that part stays
     canvas = Canvas(last.height, last.width, last.threshold, layers, turn.marks)
     if last.fixed is None or fresh:
         picture.shown, mask_box, changed = before.then(canvas, step.mask_box, turn.clicked, painted)

@@ -1,4 +1,4 @@
-"""What the clicks on an object come to, kept from click to click: one costs the same after a hundred others."""
+"""What is computed from the clicks on an object, extended with each click: the hundredth costs no more than the first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from activefreq_engine.types import Box, Click
 
 
 class ClickTally:
-    """Clicks on an object that has no other marks; none at first.  Never changes: the next click makes the next one."""
+    """The clicks on an object that has no other marks; empty when made.  It never changes: a click makes another
+    one."""
 
     __slots__ = ("_slots", "inside", "marks", "pixels")
 
@@ -30,7 +31,7 @@ class ClickTally:
         self._slots: Slots | None = None
 
     def then(self, new: Sequence[Mark]) -> ClickTally | None:
-        """With more marks; None if one of them is no click."""
+        """The tally with more marks; None if one of them is no click."""
         found = ClickTally()
         found.marks = (*self.marks, *new)
         found.pixels, found.inside, found._slots = self.pixels.copy(), self.inside, self._slots

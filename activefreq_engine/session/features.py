@@ -16,11 +16,11 @@ LIMIT = 128 << 20  # bytes: 100 regions of MiT-B0 at 256 pixels in half precisio
 
 
 class Budget:
-    """The memory that the features of any number of pictures share.  Safe in several threads.
+    """The memory that the features of all pictures share.  Safe in several threads.
 
     Args:
-        limit (int): bytes.  The regions unused for longest, of whatever picture, are forgotten beyond it; the latest
-            one always stays.
+        limit (int): bytes.  When more is in use, the regions that were unused for longest are forgotten, whatever
+            picture they belong to; the latest one always stays.
     """
 
     def __init__(self, limit: int = LIMIT) -> None:
@@ -36,7 +36,7 @@ class Budget:
             return sum(kept.nbytes for cache in self.caches for kept in cache.regions.values())
 
     def enforce(self) -> None:
-        """Forget what is too much."""
+        """Forget regions until the limit holds."""
         with self.lock:
             excess = self.nbytes - self._limit
             if excess <= 0:
@@ -51,8 +51,8 @@ class Budget:
 
 
 SHARED = Budget()
-"""Of all sessions."""
-if hasattr(os, "register_at_fork"):  # no child finds it held by a thread that it has not
+"""The budget of all sessions of this process."""
+if hasattr(os, "register_at_fork"):  # so that no child finds the lock held by a thread that it does not have
     os.register_at_fork(
         before=SHARED.lock.acquire, after_in_parent=SHARED.lock.release, after_in_child=SHARED.lock.release
     )
@@ -65,14 +65,14 @@ class KeptFeatures:
     features: Any
     nbytes: int
     used: int
-    """When they were asked for last, by the budget's clock."""
+    """When the features were asked for last, by the budget's clock."""
 
 
 class FeatureCache:
-    """`StepAnswer.features` of one picture by the region they belong to.  They go with the picture.
+    """`StepAnswer.features` of one picture, by the region that they belong to.
 
     Args:
-        budget (Budget): what it shares with other pictures.
+        budget (Budget): the memory that it shares with other pictures.
     """
 
     def __init__(self, budget: Budget = SHARED) -> None:
@@ -82,7 +82,7 @@ class FeatureCache:
             budget.caches.add(self)
 
     def get(self, box: Box) -> Any | None:
-        """The features of a region, which counts as a use; None when they are not there."""
+        """The features of a region, or None when they are not kept.  Asking for them counts as a use."""
         with self._budget.lock:
             kept = self.regions.get(box)
             if kept is None:

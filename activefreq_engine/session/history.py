@@ -21,7 +21,7 @@ from activefreq_engine.session.prompts import Mark, prompt_of, with_marks
 from activefreq_engine.session.shown import Shown
 from activefreq_engine.types import Box, Click, Prompt
 
-AT_HAND = 16  # newest steps of the current object that are not packed
+AT_HAND = 16  # so many of the current object's newest steps are never packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +52,13 @@ class Step:
     mask_box: Box | None = None
     """Box of the step's mask; None when it is empty."""
     start: PackedMask | None = None
-    """The loaded mask from which it comes; None for a blank start."""
+    """The loaded mask that the step goes back to; None for a blank start."""
     passes: tuple[Pass, ...] = ()
-    """How it comes from there."""
+    """The passes that lead from that start to this step."""
 
     def pack(self) -> None:
-        """Keep the canvas in less memory; it paints the same.  Safe while others read it: they see one or the other."""
+        """Keep the canvas in less memory; it paints the same.  Safe while other threads read the step: they see the old
+        canvas or the packed one."""
         object.__setattr__(self, "canvas", self.canvas.packed())
 
 
@@ -87,29 +88,29 @@ class History:
 
     @property
     def waiting(self) -> tuple[Step, ...]:
-        """Older steps that are not packed yet; those `AT_HAND` never are."""
+        """Older steps that are not packed yet; the newest `AT_HAND` never are."""
         return tuple(s for s in self.done[:-AT_HAND] if not s.canvas.is_packed)
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
-        """Prompts since the last loaded mask, or from the last box on, or since the start."""
+        """Prompts since the last loaded mask, or from the last box on, else since the start."""
         return tuple(prompt_of(m) for m in self.step.canvas.marks)
 
     @property
     def untouched(self) -> bool:
-        """Nothing was ever done here."""
+        """Whether no step was ever made on the object."""
         return not (self.done or self.undone)
 
     def push(self, step: Step) -> History:
-        """With one more step; what was undone is forgotten."""
+        """The history with one more step; undone steps are forgotten."""
         return History(self.blank, (*self.done, step))
 
     def undo(self) -> History:
-        """With the last step taken back."""
+        """The history with its last step taken back."""
         return History(self.blank, self.done[:-1], (*self.undone, self.done[-1]))
 
     def redo(self) -> History:
-        """With the last undone step done again."""
+        """The history with its last undone step done again."""
         return History(self.blank, (*self.done, self.undone[-1]), self.undone[:-1])
 
 
@@ -124,7 +125,7 @@ class SessionSettings:
 
 @dataclass(slots=True, eq=False)
 class Picture:
-    """The image, and what is remembered about it to save work.  Nothing of the latter changes an answer."""
+    """The image, and what is remembered about it to save work.  No answer depends on what is remembered."""
 
     image: NDArray[np.uint8]
     """`[H, W]` or `[H, W, 3]`."""
@@ -132,7 +133,7 @@ class Picture:
     """As given to `set_image`."""
     settings: SessionSettings
     shown: Shown | None = None
-    """What was asked for last."""
+    """The canvas whose mask was asked for last, with that mask."""
     digest: str | None = None
     """Of the image; computed when asked for."""
     features: FeatureCache = field(default_factory=FeatureCache)
@@ -140,7 +141,7 @@ class Picture:
     shrunk: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
     """The image halved so many times; made when asked for."""
     clicked: ClickTally | None = None
-    """What the clicks came to that were looked at last."""
+    """The tally of the clicks that were looked at last."""
     packing: Packing = field(default_factory=Packing)
     """Steps to be kept in less memory."""
 
@@ -168,7 +169,7 @@ class Picture:
         return 0, 0, self.image.shape[1], self.image.shape[0]
 
     def after(self, step: Step, new: Pass) -> tuple[tuple[Mark, ...], ClickTally | None]:
-        """All marks of an object after new ones, and what they come to if all are clicks."""
+        """All marks of an object with new ones added, and their tally if all of them are clicks."""
         known, before = self.clicked, step.canvas.marks
         found = known.then(new.marks) if known is not None and known.marks is before else None
         if found is None:
@@ -178,18 +179,18 @@ class Picture:
         return (marks, None) if found is None else (found.marks, found)
 
     def mask(self, canvas: Canvas) -> NDArray[np.bool_]:
-        """bool `[H, W]`, read-only: the mask of a canvas, painted once while it is asked for again and again."""
+        """bool `[H, W]`, read-only: the mask of a canvas.  Asked for again, it is not painted again."""
         return self.showing(canvas).mask
 
     def showing(self, canvas: Canvas) -> Shown:
-        """The same, with what the next mask is made from."""
+        """The mask of a canvas, together with what the next mask is made from."""
         shown = self.shown
         if shown is None or shown.canvas is not canvas:
             shown = self.shown = Shown.of(canvas)
         return shown
 
     def show(self, canvas: Canvas, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Remember the mask of a canvas, which nobody may write to any more; as read-only."""
+        """Remember the mask of a canvas and return it as read-only; nobody may write to `mask` any more."""
         self.shown = shown = Shown.given(canvas, mask)
         return shown.mask
 
@@ -225,14 +226,14 @@ class Scene:
         return self.picture.mask(self.history.step.canvas)
 
     def having(self, history: History) -> Scene:
-        """With another history of the current object, whose older steps will be packed."""
+        """The scene with another history of the current object; that history's older steps will be packed."""
         if len(history.done) > AT_HAND:
             self.picture.packing.later([history.done[-AT_HAND - 1]])
         objects = (*self.objects[: self.selected], history, *self.objects[self.selected + 1 :])
         return Scene(self.picture, objects, self.selected, self.view)
 
     def selecting(self, index: int) -> Scene:
-        """With another current object; the steps of the one that is left will be packed."""
+        """The scene with another current object; the steps of the object that was current will be packed."""
         if index != self.selected:
             self.picture.packing.later((*self.history.done, *self.history.undone))
         return replace(self, selected=index)

@@ -1,14 +1,15 @@
-"""Suggestions by look-ahead: each candidate is clicked as a thought, and ranked by what the answer would be worth.
+"""Suggestions by look-ahead: each candidate is clicked on trial, and ranked by what the answer would be worth.
 
 AcSelect says where the network is unsure.  That is not yet what a click is worth: along a contour pixels are unsure
-whatever the mask is like, and a click there moves the contour by little.  So for some of AcSelect's regions the network
-answers the click that contradicts the mask; one that agrees changes nothing.  The score is
+whatever the mask is like, and a click there moves the contour only a little.  So for some of AcSelect's regions the
+network answers the click that contradicts the mask (a click that agrees would change nothing).  The score is
 
     P(the mask is wrong there)^2 * sqrt(1 - IoU(present mask, mask after the click)).
 
-The expected gain would be the plain product.  But the network's probabilities are too cautious about errors (where it
-says 45 % the mask is wrong in 30 % of all cases, where it says 15 %, in 1 %), and of a change that it offers less comes
-true the larger it is; powers and root follow both as measured (docs/experiments.md, 27).
+The expected gain would be the plain product.  But the network's probabilities exaggerate errors: where they say that
+the mask is wrong with 45 %, it is wrong in 30 % of all cases; where they say 15 %, in 1 %.  And the larger a change
+that the network offers, the smaller the part of it that is right.  The square and the root follow what was measured
+(docs/experiments.md, 27).
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from activefreq_engine.session.history import Pass, Scene
 from activefreq_engine.session.suggest import propose
 from activefreq_engine.types import Click, Suggestion
 
-CANDIDATES = 8  # that are looked at
+CANDIDATES = 8  # most places that are tried
 UNSURE = (0.9, 0.6)  # bits from which pixels are candidates: a probability of 0.32 to 0.68, and of 0.15 to 0.85
-TOGETHER = 2  # in one pass of the network; the next click waits for no more
+TOGETHER = 2  # places tried in one pass of the network; a click made meanwhile waits for one such pass at most
 
 
 def propose_ahead(
@@ -39,7 +40,7 @@ def propose_ahead(
 ) -> list[Suggestion]:
     """At most `k` suggestions for the scene's current object, best first, with the score above.
 
-    Nothing comes back once `wanted` is false, which is asked between passes.
+    `wanted` is asked between passes; once it says False the list is empty.
     """
     check_count(k)
     found: dict[tuple[int, int], Suggestion] = {}

@@ -1,4 +1,4 @@
-"""A mask at full resolution that is kept small."""
+"""A mask at full resolution in little memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class PackedMask:
-    """A bool `[H, W]` mask at full resolution, kept small: bits by row, deflated."""
+    """A bool `[H, W]` mask at full resolution, stored as the bits of its rows, deflated."""
 
     height: int
     width: int
@@ -31,5 +31,5 @@ class PackedMask:
         return np.frombuffer(zlib.decompress(self.data), np.uint8).reshape(self.height, -1)
 
     def bool_rows(self, rows: NDArray[np.uint8], y0: int, y1: int) -> NDArray[np.bool_]:
-        """bool `[y1 - y0, W]`."""
+        """Rows y0 to y1 of the mask, bool `[y1 - y0, W]`, from what `rows` gave."""
         return np.unpackbits(rows[y0:y1], axis=1, count=self.width).view(np.bool_)

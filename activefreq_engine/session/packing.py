@@ -12,13 +12,14 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-PAUSE = 0.1  # seconds without a click after which steps are packed: packing takes a sixth of a click's processor time
-BACKLOG = 32  # steps that wait for a pause; those beyond are packed beside clicks, so that memory stays bounded
+PAUSE = 0.1  # seconds; steps are packed when there was no click for so long: it takes a sixth of a click's work
+BACKLOG = 32  # so many steps may wait for a pause; further ones are packed beside clicks, which bounds the memory
 
 _log = logging.getLogger(__name__)
 
 _changing = threading.Lock()
-"""Held while any `Packing.process` changes, and during a fork: no child finds it held by a thread that it has not."""
+"""Held while any `Packing.process` changes.  Also held during a fork, so that a child never finds it held by a thread
+that exists in the parent only."""
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_changing.acquire, after_in_parent=_changing.release, after_in_child=_changing.release)
 
@@ -33,8 +34,8 @@ class Packable(Protocol):
 
 @functools.cache
 def _packer(process: int) -> ThreadPoolExecutor:
-    """The one thread of a process that packs.  Kept, since to start one takes up to milliseconds of a click; a process
-    that was forked has none of its parent's threads, so it is asked for by its number."""
+    """The one thread of a process that packs.  It is kept, since starting a thread can take milliseconds of a click.  A
+    forked process has none of its parent's threads, so the number of the process is the key."""
     return ThreadPoolExecutor(1, "activefreq-pack")
 
 
@@ -51,12 +52,12 @@ class Packing:
     def __init__(self) -> None:
         self.waiting: deque[Packable] = deque()
         self.newest = 0.0
-        """When steps were added last, `time.monotonic` seconds."""
+        """When steps were added last, in seconds of `time.monotonic`."""
         self.process: int | None = None
-        """The process in which `_pack` runs, or is about to; one that was forked from it begins anew."""
+        """The process in which `_pack` runs or is about to run; a process that is forked from it begins anew."""
 
     def later(self, steps: Iterable[Packable]) -> None:
-        """Pack these, in a pause."""
+        """Pack these steps in the next pause."""
         self.newest = time.monotonic()
         self.waiting.extend(steps)
         if self.waiting:
@@ -78,8 +79,8 @@ class Packing:
                 _say_once(str(error))
 
     def _pack(self) -> None:
-        """Pack what waits, all of it in a pause and only what is beyond the backlog before it; then look again, after
-        other images had their turn.  No click waits for it."""
+        """Pack steps that wait: all of them in a pause, before it only those beyond the backlog.  Then look again,
+        after other images had their turn.  No click waits for this."""
         rest = self.newest + PAUSE - time.monotonic()
         while len(self.waiting) > (BACKLOG if rest > 0 else 0):
             self.waiting.popleft().pack()

@@ -1,4 +1,4 @@
-"""What prompts come to: the pixels that they decide, and what the network is shown of them.
+"""What prompts mean: which pixels they decide, and how they are shown to the network.
 
 The network has three input maps: the previous answer, positive disks and negative disks.  A click is a disk.  A
 scribble is several, spread along it.  A box and a lasso are drawn into the previous answer.
@@ -24,8 +24,8 @@ DISK = 5
 MOST_DISKS = 8
 """Most disks that show a scribble; their centres are at least two radii apart along it."""
 OUTLINED = np.float32(0.5)
-"""The previous answer within a box or a positive lasso: here it may be."""
-_MOST_ROWS = 1 << 22  # that the edges of a lasso may pass, all together: half a second and 300 MB
+"""What the previous answer is set to, at least, within a box or a positive lasso: the object may be here."""
+_MOST_ROWS = 1 << 22  # rows that all edges of a lasso may cross together: filling it takes half a second and 300 MB
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +36,7 @@ class Drawn:
     box: Box
     """Around the pixels."""
     pixels: PackedMask
-    """Of that box: those under the scribble, or those that the lasso encloses."""
+    """The pixels, in that box: those under the scribble, or those that the lasso encloses."""
     deepest: Click
     """The pixel of a lasso that is farthest from its border; the first one of a scribble."""
     holds: bool = True
@@ -49,15 +49,15 @@ class Drawn:
 
     @property
     def decides(self) -> bool:
-        """Whether its pixels take its sign.  A positive lasso leaves them to the network."""
+        """Whether its pixels take its sign.  Those of a positive lasso are left to the network."""
         return self.holds and (isinstance(self.prompt, Scribble) or not self.positive)
 
     def inside(self) -> NDArray[np.bool_]:
-        """bool of the shape of `box`."""
+        """The pixels as a bool array of the shape of `box`."""
         return self.pixels.unpack()
 
     def covers(self, click: Click) -> bool:
-        """Whether a clicked pixel is one of its own."""
+        """Whether a clicked pixel is one of its pixels."""
         return boxes.contains(self.box, click) and bool(
             self.inside()[int(click.y) - self.box[1], int(click.x) - self.box[0]]
         )
@@ -106,12 +106,13 @@ def mark_of(prompt: Prompt, height: int, width: int) -> Mark:
 
 
 def prompt_of(mark: Mark) -> Prompt:
-    """What was said."""
+    """The prompt of a mark."""
     return mark.prompt if isinstance(mark, Drawn) else mark
 
 
 def with_marks(marks: tuple[Mark, ...], new: Iterable[Mark]) -> tuple[Mark, ...]:
-    """The marks on an object after new ones: a box makes a fresh start, a positive prompt lifts negative lassos."""
+    """The marks on an object after new ones were added.  A box makes a fresh start; a positive prompt that touches
+    negative lassos ends their hold on their pixels."""
     for mark in new:
         if isinstance(mark, BoxPrompt):
             marks = (mark,)
@@ -131,12 +132,13 @@ def pixel_box(mark: Click | Drawn) -> Box:
 
 
 def says_inside(mark: Mark) -> bool:
-    """Whether it says that there is an object."""
+    """Whether a mark says that something belongs to the object."""
     return isinstance(mark, BoxPrompt) or mark.positive
 
 
 def agrees(mark: Mark, mask: NDArray[np.bool_]) -> bool:
-    """Whether a mask `[H, W]` is already as a prompt says.  A box is a fresh start, whatever the mask is."""
+    """Whether a mask `[H, W]` has the prompt's label on the prompt's pixels already.  A box never agrees: it makes a
+    fresh start."""
     if isinstance(mark, BoxPrompt):
         return False
     if isinstance(mark, Click):
@@ -151,7 +153,7 @@ def enforce(marks: Sequence[Mark], out: NDArray[np.bool_] | NDArray[np.float32],
     Args:
         marks: oldest first.
         out: bool or float32 `[rows, W]`, rows of the image from `y0` on; written to.
-        y0 (int): the first one.
+        y0 (int): the first of these rows.
     """
     y1 = y0 + len(out)
     for mark in marks:
@@ -169,8 +171,8 @@ def enforce(marks: Sequence[Mark], out: NDArray[np.bool_] | NDArray[np.float32],
 def area_on(area: BoxPrompt | Drawn, box: Box, height: int, width: int, bounds: Box) -> NDArray[np.bool_]:
     """bool `[height, width]` over `box`: where the centre of a network pixel lies in a box or a lasso.
 
-    One that lies between all centres has the pixel that holds its middle (of a lasso: its deepest pixel), if that is
-    in `box`.
+    If the box or lasso is so small that it contains no centre, the one network pixel that contains its middle (of a
+    lasso: its deepest pixel) is true, if that lies in `box`.
     """
     xs = np.floor(box[0] + (np.arange(width) + 0.5) * ((box[2] - box[0]) / width)).astype(np.intp)
     ys = np.floor(box[1] + (np.arange(height) + 0.5) * ((box[3] - box[1]) / height)).astype(np.intp)
@@ -189,12 +191,14 @@ def area_on(area: BoxPrompt | Drawn, box: Box, height: int, width: int, bounds: 
 
 
 def outline(prompt: BoxPrompt, bounds: Box) -> Box:
-    """The pixels of a box: those that it touches, within the image."""
+    """All pixels of the image that a box touches."""
     return boxes.to_pixels((prompt.x0, prompt.y0, prompt.x1, prompt.y1), bounds)
 
 
 def disks(marks: Sequence[Mark], box: Box, height: int, width: int) -> list[Click]:
-    """The clicks that the network is shown on `box`, drawn `[height, width]`: what marks say that no later one denies.
+    """The clicks that stand for the marks when the network looks at `box` on a grid `[height, width]`.
+
+    A click is left out if a later scribble or negative lasso of the other sign covers it.
 
     A scribble counts as up to `MOST_DISKS` clicks, a negative lasso as one on its deepest pixel.
     """
@@ -243,7 +247,7 @@ def _along(scribble: Scribble, box: Box, height: int, width: int) -> list[Click]
 
 
 def _lifted(mark: Click | Drawn, other: Mark) -> Mark:
-    """An earlier mark after a positive one: a negative lasso holds no more if that has a pixel in it."""
+    """An earlier mark after a positive one: a negative lasso that has a pixel in common with it holds no more."""
     if isinstance(other, Drawn) and isinstance(other.prompt, Lasso) and other.decides and _touch(mark, other):
         return replace(other, holds=False)
     return other

@@ -1,4 +1,4 @@
-"""What a state says was done, done again: the network runs, the session that asks is not needed."""
+"""Makes the steps of a saved state again, with the network.  Works on scenes; no session is needed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def matching_engine(
     """An engine with the model that a state belongs to: the given one, or that of the other arguments.
 
     Raises:
-        SessionStateError: it holds another model, or other weights.
+        SessionStateError: the engine holds another model, or other weights.
+        InvalidArgumentError: `engine` and `model` were both given.
     """
     if engine is None:
         if model is None and saved.model not in list_models():

@@ -1,4 +1,5 @@
-"""The session: prompts in, masks out.  It holds the image, the objects and their histories; the engine has tensors."""
+"""The session: prompts in, masks out.  It holds the image, the objects and their histories; the engine holds the
+model."""
 
 from __future__ import annotations
 
@@ -55,8 +56,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _UNREADY = "the engine is not ready for every shape; first clicks may take longer: %s"
 
-MOST_SESSIONS = 500  # that one `click_batch` serves
-_POLL = 0.001  # seconds between two looks whether it is one's turn
+MOST_SESSIONS = 500  # in one `click_batch`
+_POLL = 0.001  # seconds between two checks whether the session is free
 
 
 class Session:
@@ -69,7 +70,11 @@ class Session:
 
     A session is not re-entrant: while one thread is in a call that changes it, other such calls wait for their turn
     as long as `wait` says and then raise `SessionBusyError`.  Reading (`mask`, `probs`, `clicks`, `labels`, `suggest`
-    ...) is always allowed and sees the last finished step.  Any number of sessions share one engine.
+    ...) is always allowed and sees the last finished step.  Any number of sessions can share one engine.
+
+    Besides the errors that each method lists, every call raises `SessionClosedError` after `close`; a call that needs
+    an image raises `NoImageError` before the first `set_image`; and a call that changes the session may raise
+    `SessionBusyError`, or `MemoryShortageError` where memory runs out.
 
     Args:
         model (str | path | FreqFormer): see `Engine`. Default: the shipped "freqformer_b0".
@@ -83,8 +88,8 @@ class Session:
         refine (bool): redraw, at the image's own resolution, the part that the last click changed, wherever the
             network saw less than two thirds of that resolution.
         acselect (AcSelect, optional): how `suggest` ranks regions. Default: ``AcSelect(threshold=threshold)``.
-        wait (float): seconds that a call waits for the end of another thread's; ``math.inf`` for as long as it takes.
-            Default: 0.
+        wait (float): seconds that a call waits for another thread's call to end, before it raises `SessionBusyError`;
+            ``math.inf``: as long as it takes. Default: 0.
 
     Example:
         >>> picture = np.full((90, 120, 3), 220, np.uint8)
@@ -156,16 +161,16 @@ class Session:
         alpha: bool | None = None,
         bgr: bool = False,
     ) -> None:
-        """Start on an image; everything about the one before is forgotten.
+        """Start on an image; everything about the previous one is forgotten.
 
-        On a CPU the first image of a new shape also has the engine made ready for it, so that the first click does not
-        take several times as long as later ones; `warmup` does so for every shape.
+        On a CPU the first image of a new shape also makes the engine ready for this shape, so that the first click does
+        not take several times as long as later ones; `warmup` does this for every shape.
 
         Args:
             image: a path, the bytes of a file, a file object, a PIL image, or an array or tensor `[H, W]`, `[H, W, 1]`,
                 `[H, W, 3]` or `[H, W, 4]` of uint8, other integers or floats.  `load_image` says how each is read.
-            window ((float, float), optional): values shown as black and white, for other types than uint8.
-                Default: chosen from the values, see `load_image`; [0, 1] for floats within it.
+            window ((float, float), optional): the values that are shown as black and as white; not for uint8.
+                Default: chosen from the values, see `load_image`; [0, 1] for floats that all lie in it.
             copy (bool): False saves the copy of a uint8 array, which must then stay unchanged while it is in use.
             max_pixels (int): larger images are refused. Default: 134 megapixels.
             alpha (bool, optional): whether the fourth channel is alpha. Default: as the file says, or as it looks.
@@ -180,18 +185,19 @@ class Session:
             pixels = load_image(image, window=window, copy=copy, max_pixels=max_pixels, alpha=alpha, bgr=bgr)
             scene = Scene.of(Picture(pixels, window, self._settings))
             engine = self._engine_in_use()
-            with contextlib.suppress(MemoryShortageError):  # which the click will tell, if it lasts
+            with contextlib.suppress(MemoryShortageError):  # if memory is still short then, the click says so
                 engine.get_ready(*network_shape(scene.picture.bounds, engine.size))
             self._scene = scene
 
     def warmup(self, *, background: bool = False) -> None:
-        """Make the engine ready for every shape of region that a click may look at, so that none takes longer than the
-        others.  Once for each engine; it takes seconds on a CPU and may take a minute on a GPU.
+        """Make the engine ready for every shape of region that a click may look at, so that no first click takes longer
+        than the others.  Once for each engine is enough.  It takes seconds on a CPU and may take a minute on a GPU.
 
         Args:
-            background (bool): return at once and let another thread do it, one shape after the other, those most like
-                the image's first; a click waits for the shape at hand at most.  It ends early when the session is
-                closed or the program ends, and says in the log if it fails. Default: False.
+            background (bool): return at once and let another thread do the work, one shape after the other, beginning
+                with the shapes most like the image's.  A click made meanwhile waits at most for the shape at hand.  The
+                thread ends early when the session is closed or the program ends; if it fails, the log says so.
+                Default: False.
 
         Raises:
             MemoryShortageError: there is not enough memory.
@@ -230,9 +236,9 @@ class Session:
         """Say which part of the image the user is looking at: ``look(x0, y0, x1, y1)``; ``look(None)`` for automatic.
 
         Clicks inside it are answered from that part alone, at its own resolution, and change nothing outside of it: a
-        small object in a large photograph is then as easy as a large one.  A viewer passes what it has on screen.  It
-        is not a step: undo and redo do not move it, all objects share it, and `set_image` forgets it.  A click outside
-        of it is answered as if there were none.
+        small object in a large photograph is then as easy as a large one.  A viewer passes what it has on screen.  The
+        view is not a step: undo and redo do not move it.  All objects share it, and `set_image` forgets it.  A click
+        outside of it is answered as if there were no view.
 
         Args:
             x0, y0, x1, y1 (float): corners in image pixels; what lies outside the image is cut off.
@@ -252,13 +258,13 @@ class Session:
     def click(self, x: float, y: float, positive: bool = True, profile: bool = False) -> ClickResult:
         """Click on the current object.
 
-        The clicked pixel itself always takes the click's label in the mask, whatever the network says; so does every
-        earlier click's, the newest one winning where two hit the same pixel.
+        Every clicked pixel takes its click's label in the mask, whatever the network says; where several clicks hit the
+        same pixel, the newest one decides.
 
-        A click that agrees with the mask changes no pixel: a pixel that is inside already, clicked as inside; one that
-        is outside, clicked as outside; so also the same click again, or a negative first one.  It still is a step, and
-        the network is shown it with the next click that does not agree.  Only where the user looks at another part
-        than before (`look`) does the network answer it at once.
+        A click that agrees with the mask changes no pixel, and the network does not run for it: a positive click on a
+        pixel inside the mask, a negative one on a pixel outside of it, so also a repeated click, or a negative first
+        one.  Such a click is a step all the same, and the network sees it together with the next click that does not
+        agree.  Only if the user looks at another part than before (`look`) does the network answer it at once.
 
         Args:
             x, y (float): position, ``0 <= x < width``, ``0 <= y < height``.
@@ -285,10 +291,10 @@ class Session:
             return result
 
     def box(self, x0: float, y0: float, x1: float, y1: float) -> ClickResult:
-        """Draw a box around the object: a fresh start for the current object, as one step that can be undone.
+        """Draw a box around the current object and start it anew from the box.  One step, which can be undone.
 
-        Earlier prompts on the object no longer count; later ones correct the outcome.  The network looks at the box and
-        a margin, wherever the user looks (`look`), or at the whole image where `zoom` is off.
+        Earlier prompts on the object no longer count; later ones correct the mask.  The network looks at the box and a
+        margin around it, wherever the user looks (`look`); where `zoom` is off, at the whole image.
 
         Args:
             x0, y0, x1, y1 (float): its edges in image pixels; what lies outside the image is cut off.
@@ -300,11 +306,11 @@ class Session:
         return click_batch([self], [BoxPrompt(x0, y0, x1, y1)])[0]
 
     def scribble(self, points: Any, positive: bool = True) -> ClickResult:
-        """Draw a line over what belongs to the object, or does not; one step that can be undone.
+        """Draw a line over what belongs to the object, or over what does not.  One step, which can be undone.
 
-        In the mask each pixel under the line, one pixel wide, takes its sign, as a clicked pixel does.  The network is
-        shown up to eight clicks along the part of it that lies in the region it looks at.  As with clicks, a scribble
-        that agrees with the mask changes no pixel.
+        The line is one pixel wide.  Each pixel under it takes the scribble's label in the mask, as a clicked pixel
+        takes its click's.  The network sees the scribble as up to eight clicks along the part of it that lies in the
+        region it looks at.  As with clicks, a scribble that agrees with the mask changes no pixel.
 
         Args:
             points: `[N, 2]` (x, y) in image pixels, in the order of drawing, each inside the image; 1 to 10,000.
@@ -317,17 +323,18 @@ class Session:
         return click_batch([self], [Scribble(points, positive)])[0]
 
     def lasso(self, points: Any, positive: bool = True) -> ClickResult:
-        """Draw a closed line around the object, around a part of it that is missing, or around what does not belong to
-        it; one step that can be undone.
+        """Draw a closed line around the object, around a missing part of it, or around something that does not belong
+        to it.  One step, which can be undone.
 
-        A positive lasso says that the object may fill it: the network decides.  On an empty mask it also tells where to
-        look, as `box` does.  A negative one takes all its pixels out of the mask, and keeps them out until a later
-        positive prompt touches them.  As with clicks, a lasso that agrees with the mask changes no pixel.
+        A positive lasso says that the object may fill it; the network decides.  On an empty mask it also tells where to
+        look, as `box` does.  A negative lasso takes all its pixels out of the mask, and keeps them out until a later
+        positive prompt touches one of them.  As with clicks, a lasso that agrees with the mask changes no pixel.
 
         Args:
             points: `[N, 2]` (x, y) in image pixels, ``0 <= x <= width``, ``0 <= y <= height``; 3 to 10,000.  The last
                 is joined to the first.  Where the line crosses itself, all that it goes around counts as inside.
-            positive (bool): True: the object, or a missing part, lies in here; False: nothing of it does.
+            positive (bool): True: the object, or a missing part of it, lies in here; False: nothing in here belongs to
+                it.
 
         Raises:
             InvalidPromptError: not such points, no pixel's centre is enclosed, or `positive` is not a bool.
@@ -336,13 +343,13 @@ class Session:
         return click_batch([self], [Lasso(points, positive)])[0]
 
     def predict(self, point_coords: Any, point_labels: Any, mask_input: Any = None, box: Any = None) -> ClickResult:
-        """The mask for a list of clicks, for tools that send all of them each time.
+        """The mask for a whole list of clicks, for tools that send all clicks each time.
 
-        This is one step, whatever the list: undo takes it back.  A list that says nothing new is none.  Only what
-        differs from what is known is computed, in one pass of the network for all new clicks together: a longer list
-        goes on from the longest part of it that was seen before, a shorter one may take no pass at all.  So the mask
-        may differ from that of the same clicks made one after the other, in which each is answered before the next.
-        A box takes a pass of its own, before the clicks.
+        A call is one step, however long the list: one undo takes it back.  A list equal to the present one makes no
+        step.  Only what is new is computed: the call continues from the longest beginning of the list that was seen
+        before, and shows all further clicks to the network in one pass.  A shorter list than before may take no pass at
+        all.  So the mask may differ from that of single clicks, each of which is answered before the next is made.  A
+        box takes a pass of its own, before the clicks.
 
         Args:
             point_coords: `[N, 2]` (x, y).  May be empty.
@@ -416,8 +423,9 @@ class Session:
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
-        """What was said about the current object, oldest first: each a `Click`, a `BoxPrompt`, a `Scribble` or a
-        `Lasso`.  A loaded mask and a box make a fresh start: it begins after the mask, and with the box."""
+        """The prompts on the current object that count, oldest first: each a `Click`, a `BoxPrompt`, a `Scribble` or a
+        `Lasso`.  A loaded mask and a box make a fresh start, so the list begins after the last loaded mask, or with
+        the last box."""
         return self._opened().history.prompts
 
     # --- history ---
@@ -426,7 +434,7 @@ class Session:
         """Take back the current object's last step (a prompt, a list of clicks, or a loaded mask).
 
         Returns:
-            What it came to, with the box of the pixels that changed; None when there is no step.
+            The object's mask without that step, and the box of the pixels that changed; None if there was no step.
         """
         start = perf_counter()
         with self._turn():
@@ -436,7 +444,7 @@ class Session:
             return self._show(scene, scene.having(scene.history.undo()), start)
 
     def redo(self) -> ClickResult | None:
-        """Do the last undone step again; a new step forgets what was undone.
+        """Do the last undone step again.  Once a new step is made, undone steps are forgotten.
 
         Returns:
             As for `undo`; None when there is nothing to redo.
@@ -455,11 +463,11 @@ class Session:
             self._scene = scene.having(History(scene.blank))
 
     def cancel(self) -> bool:
-        """Stop the call that another thread has under way in this session: it raises `ClickCancelledError` at the
-        next opportunity, mostly after the present pass of the network, and changes nothing.
+        """Stop the call that another thread is making on this session.  That call raises `ClickCancelledError` as soon
+        as possible, mostly after the present pass of the network, and changes nothing.
 
         Returns:
-            Whether there was one.  It may still have finished just in time.
+            Whether a call was under way.  It may still have finished before it could be stopped.
         """
         running = self._lock.locked()
         if running:
@@ -498,8 +506,8 @@ class Session:
     def delete_object(self, number: int) -> int:
         """Remove an object with its history; this cannot be undone.  The numbers of those after it go down by one.
 
-        The only object is replaced by a blank one.  When the current object is removed, the one that takes its number
-        becomes current, or else the last one.
+        If it is the only object, a blank one takes its place.  If it is the current object, the next object becomes
+        current, or the last one if there is no next.
 
         Returns:
             The number of the current object.
@@ -516,7 +524,7 @@ class Session:
             return selected + 1
 
     def mask_of(self, number: int) -> NDArray[np.bool_]:
-        """bool `[H, W]`, read-only: the mask of an object, whole where others overlap it; see `labels`.
+        """bool `[H, W]`, read-only: the mask of an object, also where other objects overlap it; see `labels`.
 
         Raises:
             InvalidArgumentError: there is no such object.
@@ -562,10 +570,10 @@ class Session:
 
     @property
     def probs(self) -> NDArray[np.float32]:
-        """float32 `[H, W]`: probability of each pixel to belong to the object; painted at each access.
+        """float32 `[H, W]`: each pixel's probability to belong to the object; painted at each access.
 
-        0 outside the region that the network looked at; 1 or 0 at clicked pixels and, where a loaded mask overrules
-        the network, as in the mask.  ``probs > threshold`` is `mask`.
+        0 outside the region that the network looked at.  Clicked pixels, and pixels in which a loaded mask overrules
+        the network, have the 1 or 0 that the mask has there.  ``probs > threshold`` is `mask`.
         """
         return self._opened().history.step.canvas.probs()
 
@@ -575,16 +583,17 @@ class Session:
         return self._opened().history.step.canvas.uncertainty()
 
     def suggest(self, k: int = 3, *, look_ahead: bool = False) -> list[Suggestion]:
-        """Where the next click is worth most, best first; at most `k` places, none before the first click.
+        """Where the next click is worth most, best first: at most `k` places, and none before the first click.
 
-        For a person to accept or ignore: nothing is clicked.  Regions are looked for on a grid of at most 512 pixels
-        a side over the region that the network looked at; a suggestion's sign is the opposite of the mask there.
+        The suggestions are for a person to accept or ignore; nothing is clicked.  Uncertain regions are looked for on
+        a grid of at most 512 pixels a side over the region that the network looked at.  A suggestion's sign is the
+        opposite of the mask there.
 
         Args:
-            k (int): at most so many.
-            look_ahead (bool): rank by what the network would answer to each click, rather than by AcSelect's score
-                alone (`session.lookahead`).  Better, and up to eight passes of the network: ask after the mask is
-                shown.  A click made meanwhile waits for one of them at most, and then nothing is suggested.
+            k (int): most suggestions, at least 1. Default: 3.
+            look_ahead (bool): rank by what the network would answer to each click, not by AcSelect's score alone
+                (`session.lookahead`).  This is better, but takes up to eight answers of the network, so ask after the
+                mask is shown.  A click made meanwhile waits for one pass at most; then the list is empty.
 
         Raises:
             InvalidArgumentError: `k` is not an integer of at least 1.
@@ -598,20 +607,29 @@ class Session:
     # --- export ---
 
     def save_mask(self, path: str | os.PathLike[str], *, number: int | None = None) -> None:
-        """Write a mask as an 8-bit grey PNG, 0 and 255.
+        """Write a mask as an 8-bit grey PNG with the values 0 and 255.
 
         Args:
-            path: of the file; it is replaced whole.
-            number (int, optional): of the object, as in `mask_of`. Default: the current one.
+            path: the file; an existing one is replaced whole or not at all.
+            number (int, optional): the object's number, as in `mask_of`. Default: the current one.
+
+        Raises:
+            FileWriteError: the file cannot be written.
+            InvalidArgumentError: there is no such object, or `path` is no path.
         """
         masks.save_png(path, self._exported(number))
 
     def save_labels(self, path: str | os.PathLike[str]) -> None:
-        """Write `labels` as an indexed PNG (16-bit grey from 256 objects on)."""
+        """Write `labels` as an indexed PNG; from 256 objects on as a 16-bit grey one.
+
+        Raises:
+            FileWriteError: the file cannot be written.
+            InvalidArgumentError: `path` is no path.
+        """
         masks.save_labels_png(path, self.labels)
 
     def to_coco_rle(self, *, compressed: bool = True, number: int | None = None) -> dict[str, Any]:
-        """A mask as COCO run-length encoding, see `masks.to_coco_rle`; `number` as for `save_mask`."""
+        """A mask as COCO run lengths, see `masks.to_coco_rle`; `number` as for `save_mask`."""
         return masks.to_coco_rle(self._exported(number), compressed=compressed)
 
     def to_polygons(self, *, holes: Literal["keep", "drop"] = "keep", number: int | None = None) -> list[masks.Polygon]:
@@ -624,8 +642,9 @@ class Session:
     # --- a session survives its process ---
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to rebuild the session from the same image, as plain JSON values: image hash, objects
-        with their steps (done and undone), settings, and the sha256 of the weights.  No pixels, no probabilities."""
+        """Everything that `restore` needs, beside the image, to rebuild the session: plain JSON values with the image's
+        hash, the objects with their steps (done and undone), the settings, and the sha256 of the weights.  No pixels
+        and no probabilities."""
         return dump_state(self._opened(), self._engine_in_use())
 
     @classmethod
@@ -645,21 +664,24 @@ class Session:
     ) -> Session:
         """Rebuild a session by making its clicks again on the same image.
 
-        The network runs again, so its rounding is that of this machine: with the same processor, versions, engine
-        settings and number of threads the masks are the same bit by bit; elsewhere pixels on the threshold may flip.
+        The network runs again.  With the same processor, versions, engine settings and number of threads the masks are
+        the same bit by bit; elsewhere the network may round differently, and pixels at the threshold may flip.
 
         Args:
             state: from `state_dict`, also after a round trip through JSON.
             image: the same image, in any form that `set_image` takes.
             engine (Engine, optional): use this one.
-            model (optional): where the model is. Default: the shipped model of the name in the state.
+            model (optional): a name, a checkpoint's path or a model, as for `Session`.  Default: the shipped model that
+                the state names.
             device, precision, acselect: as for `Session`.
             max_pixels, alpha, bgr: as for `set_image`.
 
         Raises:
-            SessionStateError: the state is damaged or of another version, or image or model are not the ones it
-                belongs to.
+            SessionStateError: the state is damaged or of an unknown version, or belongs to another image, model or
+                other weights.
             InvalidImageError: the image cannot be used.
+            InvalidArgumentError: `engine` and `model` were both given.
+            ModelLoadError, BackendUnavailableError: see `Engine`.
         """
         saved = parse_state(state)
         engine = matching_engine(saved, engine, model, device, precision)
@@ -679,7 +701,7 @@ class Session:
     # --- lifetime ---
 
     def close(self) -> None:
-        """Let go of image, history and engine.  May be called twice; any other call then raises
+        """Let go of image, history and engine.  It may be called again; every other call then raises
         `SessionClosedError`."""
         with self._turn():
             self._engine = None
@@ -690,7 +712,7 @@ class Session:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Close, after the end of a call that another thread has under way."""
+        """Close; if another thread is in a call, wait for its end first."""
         with self._turn(math.inf):
             self._engine = None
             self._scene = None
@@ -732,12 +754,12 @@ class Session:
             raise ClickCancelledError("the click was cancelled; the session is as it was before")
 
     def _advance(self, scene: Scene, step: Step, new: Pass, watch: Stopwatch | None = None) -> Outcome:
-        """New clicks on a state of an object."""
+        """The outcome of new prompts on one state of an object."""
         self._cancelled = False
         return advance(self._engine_in_use(), [(scene.picture, step)], [new], watch, self._go_on)[0]
 
     def _show(self, before: Scene, after: Scene, start: float) -> ClickResult:
-        """Put a scene in place, and say what changed."""
+        """Make `after` the present scene, and say what changed."""
         old, new = before.history.step.canvas, after.history.step.canvas
         mask, reach = before.mask(), boxes.union(old.extent, new.extent)
         result = ClickResult(
@@ -769,8 +791,9 @@ class Session:
 def click_batch(sessions: Sequence[Session], clicks: Sequence[Prompt]) -> list[ClickResult]:
     """One prompt on each of several sessions, in one batched pass of the engine that they share.
 
-    Each session ends in the state that its own `click`, `box`, `scribble` or `lasso` would have led to, up to
-    floating-point noise; on an AMD CPU, where it was tried, bit by bit.  If anything raises, none of them changes.
+    Each session ends in the state that its own `click`, `box`, `scribble` or `lasso` would have led to: the same bit by
+    bit on an AMD CPU, where this was tried, and up to floating-point noise elsewhere.  If anything raises, no session
+    changes.
 
     Args:
         sessions: different sessions with the same engine, each with an image; at most 500.
@@ -827,12 +850,12 @@ def click_batch(sessions: Sequence[Session], clicks: Sequence[Prompt]) -> list[C
 
 
 def _pass(scene: Scene, prompt: Prompt) -> Pass:
-    """A prompt from outside as the pass that answers it.  A box says itself where to look."""
+    """A prompt from outside, checked, as a pass.  A box says itself where to look, so it has no view."""
     return Pass((check_mark(scene.picture, prompt),), None if isinstance(prompt, BoxPrompt) else scene.view)
 
 
 def _holding(sessions: list[Session], work: Callable[[], list[ClickResult]], index: int = 0) -> list[ClickResult]:
-    """Do it while all sessions are held; each by a `with` of its own, see `Session._turn`."""
+    """Do the work while all sessions' locks are held, each by a `with` of its own; see `Session._turn`."""
     if index == len(sessions):
         return work()
     with sessions[index]._turn():
@@ -840,15 +863,15 @@ def _holding(sessions: list[Session], work: Callable[[], list[ClickResult]], ind
 
 
 def _since(start: float) -> float:
-    """Milliseconds."""
+    """Milliseconds since `perf_counter` gave `start`."""
     return (perf_counter() - start) * 1e3
 
 
 def push_step(session: Session, step: Step) -> None:
-    """Add a step that was made by hand, for benchmarks and tests that bring a session into a state.  Not for others.
+    """Add a ready-made step, for benchmarks and tests that need a session in a certain state.  Not for other use.
 
     Raises:
-        SessionClosedError, NoImageError: it holds nothing.
+        SessionClosedError, NoImageError: the session is closed or has no image.
     """
     with session._turn():
         scene = session._opened()
@@ -859,7 +882,7 @@ _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    """A call that another thread had under way has ended in the child, without effect: scenes never change."""
+    """In the child a call of another thread has ended without effect, since scenes never change: free its lock."""
     for session in _sessions:
         session._lock = threading.Lock()
 

@@ -1,7 +1,7 @@
-"""The mask that is at hand, and the next one made from it.
+"""The present mask, and how the next one is made from it.
 
-A click changes little of a large mask.  So the mask before the last one lends its memory, if nobody looks at it any
-more: what has changed since is copied, and the outline is painted anew.
+A click changes little of a large mask.  So the next mask is made in the memory of the one before the present mask, if
+nobody holds that any more: what has changed since is copied, and the outline is painted anew.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class Shown:
     mask: NDArray[np.bool_]
     """bool `[H, W]`, read-only."""
     painter: Painter | None = None
-    """What painted it here, if the canvas has one layer and no `fixed`."""
+    """The session's painter of the mask, if the canvas has one layer and no `fixed`."""
     painted: Painted | None = None
-    """The engine's, if that painted it."""
+    """The bits that the engine painted, if the engine painted the mask."""
     spare: list[NDArray[np.bool_]] = field(default_factory=list)
-    """Another mask's memory, until somebody takes it: one array, or none."""
+    """The memory of an older mask, until it is taken: one array, or none."""
     stale: Box | None = None
-    """Where the spare one differs."""
+    """The box in which the spare mask differs from this one."""
 
     @classmethod
     def of(cls, canvas: Canvas) -> Shown:
@@ -61,13 +61,13 @@ class Shown:
     def then(
         self, canvas: Canvas, mask_box: Box | None, clicked: ClickTally | None = None, painted: Painted | None = None
     ) -> tuple[Shown, Box | None, Box | None]:
-        """Another canvas without `fixed`, and where it differs.
+        """What is shown for another canvas, which has no `fixed`, and where it differs.
 
         Args:
             canvas (Canvas): of the same picture and threshold.
             mask_box (Box, optional): of this mask; None when it is empty.
-            clicked (ClickTally, optional): the canvas' marks, if they are this one's and new clicks.
-            painted (Painted, optional): the canvas but for its marks, which are clicks, if the engine painted it.
+            clicked (ClickTally, optional): the marks of `canvas`, if they are those of this canvas with clicks added.
+            painted (Painted, optional): the canvas without its marks (all clicks), if the engine painted it.
 
         Returns:
             What is shown then, the box of its mask, and that of the pixels which differ.
@@ -92,8 +92,8 @@ class Shown:
         return Shown(canvas, _read_only(mask), painter, None, self._lent(), changed), box, changed
 
     def _lent(self) -> list[NDArray[np.bool_]]:
-        """This mask's memory for the one after the next.  Whoever reads in another thread may have it still: it is not
-        written to before."""
+        """This mask's memory, for the mask after the next one.  Another thread may still read this mask, so nobody
+        writes to the memory before that."""
         memory = self.mask.base
         whole = isinstance(memory, np.ndarray) and memory.dtype == np.bool_ and memory.shape == self.mask.shape
         return [cast("NDArray[np.bool_]", memory)] if whole else []
@@ -101,7 +101,7 @@ class Shown:
     def _taken_over(
         self, canvas: Canvas, mask_box: Box | None, clicked: ClickTally, painted: Painted
     ) -> tuple[Shown, Box | None, Box | None]:
-        """`then` with what the engine has painted."""
+        """`then` for a mask that the engine has painted."""
         if painted.alike:
             mask, write = self._free(), painted.changed
             if mask is None:
@@ -137,7 +137,7 @@ class Shown:
             The box of the mask, and that of the pixels which differ from this one.
         """
         before, after = memoryview(cast(Any, self.mask)), memoryview(cast(Any, mask))
-        # most clicks lie between the sides of both boxes: they are as they were, and move no side
+        # most clicks lie between the sides of both boxes, so they move no side
         x0, y0, x1, y1 = box or _NOWHERE
         u0, v0, u1, v1 = changed or _NOWHERE
         x1, y1, u1, v1 = x1 - 1, y1 - 1, u1 - 1, v1 - 1
@@ -148,7 +148,7 @@ class Shown:
                 if positive:
                     box = boxes.with_pixel(box, x, y)
                 elif x0 <= x <= x1 and y0 <= y <= y1:
-                    loose = True  # nothing else may be on that side
+                    loose = True  # perhaps nothing else lies on that side of the box
             if before[y, x] != positive:
                 changed = boxes.with_pixel(changed, x, y)
             elif u0 <= x <= u1 and v0 <= y <= v1 and not (u0 < x < u1 and v0 < y < v1):
@@ -160,8 +160,7 @@ class Shown:
         return box, changed
 
     def _memory(self, mask_box: Box | None, *, alike: bool) -> tuple[NDArray[np.bool_], Box | None]:
-        """Memory for another mask, which holds this one if it is to be alike; and the box outside of which it is all
-        False."""
+        """Memory for another mask, and the box outside of which it is all False.  With `alike` it holds this mask."""
         mask = self._free()
         if not alike:
             return (np.zeros(self.mask.shape, np.bool_), None) if mask is None else (mask, union(mask_box, self.stale))
@@ -172,7 +171,7 @@ class Shown:
         return mask, mask_box
 
     def _free(self) -> NDArray[np.bool_] | None:
-        """The spare memory, unless somebody has a mask in it, or a part of one."""
+        """The spare memory, or None if somebody still holds its mask or a part of it."""
         if not (_COUNTED and self.spare):
             return None
         memory, references = _taken(self.spare)
@@ -195,5 +194,5 @@ def _taken(spare: list[NDArray[np.bool_]]) -> tuple[NDArray[np.bool_], int]:
 
 
 _COUNTED = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
-"""Whether the interpreter knows at any moment how many hold an object."""
+"""Whether the interpreter counts references exactly at any moment."""
 _ALONE = _taken([np.empty(0, np.bool_)])[1]

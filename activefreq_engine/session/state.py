@@ -1,4 +1,4 @@
-"""A session as plain JSON values, and back.  What comes back is not trusted."""
+"""Turns a session into plain JSON values and back.  What is read back is not trusted."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from activefreq_engine.types import Box, BoxPrompt, Click, Lasso, Prompt, Scribb
 FORMAT = "activefreq_engine.session"
 VERSION = 3
 READ = (1, 2, 3)
-"""Version 1 knows single clicks without views only, version 2 no boxes, scribbles and lassos.  What fits an older one
-is written as it, for older packages."""
+"""Version 1 knows only single clicks without views; version 2 knows no boxes, scribbles and lassos.  A state is written
+in the oldest version that can hold it, so that older packages can read it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class SavedPrompts:
     """One prompt, or a list of clicks."""
 
     passes: tuple[SavedPass, ...]
-    """How they are made; those of a list from its start, not from the step before."""
+    """The passes that make them; those of a list begin at its start, not at the step before."""
     at_once: bool
     """Whether it was a list."""
     start: NDArray[np.bool_] | None = None
@@ -52,12 +52,12 @@ class SavedObject:
     events: list[SavedPrompts | NDArray[np.bool_]]
     """Prompts, and masks that were loaded."""
     done: int
-    """So many are in effect; the rest was undone and can be redone."""
+    """So many of the events are in effect; the rest was undone and can be redone."""
 
 
 @dataclass(frozen=True, slots=True)
 class SavedSession:
-    """A state that was checked."""
+    """A state that has been checked."""
 
     digest: str
     window: Window | None
@@ -231,7 +231,7 @@ def _parse_view(state: Any) -> Box | None:
 
 
 def _typed(value: Any, kind: type) -> Any:
-    """The value, if JSON would have given this type for it."""
+    """The value; raises TypeError unless JSON gives this type for it."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -240,7 +240,7 @@ def _typed(value: Any, kind: type) -> Any:
 
 
 def _brief(value: Any) -> str:
-    """A value for a message: what comes from outside may be of any size."""
+    """A value as text for a message, cut short: what comes from outside may be of any size."""
     if isinstance(value, int) and abs(value) >= 10**40:
         return "a huge number"
     text = repr(value) if not isinstance(value, (list, dict, tuple)) else f"a {type(value).__name__}"

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from activefreq_engine.acselect import AcSelect, Finder
 
 TAU = 0.9  # the default of `AcSelect.suggest`
-SIDE = 512  # regions are looked for on a grid of at most this many pixels a side: the network knows no more
-AWAY = 3  # and more than so many of its pixels from an earlier click
+SIDE = 512  # regions are looked for on a grid of at most so many pixels a side; the network's own grid is no finer
+AWAY = 3  # no suggestion lies within so many pixels of that grid from an earlier click
 
 
 def propose(scene: Scene, selector: AcSelect, k: int, find: Finder, tau: float = TAU) -> list[Suggestion]:
@@ -40,7 +40,9 @@ def propose(scene: Scene, selector: AcSelect, k: int, find: Finder, tau: float =
 
 
 def _away_from(marks: Sequence[Mark], box: Box, height: int, width: int, bounds: Box) -> NDArray[np.bool_]:
-    """bool `[height, width]`: False near earlier clicks and where prompts decide: another one would say little new."""
+    """bool `[height, width]`: False near earlier clicks and where prompts decide, since a click there would tell
+    little.
+    """
     valid = np.ones((height, width), np.bool_)
     for mark in marks:
         if isinstance(mark, Drawn) and mark.decides:
