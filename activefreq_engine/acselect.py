@@ -46,14 +46,14 @@ BACKENDS = ("auto", "reference", "cupy")
 """Ways to compute the statistics of regions."""
 
 TAU, TAU_FLIPPED = 0.9, 0.4
-"""Bits: what `AcSelect.suggest` takes for uncertain by default, see there."""
+"""Entropies in bits from which `AcSelect.suggest` takes a pixel for uncertain by default; see there."""
 
 Finder = Callable[
     [NDArray[np.float32], "NDArray[np.float32] | None", NDArray[np.bool_], "tuple[float, float, float]"],
     "NDArray[np.float64] | None",
 ]
-"""From probabilities, those of the step before, valid pixels, and threshold, tau and tau_flipped to the table of
-`kernels.uncertain`; None where there is nobody who finds them."""
+"""Looks for uncertain regions.  Takes probabilities, those of the step before, valid pixels, and (threshold, tau,
+tau_flipped); returns the table of `kernels.uncertain`, or None where it cannot look for them."""
 
 _COLUMNS = ("x", "y", "sign", "area", "radius", "mpe", "ape", "rgu", "score", "rank")
 
@@ -84,8 +84,8 @@ class RegionScores:
     score: NDArray[np.float64]
     """`[R]`: weighted sum of the three."""
     rank: NDArray[np.int64]
-    """`[R]`: 0 wide, 1 narrow beside the widest region, 2 below the minimum size.  Regions are ordered by rank first,
-    then by score."""
+    """`[R]`: 0 for wide regions, 1 for those narrow compared with the widest one, 2 for those below the minimum size.
+    Regions are ordered by rank first, then by score."""
 
     def __len__(self) -> int:
         return len(self.area)
@@ -126,13 +126,13 @@ class RegionScores:
 class AcSelect:
     """Scores regions and proposes clicks.  Holds settings only, so one object serves any number of images and threads.
 
-    MPE, APE and most variants of RGU do not depend on a region's size, and the pixels along a mask's contour are the
-    least certain ones: on their own the scores chase slivers along it, where a click changes next to nothing, and pass
-    over the wide errors that the model is sure of, where one is worth most.  So the default RGU is the one that grows
-    with area; bench/quality/acselect.py compares all of them.  Two more rules, both inferred and not in the paper:
-    regions below a minimum area or inscribed radius are dropped, and regions narrower than `prominence` times the
-    widest one come after all wider ones.  With ``prominence=1`` the widest error wins whatever its score (the robot
-    clicker's distance rule, by region); with 0 only the score counts.
+    MPE, APE and most variants of RGU do not depend on a region's size, and the least certain pixels are those along a
+    mask's contour.  So on their own these scores choose slivers along the contour, where a click changes next to
+    nothing, and pass over wide errors of which the model is sure, where a click is worth most.  Therefore the default
+    RGU is the variant that grows with area; bench/quality/acselect.py compares all of them.  Two more rules, both
+    inferred and not in the paper: regions below a minimum area or inscribed radius are dropped, and regions narrower
+    than `prominence` times the widest one come after all wider ones.  With ``prominence=1`` the widest error wins
+    whatever its score (the robot clicker's distance rule, by region); with 0 only the score counts.
 
     Args:
         weights: of MPE, APE and RGU in the score; finite, not negative, not all zero.
@@ -193,9 +193,9 @@ class AcSelect:
     def oracle(self, probs: Array, prediction: Array, truth: Array, valid: Array | None = None) -> list[Suggestion]:
         """Rank the mislabelled regions of a prediction whose ground truth is known.  For evaluation and training.
 
-        The regions are the 8-connected components of the false negatives and those of the false positives, not of
-        their union: so each region has one sign, positive for missing pixels and negative for superfluous ones.  An
-        FN and an FP region that touch are two regions.
+        The regions are the 8-connected components of the false negatives (FN) and those of the false positives (FP),
+        not of their union: so each region has one sign, positive for missing pixels and negative for superfluous ones.
+        An FN and an FP region that touch are two regions.
 
         Args:
             probs: float `[H, W]` in 0..1, array or tensor.
@@ -239,23 +239,23 @@ class AcSelect:
         tau_flipped: float = TAU_FLIPPED,
         valid: Array | None = None,
     ) -> list[Suggestion]:
-        """Propose clicks to a person; there is no ground truth.  A proposal, never to be carried out unseen.
+        """Propose clicks to a person, without ground truth.  A person must look at a proposal before it is carried out.
 
         A pixel is uncertain if H > `tau`, or if its label has changed since the previous step and H > `tau_flipped`.
         A change alone is not enough: a pixel that changed and is certain now is what the last click asked for, and a
         proposal to undo it would contradict the person who has just clicked.
 
         The regions are the 8-connected components of the uncertain pixels inside the mask and of those outside.  So
-        each has one sign, as in `oracle`, the opposite of the mask there: a click that agrees with the mask would
-        change next to nothing.  A suggestion reads "if the mask is wrong here, this is the click to make"; ignoring
-        it is the right answer if the mask is right.  Without the division by sign the band along the contour would
-        be one region, clicked in its middle: on the contour itself, where even a justified click moves little.
+        each has one sign, as in `oracle`: the opposite of the mask there, since a click that agrees with the mask would
+        change nothing.  A suggestion means "if the mask is wrong here, this is the click to make"; if the mask is
+        right, ignore it.  Without the division by sign the band along the contour would be one region and be clicked in
+        its middle, on the contour itself, where even a justified click changes little.
 
         Args:
             probs: float `[H, W]` in 0..1, array or tensor.
             previous_probs: float `[H, W]`, the probabilities one step earlier; None at the first step.
             tau: bits, 0..1.  0.9 is a probability of 0.32 to 0.68.
-            k: at most so many suggestions, at least 1.
+            k: most suggestions, at least 1.
             tau_flipped: bits, 0..tau.  0.4 is a probability of 0.08 to 0.92.
             valid: bool `[H, W]`; where false nothing is proposed, for example around earlier clicks.
 
@@ -335,15 +335,16 @@ class AcSelect:
         k: int = 3,
         tau: float = TAU,
     ) -> list[Suggestion]:
-        """`suggest` where regions are looked for elsewhere, on a device for example, if these can be found there.
+        """`suggest`, with the regions found by `find`, for example on a device.
 
-        The same regions in the same order, by scores that differ by rounding: a device adds entropies up in units of
-        2^-20.  With more regions than its table holds, and where RGU needs more than the table, the host looks itself.
+        The regions and their order are the same; scores may differ by rounding, since a device adds entropies up in
+        units of 2^-20.  If there are more regions than the table holds, or RGU needs more than the table has, the host
+        looks for the regions itself.
 
         Args:
             find: returns the table of `kernels.uncertain`, or None.
             probs, previous_probs, valid: arrays as `suggest` takes them.
-            k (int): at most so many suggestions, at least 1.
+            k (int): most suggestions, at least 1.
             tau (float): bits, as `suggest` takes it.
 
         Raises:
@@ -355,7 +356,7 @@ class AcSelect:
             return self.suggest(probs, previous_probs, tau, k, tau_flipped=rules[2], valid=valid)
         counts, bad = table[:, 0, 0].astype(int), table[0, 0, 1]
         if bad or counts.max() >= table.shape[1]:
-            # where probabilities are wrong, this says how
+            # if probabilities are out of range, this raises and says where
             return self.suggest(probs, previous_probs, tau, k, tau_flipped=rules[2], valid=valid)
         check_count(k)
         rows = np.concatenate([layer[1 : n + 1] for layer, n in zip(table, counts, strict=True)])
@@ -379,7 +380,7 @@ class AcSelect:
 
     @property
     def _by_table(self) -> bool:
-        """Whether scores follow from a table of regions alone, and nobody asked for the host's by name."""
+        """Whether scores can be computed from a table of regions alone, and the host was not asked for by name."""
         return self.rgu in ("mean_prob", "entropy_share") and self.backend in ("auto", "cupy")
 
     def _measured(
@@ -411,7 +412,7 @@ class AcSelect:
 
 
 def check_count(k: Any) -> int:
-    """A number of suggestions.  Raises InvalidArgumentError if it is none."""
+    """The number of suggestions as an int; raises InvalidArgumentError unless it is an integer of at least 1."""
     if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
         raise InvalidArgumentError(f"k is {k!r}; pass an integer of at least 1")
     return int(k)

@@ -1,6 +1,6 @@
 """The command ``activefreq``: segment, serve, eval, export, train, pack, teacher, info.
 
-Anything wrong with what the user gave ends in one line on stderr and exit code 2; other failures in one line and 1.
+Bad input ends with one line on stderr and exit code 2, any other failure with one line and exit code 1.
 """
 
 import importlib
@@ -81,15 +81,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("there is not enough memory", 1)
     except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130)
-    except Exception as error:  # a fault of ours: one line as well, with the place that a report must name
+    except Exception as error:  # a bug of ours: one line as well, with the place that a report must name
         return _fail(f"this is a bug: {type(error).__name__}: {error} ({_place(error)}); please report it", 1)
 
 
 def _open_streams() -> None:
     """Give the process the streams that its parent closed, and let them print names that the console cannot show.
 
-    A closed one reads and writes nothing, as /dev/null does; else the next file that is opened would take its number,
-    and what is printed would go into that file.
+    A closed stream then reads and writes nothing, as /dev/null does.  Otherwise the next file that is opened would get
+    its number, and printed text would go into that file.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
@@ -155,7 +155,8 @@ def info(
 
 
 def verify_kernels(sizes: Sequence[int] | None = None) -> list[dict[str, Any]]:
-    """Try every kernel on every device, whatever was found before: `verification.Finding`s, JSON-able."""
+    """Try every kernel on every device, whatever was found before.  Returns `verification.Finding`s as JSON-able
+    dicts."""
     from tqdm import tqdm
 
     from activefreq_engine.kernels import verification
@@ -227,7 +228,8 @@ PACKAGES = {
     "triton": ["triton"],
     "cupy": ["cupy-cuda12x", "cupy-cuda13x", "cupy"],
 }
-"""What `info` lists, and the distributions that provide it.  Asked for by metadata: nothing is imported."""
+"""The packages that `info` lists, and the distributions that provide them.  Their versions come from metadata: nothing
+is imported."""
 
 
 def _version(distribution: str) -> str | None:

@@ -25,10 +25,10 @@ Point = Sequence[float]
 
 
 class Prompted:
-    """A picture for which all prompts come each time, the positive and the negative ones apart.
+    """A picture for which every request brings all prompts, with positive and negative points in two lists.
 
-    Those that came with the last request as well are taken to be older than the others, so that the network answers
-    them in the order in which they were made.  Safe in several threads.
+    Prompts that came with the last request too are taken to be older than the others, so that the network answers them
+    in the order in which they were made.  Safe in several threads.
 
     Args:
         engine (Engine): answers.
@@ -51,7 +51,7 @@ class Prompted:
             box (optional): two opposite corners.
 
         Raises:
-            InvalidClickError, InvalidPromptError: they are none.
+            InvalidClickError, InvalidPromptError: a prompt cannot be used.
         """
         height, width = self._session.shape
         wanted = dict.fromkeys(

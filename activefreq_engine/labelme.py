@@ -19,10 +19,10 @@ MODELS = {
     "activefreq:latest": ("ActiveFreq", "freqformer_b0_general"),
     "activefreq:lesions": ("ActiveFreq (skin lesions)", "freqformer_b0"),
 }
-"""By osam's name for them: what labelme shows, and the weights."""
+"""osam's name for a model -> the name that labelme shows, and the weights."""
 
 LABELME = "6.3"
-"""The oldest version in which the list is where it is now."""
+"""The oldest labelme whose list of models is where we look for it."""
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def add_models() -> None:
-    """Put the models into osam's list and labelme's, before labelme has a window.  Twice is as good as once.
+    """Put the models into osam's list and labelme's, before labelme has a window.  A second call changes nothing.
 
     Raises:
         InvalidArgumentError: as `main`.
@@ -62,7 +62,7 @@ def add_models() -> None:
 
 
 def blue_first() -> bool:
-    """Whether labelme's pictures come with red and blue exchanged.  In 6.3 they do: as they lie in Qt's memory."""
+    """Whether labelme hands over pictures with red and blue exchanged, in the order of Qt's memory.  6.3 does."""
     import imgviz
     from labelme.utils import img_qt_to_arr
     from PyQt5.QtGui import QColor, QImage
@@ -78,7 +78,7 @@ def _model(name: str, weights: str) -> Any:
     from pydantic import PrivateAttr
 
     class Opened(types.ImageEmbedding):
-        """What labelme keeps of a picture.  The numbers in it are nothing; osam's types want some."""
+        """What labelme keeps of a picture.  Its embedding is only a placeholder: osam's types require one."""
 
         _prompted: Prompted = PrivateAttr()
 

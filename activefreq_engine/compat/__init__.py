@@ -1,4 +1,4 @@
-"""The interface of Segment Anything, answered by this engine: one changed import for programs that are written to it.
+"""The interface of Segment Anything, answered by this engine: programs that use it need one changed import.
 
 >>> from activefreq_engine.compat import SamPredictor, sam_model_registry
 

@@ -1,4 +1,4 @@
-"""Prompts without memory: what SAM's `predict` is asked becomes one pass of the network, whatever was asked before."""
+"""Prompts without memory, as SAM has them: an answer depends on its own prompts only, not on what was asked before."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ from activefreq_engine.types import BoxPrompt, Click
 LOW = 256
 """Side of the low-resolution logits."""
 THRESHOLDS = (THRESHOLD, 0.8, 0.2)
-"""Probabilities above which a pixel is in the mask, in the order of the masks: as in sessions; what is surely inside;
-what may be."""
+"""Probabilities above which a pixel is in each of the three masks: as in sessions; surely inside; possibly inside."""
 _BATCH = 16  # prompts in one pass of the network
 _LEAST = 2.0**-17  # below any probability that a layer can hold but 0: the logits stay finite
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MaskPrompt:
-    """What one mask is asked for by.  All in pixels of the picture."""
+    """The prompts for one mask, in pixels of the picture."""
 
     clicks: tuple[Click, ...] = ()
     box: BoxPrompt | None = None
@@ -44,7 +43,7 @@ Extent = tuple[int, int]
 
 
 def open_picture(image: NDArray[np.uint8], engine: Engine) -> Picture:
-    """A picture to ask for masks in, and the engine ready for it."""
+    """A picture to ask for masks in; the engine is made ready for its shape."""
     picture = Picture(image, None, SessionSettings(THRESHOLD, zoom=True, refine=True))
     engine.get_ready(*zoom.network_shape(picture.bounds, engine.size))
     return picture
@@ -119,7 +118,7 @@ def _start(picture: Picture, prompt: MaskPrompt) -> Step:
 
 
 def expected_iou(probs: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
-    """What IoU the mask has with the object on average, if each pixel is in it with its probability."""
+    """The IoU of the mask with the object to expect, if each pixel belongs to the object with its probability."""
     common = float(probs[mask].sum(dtype=np.float64))
     union = np.count_nonzero(mask) + float(probs.sum(dtype=np.float64)) - common
     return common / union if union > 0 else 0.0

@@ -1,4 +1,4 @@
-"""SAM's and SAM 2's predictors, by the names, shapes and coordinate rules of Meta's."""
+"""SAM's and SAM 2's predictors, with the names, shapes and coordinate rules of Meta's code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from activefreq_engine.session.history import Picture
 from activefreq_engine.session.zoom import resize
 
 MODEL = "freqformer_b0_general"
-"""What answers where SAM's own weights are named: SAM is asked about pictures of any kind."""
+"""The weights that answer where SAM's own are named: the general ones, since SAM is asked about pictures of any
+kind."""
 FRAME = 1024
 """Longer side of SAM's input frame, in which `predict_torch` takes its prompts."""
 
@@ -39,7 +40,7 @@ Answer = tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]
 
 
 class Sam:
-    """What SAM's programs call the model: here an engine of ours, made when it is first needed.
+    """Stands for SAM's model: here it is an engine of ours, made when it is first needed.
 
     Args:
         checkpoint (str | path | Engine, optional): a name of `activefreq_engine.list_models()`, a checkpoint of ours,
@@ -71,14 +72,14 @@ class Sam:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes, and where tensors of prompts may lie."""
+        """The device that computes; tensors of prompts may lie on it."""
         return self.engine.device
 
     def to(self, device: Any) -> Sam:
-        """Compute there from now on.
+        """Compute on another device from now on.
 
         Raises:
-            InvalidArgumentError: it is an engine, which computes where it is.
+            InvalidArgumentError: this was made from an engine, which stays on its device.
         """
         if self._engine is not None and torch.device(device).type != self.device.type:
             raise InvalidArgumentError(f"the engine is on {self.device}; make one on {device}")
@@ -86,7 +87,7 @@ class Sam:
         return self
 
     def eval(self) -> Sam:
-        """Nothing: it always is."""
+        """Does nothing: the model is always in evaluation mode."""
         return self
 
     def __call__(self, batched_input: Sequence[Mapping[str, Any]], multimask_output: bool) -> list[dict[str, Tensor]]:
@@ -118,7 +119,7 @@ class Sam:
 
 
 class _Registry(Mapping[str, Any]):
-    """Kinds of SAM -> what makes a `Sam`; all kinds are the same here."""
+    """Maps names to functions that make a `Sam`.  All kinds of SAM give the same here; names of ours give ours."""
 
     _kinds = ("default", "vit_h", "vit_l", "vit_b")
 
@@ -139,12 +140,13 @@ sam_model_registry: Mapping[str, Any] = _Registry()
 
 
 def build_sam2(config_file: str | None = None, ckpt_path: Any = None, device: str = "auto", **_: Any) -> Sam:
-    """What SAM 2's programs begin with.  `config_file` names SAM 2's network and is not used; `ckpt_path` as `Sam`."""
+    """Makes the model for `SAM2ImagePredictor`.  `config_file` names SAM 2's network and is not used; `ckpt_path` is
+    the `checkpoint` of `Sam`."""
     return Sam(ckpt_path, device)
 
 
 class _Predictor(ABC):
-    """What both predictors share: pictures with their masks, by prompts in pixels of the picture."""
+    """What both predictors share: they hold pictures, and answer prompts in pixels of a picture with masks."""
 
     mask_threshold = 0.0
 
@@ -288,8 +290,8 @@ class SamPredictor(_Predictor):
             box: `[4]`, (x0, y0, x1, y1) in pixels of the picture; not together with `mask_input`.
             mask_input: `[1, 256, 256]`: the low-resolution logits of an earlier answer.  Without points or a box the
                 answer is that mask.
-            multimask_output (bool): three masks instead of one: as in a session; what is surely inside (probability
-                above 0.8); what may be (above 0.2).
+            multimask_output (bool): three masks instead of one: as in a session (probability above 0.49), surely inside
+                (above 0.8), possibly inside (above 0.2).
             return_logits (bool): float32 logits instead of masks, above 0 inside.
 
         Returns:
@@ -298,7 +300,7 @@ class SamPredictor(_Predictor):
 
         Raises:
             NoImageError: there is no picture.
-            InvalidClickError, InvalidPromptError, InvalidArgumentError, InvalidMaskError: a prompt that is none.
+            InvalidClickError, InvalidPromptError, InvalidArgumentError, InvalidMaskError: a prompt cannot be used.
         """
         picture = self._opened()
         scale = 1.0 if picture.shape == self.original_size else self.transform.factors(self.original_size)
@@ -347,8 +349,9 @@ class SamPredictor(_Predictor):
 
 
 class SAM2ImagePredictor(_Predictor):
-    """``sam2.sam2_image_predictor.SAM2ImagePredictor``; see `SamPredictor`, of which it differs as SAM 2 does: masks
-    are float32, `predict` takes several prompts at once, and low-resolution logits cover the picture, not its square.
+    """``sam2.sam2_image_predictor.SAM2ImagePredictor``.  It differs from `SamPredictor` as SAM 2 differs from SAM:
+    masks are float32, `predict` takes several prompts at once, and low-resolution logits cover the picture, not its
+    square.
 
     Args:
         sam_model: as `SamPredictor`.
@@ -356,7 +359,7 @@ class SAM2ImagePredictor(_Predictor):
 
     @classmethod
     def from_pretrained(cls, model_id: str, **_: Any) -> SAM2ImagePredictor:
-        """A predictor by a name of ours; by one of SAM 2's, as `Sam`."""
+        """A predictor for a name of ours.  A name of SAM 2's gives our general weights, as in `Sam`."""
         return cls(Sam(model_id))
 
     def set_image(self, image: Any) -> None:
@@ -514,7 +517,7 @@ def _numbers(values: Any, name: str, last: int) -> NDArray[np.float64]:
 
 
 def _settled(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Points back from the frame, with what float32 did to whole numbers on the way undone: it must not lead into the
-    next pixel, or out of the picture."""
+    """Points that came from the input frame, with float32's rounding of whole numbers undone: it must not move a point
+    into the next pixel or out of the picture."""
     whole = np.rint(points)
     return np.where(np.abs(points - whole) < 1e-3, whole, points)

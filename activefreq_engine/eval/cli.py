@@ -75,7 +75,7 @@ def eval_command(
     part, values = _shard(shard), _labels(labels)
     if (data is None) == (not merge):
         raise InvalidArgumentError("give the folder DATA to evaluate on, or --merge REPORT once for each shard")
-    # Hours may lie between here and the last byte written: what would fail then had better fail now.
+    # Hours may pass before the report is written: what would fail then shall fail now.
     if out is not None:
         require_plotting()
     printed = json_path is not None and str(json_path) == "-"

@@ -87,7 +87,7 @@ class Report:
     failed: tuple[Failure, ...] = ()
     """Samples that could not be read; they count in no number."""
     expected: int | None = None
-    """Samples of a run that was cut short, finished or not; None where all are done."""
+    """If the run was cut short, the number of samples that it was to have; None if all are done."""
 
     @property
     def curves(self) -> metrics.Curves:

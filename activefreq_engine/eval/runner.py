@@ -1,7 +1,7 @@
 """The evaluation loop: robot clicks, masks, IoU; many samples side by side.
 
-What is measured is what people embed: a `Session` a sample, its zoom and refinement included.  Any other segmenter
-takes part by offering the three methods of `Predictor`.
+What is measured is a `Session` for each sample, just as programs embed it, zoom and refinement included.  Any other
+segmenter can be evaluated if it has the three methods of `Predictor`.
 """
 
 import time
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MAX_CLICKS = 20
 MOST = 500
-"""Samples side by side; as many as one `click_batch` serves."""
+"""Most samples side by side: as many as one `click_batch` serves."""
 
 
 class Clicked(Protocol):
@@ -93,8 +93,8 @@ def evaluate(
     Args:
         data: the samples, see `load_dataset`.
         model, device, size: as for `Session`.
-        precision: as for `Session`. Default: "fp32", in which what runs side by side changes the last bit of a float at
-            most; in half precision on a GPU the numbers depend on it.
+        precision: as for `Session`.  Default: "fp32", in which the other samples of a batch change at most the last bit
+            of a float; in half precision on a GPU the results depend on them.
         engine: evaluate with this engine; `model` is then only the name in the report.
         predictors: as many as samples run side by side.
         click_batch: clicks on several `predictors` in one call; default: one after the other.
@@ -103,13 +103,12 @@ def evaluate(
         stop_at: stop a sample at this IoU; default: all clicks run, which mIoU needs.
         threshold: probability above which a pixel belongs to the mask.
         zoom, refine: as for `Session`.
-        batch_size: samples that run side by side; it changes speed and memory, and results no more than `precision`
-            says.
+        batch_size: samples that run side by side.  It changes speed and memory; for results see `precision`.
         seed: seeds the clickers that draw, together with each sample's id.
         shard: (i, n), 0-based: only the i-th of n equal runs of consecutive samples; see `merge`.  They start and end
             with a batch, unless that leaves one without samples.
         progress: progress bar on stderr; default: only on a terminal.
-        keep: called with the report so far after each batch: what it keeps is not lost to an interruption.
+        keep: called with the report so far after each batch, so that it can be stored before an interruption.
 
     Returns:
         The report, see `Report`.  A sample that cannot be read costs its own row: it is among the report's `failed`.

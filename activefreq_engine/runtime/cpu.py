@@ -1,4 +1,4 @@
-"""What only a CPU needs."""
+"""What clicks need on a CPU only: memory, threads, and quick forms of small operations."""
 
 from __future__ import annotations
 
@@ -42,9 +42,10 @@ def has_amx() -> bool:
 def keep_freed_memory() -> None:
     """Let the C library keep freed memory for the next click instead of handing it back to the system.
 
-    A click allocates some 10 MB in all and frees them.  glibc returns blocks above a threshold at once, and getting
-    their pages anew took 4 of 57 ms.  The threshold rises to the size of the largest such block ever freed, up to
-    32 MiB (mallopt(3), M_MMAP_THRESHOLD): so allocate one and free it.  Its pages are never touched.
+    A click allocates some 10 MB in all and frees them.  glibc returns large freed blocks to the system at once, and
+    getting their pages anew took 4 of 57 ms.  "Large" means above a threshold, which rises to the size of the largest
+    such block ever freed, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD).  So this allocates a block of 16 MiB and frees
+    it; its pages are never touched.
     """
     torch.empty(16 << 20, dtype=torch.uint8)
 
@@ -55,7 +56,7 @@ def threads() -> Iterator[None]:
 
     torch's threads wait for one another busily, a few hundred times a click.  Where another program has one of the
     cores, each of these waits can last until the scheduler takes that program off it: one thread is quicker then.
-    Only what the calling thread does is meant: the rest of the program keeps its threads.
+    This holds for the calling thread only; the rest of the program keeps its threads.
     """
     before = torch.get_num_threads()
     limit = _own_threads()
@@ -75,10 +76,10 @@ def threads() -> Iterator[None]:
 def _own_threads() -> Callable[[int, int], int] | None:
     """A function that sets how many threads OpenMP and MKL use for the calling thread alone, and returns what MKL had.
 
-    `torch.set_num_threads` also sets what every thread gets, for good, that uses torch for the first time.  None where
-    torch's library does not offer the calls.
+    `torch.set_num_threads` would also change, for good, the number for every thread that uses torch for the first time
+    later.  None where torch's library does not offer the calls.
     """
-    # the library that is loaded, by its own name: a frozen program may have it in two files, and both end the process
+    # ask for the loaded library by its own name: a frozen program may have two files of it, and loading both ends it
     name = "libtorch_cpu.so"
     if sys.platform == "darwin":
         name = str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.dylib")
@@ -99,7 +100,7 @@ def _own_threads() -> Callable[[int, int], int] | None:
 
 class _Caller(threading.local):
     in_company = False
-    """Whether this thread has clicked with torch's others beside it."""
+    """Whether this thread has clicked with several of torch's threads."""
 
 
 _caller = _Caller()
@@ -142,8 +143,8 @@ def _is_running(task: Path) -> bool:
 
 
 def normalise(crops: Sequence[NDArray[np.uint8]]) -> Tensor:
-    """`models.normalise` of crops `[H, W, 3]` of one size -> float32 `[B, 3, H, W]`, the same bits by a table: torch's
-    arithmetic on three channels that lie together in memory takes three to five times as long."""
+    """`models.normalise` of crops `[H, W, 3]` of one size -> float32 `[B, 3, H, W]`.  By a table, with the same bits:
+    torch takes three to five times as long on three channels that lie together in memory."""
     return torch.from_numpy(np.stack([cv2.LUT(crop, _levels()) for crop in crops])).permute(0, 3, 1, 2)
 
 
@@ -155,7 +156,7 @@ def _levels() -> NDArray[np.float32]:
 
 
 def click_maps(points: Tensor, height: int, width: int, radius: float) -> Tensor:
-    """`kernels.click_maps` for few clicks on large maps: only the pixels of disks are computed.
+    """`kernels.click_maps` for few clicks on large maps: only pixels near the clicks are computed.
 
     Arguments and result are those of the op.
     """

@@ -43,7 +43,7 @@ from activefreq_engine.runtime.plan import PRECISIONS
 from activefreq_engine.runtime.plan.on_cpu import CpuPlans
 from activefreq_engine.runtime.timing import Stopwatch
 
-_LOOK = 0.05  # seconds between two looks whether a click that waits for its turn is still wanted
+_LOOK = 0.05  # seconds between two checks whether a waiting click is still wanted
 
 SIZES = (256, 384, 448, 512)
 """Allowed lengths of the long side of the network input."""
@@ -51,18 +51,18 @@ SIZES = (256, 384, 448, 512)
 
 @dataclass(frozen=True, slots=True)
 class StepRequest:
-    """One click of one session.  All on the same network grid of h x w pixels, both multiples of 32."""
+    """One click of one session.  All its arrays are on one network grid of h x w pixels, both multiples of 32."""
 
     crop: NDArray[np.uint8] | None
     """uint8 RGB `[h, w, 3]`; may be None when `features` is given."""
     features: Any | None
     """`StepAnswer.features` of an earlier step on the same crop."""
     previous: NDArray[np.float32] | NDArray[np.uint16]
-    """`[h, w]`: what was before this click, as probabilities (float32) or as levels (uint16); zeros at first."""
+    """`[h, w]`: the answer before this click, as probabilities (float32) or as levels (uint16); zeros at first."""
     points: NDArray[np.float32]
     """float32 `[2N, 2]`: click slots as `click_maps` takes them."""
     paint: PaintRequest | None = None
-    """The mask that is wanted, if it can be painted where the answer is; see `Engine.paints`."""
+    """The mask that the engine is to paint, if it can; see `Engine.paints`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class StepAnswer:
     coarse: Any
     """What `RefineRequest` needs."""
     painted: Painted | None = None
-    """The mask, if it was asked for and painted; else whoever wants one paints it from `levels`."""
+    """The mask, if it was asked for and painted; otherwise the caller paints it from `levels`."""
 
     @property
     def probs(self) -> NDArray[np.float32]:
@@ -193,7 +193,7 @@ class Engine:
 
     @property
     def paints(self) -> bool:
-        """Whether masks may be painted where the answer is."""
+        """Whether this engine can paint masks on its device."""
         return self._executor.paints
 
     @property
@@ -210,8 +210,17 @@ class Engine:
     ) -> list[StepAnswer]:
         """Answer clicks, one batched pass for each network shape among them.  The answers come in request order.
 
-        `watch` is told the time of "prepare" (what depends on the image alone, where it is not known) and "click".
-        `go_on` is called while other clicks have the engine, to raise if nobody wants the answers any more.
+        Args:
+            requests: the clicks.
+            watch (Stopwatch, optional): told the time of "prepare" (what depends on the image alone, where it is not
+                known yet) and of "click".
+            go_on (callable, optional): called while this call waits for the engine; it raises if nobody wants the
+                answers any more.
+
+        Raises:
+            MemoryShortageError: there is not enough memory.
+            ActiveFreqError: the network returned NaN; the message says why, as far as that can be found out.
+            InvalidArgumentError: a request has neither crop nor features.
         """
         return shortage.guarded(lambda: self._run(requests, watch, go_on), ask=self._needs_memory)
 
@@ -245,7 +254,7 @@ class Engine:
     ) -> list[NDArray[np.uint16]]:
         """Redraw focus boxes: uint16 `[S, S]`, probability times 65535, on each box, in request order.
 
-        `watch` is told the time of "refine"; `go_on` as for `run`.
+        `watch` is told the time of "refine"; `go_on` and errors as for `run`.
         """
         return shortage.guarded(lambda: self._refine(requests, watch, go_on), ask=self._needs_memory)
 
@@ -279,7 +288,7 @@ class Engine:
         return isinstance(self._executor, (CpuPlans, Modules))
 
     def _alone(self, work: Callable[[], None], go_on: Callable[[], None] | None) -> None:
-        """Do it while no other thread has the engine."""
+        """Do the work while no other thread has the engine; wait for it first."""
         try:
             while not self._lock.acquire(timeout=_LOOK):
                 if go_on is not None:
@@ -342,8 +351,9 @@ class Engine:
             self.refine([RefineRequest(answer.coarse, (0, 0, w, h), np.zeros((side, side, 3), np.uint8), none)])
 
     def get_ready(self, height: int, width: int) -> None:
-        """Pay the one-time costs of a network shape on a CPU, if they were not paid: oneDNN compiles some 60 kernels,
-        which takes several times as long as a click.  On CUDA they are seconds; there `warmup` is for who asks.
+        """Pay the one-time costs of a network shape on a CPU, unless they were paid before: oneDNN compiles some 60
+        kernels, which takes several times as long as a click.  On CUDA this does nothing: the costs are seconds there,
+        so they are paid by `warmup` or by the first click.
 
         Args:
             height, width (int): network grid, multiples of 32.
@@ -353,7 +363,7 @@ class Engine:
             self._ready.add((height, width))
 
     def _features(self, group: list[StepRequest], watch: Stopwatch | None) -> list[Any]:
-        """Features of each request: those it brought, else computed in one batch."""
+        """Features of each request: those that it brought; the missing ones are computed in one batch."""
         features = [r.features for r in group]
         crops: list[tuple[int, NDArray[np.uint8]]] = []
         for i, r in enumerate(group):
@@ -379,7 +389,7 @@ class Engine:
         return found.levels
 
     def _why_nan(self, request: StepRequest | None) -> str:
-        """What is at fault, as far as it can be found out, and what to do."""
+        """Why NaN came out, as far as that can be found out, and what to do."""
         damaged = [name for name, t in self._module.state_dict().items() if not bool(torch.isfinite(t).all())]
         if damaged:
             more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
@@ -415,13 +425,14 @@ def _check_precision(precision: Any) -> None:
 
 
 def stored_digest(model: str | os.PathLike[str]) -> str:
-    """The sha256 in a shipped model's or a checkpoint's file: it tells the weights, whatever the file is called."""
+    """The sha256 in the file of a shipped model or a checkpoint; it identifies the weights, whatever the file's
+    name."""
     shipped = str(model) in list_models()
     return str(read_metadata(WEIGHTS / f"{model}.safetensors" if shipped else Path(model))["sha256"])
 
 
 def _stamp(model: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """Tells one state of a checkpoint's file from another; None where there is no such file."""
+    """Changes whenever a checkpoint's file changes; None where there is no such file."""
     try:
         found = Path(model).stat()
     except (OSError, ValueError):
@@ -482,13 +493,13 @@ def resolve_model(model: Any) -> tuple[str, torch.nn.Module]:
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 _forking = threading.RLock()
-"""Held while an engine is added to them, and during a fork."""
+"""Held while an engine is added to `_engines`, and during a fork."""
 _held: list[Engine] = []
 
 
 def _before_fork() -> None:
-    """Wait until no click is under way: the child would find its engine taken by a thread that it does not have, and
-    torch in the middle of something."""
+    """Wait until no click is under way.  Otherwise the child would find its engine locked by a thread that it does not
+    have, and torch in the middle of an operation."""
     Engine._registry_lock.acquire()
     _forking.acquire()
     for engine in list(_engines):

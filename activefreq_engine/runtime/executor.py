@@ -1,4 +1,4 @@
-"""What an engine asks of a model at work, whatever runs it: its own modules, plans, or plans replayed as graphs."""
+"""What an engine asks of whatever runs its model: the model's own modules, plans, or plans replayed as graphs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from activefreq_engine.runtime.painting import PaintRequest
 from activefreq_engine.runtime.plan.on_cpu import CpuPlans
 from activefreq_engine.runtime.plan.planned import Planned
 
-_log = logging.getLogger("activefreq_engine.runtime.engine")  # the engine's choice, so it is said in its name
+_log = logging.getLogger("activefreq_engine.runtime.engine")  # it logs the engine's choice
 
 
 class Executor(Protocol):
-    """A model at work on one device: `Modules`, `CpuPlans` or `Contexts`.
+    """Runs a model on one device: `Modules`, `CpuPlans` or `Contexts`.
 
-    One thread at a time, under `torch.inference_mode` and within `active`.  All items of a call have one network
-    shape.  Features and coarse answers are handles: only the executor that made them looks inside.
+    Only one thread calls it at a time, under `torch.inference_mode` and within `active`.  All items of a call have one
+    network shape.  Features and coarse answers are handles: only the executor that made them looks inside.
     """
 
     precision: str
@@ -38,13 +38,13 @@ class Executor(Protocol):
         """What runs: the model, or the plans that stand for it."""
 
     def active(self) -> AbstractContextManager[None]:
-        """Everything else is called within this."""
+        """A context manager; everything else is called within it."""
 
     def prepare(self, crops: Sequence[NDArray[np.uint8]]) -> list[Any]:
-        """Features of each crop, uint8 RGB `[h, w, 3]`.  May not be done yet when it returns."""
+        """Features of each crop, uint8 RGB `[h, w, 3]`.  The device may still be computing them when this returns."""
 
     paints: bool
-    """Whether `click` paints masks that are wanted; it may leave some."""
+    """Whether `click` paints masks; even then it may leave out some."""
 
     def click(
         self,
@@ -59,7 +59,7 @@ class Executor(Protocol):
             features: what `prepare` returned.
             previous: `[h, w]`, before the click: probabilities in float32, or levels in uint16.
             points: float32 `[2 * SLOTS, 2]`, click slots as `click_maps` takes them.
-            wanted: the mask to be painted for each click, if there is one; left alone by those that do not paint.
+            wanted: the mask to paint for each click, or None; ignored by executors that do not paint.
         """
 
     def refine(
@@ -72,7 +72,7 @@ class Executor(Protocol):
         """Probabilities `[S, S]` on focus boxes; arguments as in `RefineRequest`."""
 
     def wait(self) -> None:
-        """Return when everything that was started is done."""
+        """Wait until everything that was started is done."""
 
 
 def executor_for(

@@ -22,7 +22,7 @@ class Found(NamedTuple):
     total: float
     """Their sum; NaN if one of them is."""
     painted: Painted | None = None
-    """The mask that they mean, where it was asked for and the executor paints."""
+    """The mask of these probabilities, where it was asked for and the executor paints."""
 
 
 class Levels(NamedTuple):
@@ -35,14 +35,14 @@ class Levels(NamedTuple):
 
 
 def write(logits: Tensor, out: Levels) -> None:
-    """Fill `out` with what logits `[B, 1, h, w]` mean."""
+    """Fill `out` with the levels and sums of logits `[B, 1, h, w]`."""
     probs = logits[:, 0].float().sigmoid()
     torch.sum(probs, (1, 2), out=out.total)
     out.levels.copy_(probs.mul_(ONE).round_())
 
 
 def from_logits(logits: Tensor) -> list[Found]:
-    """What logits `[B, 1, h, w]` mean, on the host.  Waits for the device."""
+    """The probabilities of logits `[B, 1, h, w]`, on the host, one for each item.  Waits for the device."""
     b, _, h, w = logits.shape
     out = Levels(logits.new_empty((b, h, w), dtype=torch.uint16), logits.new_empty(b, dtype=torch.float32))
     write(logits, out)
@@ -50,7 +50,7 @@ def from_logits(logits: Tensor) -> list[Found]:
 
 
 def probabilities(values: NDArray[np.uint16] | NDArray[np.float32]) -> NDArray[np.float32]:
-    """float32 of the same shape: of levels, or probabilities as they are."""
+    """Probabilities, float32 of the same shape, from levels; probabilities are returned as they are."""
     if values.dtype != np.uint16:
         return cast("NDArray[np.float32]", values)
     found: NDArray[np.float32] = values.astype(np.float32)

@@ -1,4 +1,4 @@
-"""A model run by calling it, one batch at a time."""
+"""Runs a model by calling its modules, one batch at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from activefreq_engine.runtime.painting import PaintRequest
 
 
 class ClickModel(Protocol):
-    """What answers clicks in two halves: a `FreqFormer`, or the plans that stand for it.
+    """A model that answers clicks in two halves, image and clicks: a `FreqFormer`, or the plans made from one.
 
     Features and coarse answers are named tuples of tensors `[B, ...]`; a coarse answer has `logits` `[B, 1, H, W]`.
     """
@@ -27,7 +27,7 @@ class ClickModel(Protocol):
     config: Any
     """`refine_size` and `click_radius` as in `FreqFormerConfig`."""
     refiner: Any
-    """None when there is none."""
+    """The refiner; None when the model has none."""
 
     def encode_image(self, image: Tensor) -> Any:
         """Normalised image `[B, 3, H, W]` -> features."""
@@ -45,7 +45,7 @@ class Modules:
     Args:
         model (ClickModel): in evaluation mode, on `device`.
         device (torch.device): where it runs.
-        precision (str): that the model runs in.
+        precision (str): the precision that the model runs in, for `Executor.precision`.
     """
 
     paints = False
@@ -97,7 +97,7 @@ class Modules:
 
     def _disks(self, points: Sequence[NDArray[np.float32]], height: int, width: int) -> Tensor:
         slots = torch.from_numpy(np.stack(points)).to(self.device).unflatten(1, (2, -1))
-        # slots fill from the first on: leave out those that no request of the batch uses
+        # slots are filled from the first on; leave out those that no request of the batch uses
         used = max(1, int((slots >= 0).all(-1).sum(2).max()))
         return self.maps(slots[:, :, :used].flatten(1, 2), height, width, self.model.config.click_radius)
 

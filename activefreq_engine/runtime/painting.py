@@ -1,4 +1,4 @@
-"""A mask that is painted where the answer is: what a session asks for, and what comes back."""
+"""Masks painted on the device that computed the answer: what a session asks for, and what comes back."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from activefreq_engine.kernels.mask_bits import mask_bits
 from activefreq_engine.types import Box
 
 WORDS = 12 * (1 << 20) // 32
-"""Of 32 pixels, for which there is room on a device: a region of 12 megapixels; a larger one is painted in turns."""
+"""Words of 32 pixels for which a device has room: a region of 12 megapixels.  A larger region is painted in turns."""
 
-_LARGEST = 1 << 28  # a side times the levels along it: the kernel counts in 32 bits
+_LARGEST = 1 << 28  # most pixels of a side times levels along it, since the kernel counts in 32 bits
 
 
 class PaintRequest(NamedTuple):
-    """A mask that is wanted."""
+    """A mask that the session wants painted."""
 
     region: Box
-    """Where in the image."""
+    """The part of the image to paint."""
     limit: int
     """See `session.painter.limit`."""
     before: Painted | None
-    """The mask that is at hand; None if it was not painted here."""
+    """The present mask; None if it was not painted by the engine."""
 
     @property
     def words(self) -> int:
-        """Of a row."""
+        """Words of 32 pixels in a row."""
         return -(-(self.region[2] - self.region[0]) // 32)
 
 
 class Painted:
-    """Which pixels of a region are in the mask.
+    """A painted mask: which pixels of a region are in it.
 
     Args:
         request (PaintRequest): what was asked for.
         rows (uint8 `[height, bytes]`): pixel x of the region is bit x % 8 of byte x // 8.
-        inside (Box, optional): of the mask, image pixels.
-        changed (Box, optional): of what differs from `request.before`.
+        inside (Box, optional): box of the mask, image pixels; None when it is empty.
+        changed (Box, optional): box of the pixels that differ from `request.before`.
         alike (bool): whether `changed` is known.
     """
 
@@ -55,7 +55,7 @@ class Painted:
         self.inside, self.changed, self.alike = inside, changed, alike
 
     def write(self, mask: NDArray[np.bool_], box: Box) -> None:
-        """Write a box of it, within the region, into the image's mask, bool `[H, W]`."""
+        """Write the part in `box`, which lies within the region, into the image's mask, bool `[H, W]`."""
         x0, y0, x1, y1 = box
         left, top = self.region[:2]
         first = (x0 - left) // 8
@@ -66,12 +66,12 @@ class Painted:
 
 
 class Easel:
-    """Memory on a device in which masks are painted, for all network shapes: they take turns.
+    """Memory on a device in which masks are painted.  All network shapes use it in turn.
 
     Args:
         batch (int): most masks at a time.
         device (torch.device): where.
-        words (int): of 32 pixels, that a mask may have at once.
+        words (int): words of 32 pixels that are painted at once.
     """
 
     def __init__(self, batch: int, device: torch.device, words: int = WORDS) -> None:
@@ -80,14 +80,14 @@ class Easel:
         self._host = torch.zeros(batch, words, dtype=torch.int32, pin_memory=device.type == "cuda")
         self._arrived: NDArray[np.int32] = self._host.numpy()
         self._last: list[weakref.ref[Painted] | None] = [None] * batch
-        """Of which mask each row has the bits."""
+        """The mask whose bits each row holds."""
 
     def ask(self, row: int, request: PaintRequest | None, shape: tuple[int, ...], asked: NDArray[np.int32]) -> bool:
-        """Write down what `paint` is to do for a row, for levels of this shape, in zeros.  Whether it will do
-        something."""
+        """Write into `asked`, which holds zeros, what `paint` is to do for a row with levels of this shape.  Returns
+        whether the row will be painted."""
         if request is None:
             return False
-        last, self._last[row] = self._last[row], None  # until it is there
+        last, self._last[row] = self._last[row], None  # nothing is known of the row until the new bits are there
         x0, y0, x1, y1 = request.region
         height, width = y1 - y0, x1 - x0
         if max(height * shape[0], width * shape[1]) >= _LARGEST or request.words > self.words:
@@ -105,7 +105,7 @@ class Easel:
         return True
 
     def paint(self, levels: Tensor, asked: Tensor, found: Tensor) -> None:
-        """Paint the first rows."""
+        """Paint the first rows, as many as `levels` has items."""
         mask_bits(levels, asked, self._bits[: len(levels)], found)
 
     def fetch(self, row: int, request: PaintRequest, rows: int) -> None:
@@ -114,7 +114,7 @@ class Easel:
         self._host[row, :count].copy_(self._bits[row, :count], non_blocking=True)
 
     def read(self, row: int, request: PaintRequest, asked: NDArray[np.int32], found: NDArray[np.int32]) -> Painted:
-        """What has arrived."""
+        """The painted mask, once its copy to the host has arrived."""
         x0, y0 = request.region[:2]
         rows, alike = int(asked[4]), bool(asked[5])
         inside, changed = (_placed(b, x0, y0) for b in (found[:4].tolist(), found[4:].tolist()))
@@ -122,12 +122,12 @@ class Easel:
         return Painted(request, bits, inside, changed, alike)
 
     def know(self, row: int, painted: Painted) -> None:
-        """A row has all of this mask."""
+        """Note that a row holds all bits of this mask."""
         self._last[row] = weakref.ref(painted)
 
 
 def joined(request: PaintRequest, parts: list[Painted]) -> Painted:
-    """A mask that was painted in turns, from the top down."""
+    """One mask from parts that were painted in turns, from the top down."""
     rows = np.concatenate([part.rows for part in parts])
     sides = [part.inside for part in parts if part.inside is not None]
     x0, y0, x1, y1 = zip(*sides, strict=True) if sides else [()] * 4
@@ -136,5 +136,5 @@ def joined(request: PaintRequest, parts: list[Painted]) -> Painted:
 
 
 def _placed(box: list[int], x: int, y: int) -> Box | None:
-    """A box of a region at this place of the image."""
+    """A box of a region whose corner is at (x, y), in image pixels; None for an empty box."""
     return None if box[2] <= box[0] else (box[0] + x, box[1] + y, box[2] + x, box[3] + y)

@@ -27,7 +27,7 @@ _ENOUGH = 64 << 20  # bytes, more than a click on a new network shape takes; to 
 
 class _Here(threading.local):
     elsewhere: ThreadPoolExecutor | None = None
-    """Where this thread's work is done; None for itself."""
+    """The thread that does this thread's work; None if it does its work itself."""
 
 
 _here = _Here()
@@ -43,13 +43,13 @@ if hasattr(os, "register_at_fork"):
 
 
 def guarded(work: Callable[[], T], *, ask: bool = True) -> T:
-    """Do it, with a typed error where memory runs out.
+    """Do the work; where memory runs out, raise our own error.
 
-    It is not begun unless some memory can be had, if that is to be asked: within oneDNN's products a failed allocation
+    With `ask` the work is begun only if some memory can be had, because a failed allocation within oneDNN's products
     ends the process.  Asking takes 5 to 20 us.
 
-    oneDNN keeps, for each thread, that it could not make a kernel, and goes on saying so when there is memory again.  A
-    thread to which that happened has its work done by a fresh one from then on.
+    oneDNN remembers for each thread that it could not make a kernel, and keeps failing when there is memory again.  So
+    once this has happened to a thread, a fresh thread does its work from then on.
 
     Raises:
         MemoryShortageError: there is not enough memory.
@@ -78,7 +78,7 @@ def _attempt(work: Callable[[], T]) -> T:
 
 
 def _is_there() -> bool:
-    """Whether memory can be had."""
+    """Whether there is memory to be had."""
     try:
         mmap.mmap(-1, _ENOUGH).close()
     except (OSError, MemoryError, ValueError):

@@ -1,4 +1,4 @@
-"""All that `kernels.verification` can be asked about a device, and what it has said so far."""
+"""Everything that `kernels.verification` can be asked about a device, and what it has answered so far."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ def questions(
     model: str = "freqformer_b0",
     precision: str = "auto",
 ) -> list[Question]:
-    """What an engine of this model asks for these network shapes, and what the ops have to ask by themselves."""
+    """The questions that an engine of this model asks for these network shapes, and the ops' own sample questions."""
     folded = Folded(create_model(model).to(device).eval(), device, precision, pack=True)
     asked = [*dispatch.samples(device), *(q for shape in shapes for q in folded.questions(*shape))]
     return list({q.key: q for q in asked}.values())
 
 
 def rejected(device: torch.device) -> list[Finding]:
-    """What is not used on this device with this code, as far as it was asked, in this process or earlier."""
+    """The kernels that are not used on this device with the present code, as far as trials were made, now or
+    earlier."""
     current = dispatch.sources() | {trial.source()}
     asked = [*verification.kept(device), *verification.findings(device)]  # the newest last
     known = {(f.op, f.backend, f.size, f.dtype): f for f in asked}

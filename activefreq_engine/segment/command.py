@@ -107,7 +107,7 @@ def segment_command(
     jobs = _jobs(paths, several, common, clicks, start_mask)
     _place(jobs, several, output, overlay)
 
-    from activefreq_engine.session import Session  # imports torch: what is wrong above is told before
+    from activefreq_engine.session import Session  # imports torch, which is slow: mistakes above are told before
 
     failed = 0
     with Session(model=model, device=device, size=size, threshold=threshold, zoom=zoom, refine=refine) as session:
@@ -140,7 +140,7 @@ class _Job:
     mask: Path | None = None
     overlay: Path | None = None
     stream: bool = False
-    """Print the mask's PNG."""
+    """Whether the mask's PNG goes to standard output."""
 
 
 @dataclass(slots=True)
@@ -150,7 +150,7 @@ class _Outcome:
     png: bytes = b""
 
     def text(self, several: bool) -> str:
-        """What people read about it."""
+        """The text that is printed for people."""
         r, best = self.report, self.report["next_click"]
         start = f"{self.job.image}: " if several else ""
         others = len(r["prompts"]) - len(r["clicks"])
@@ -204,7 +204,8 @@ def _find(arguments: Sequence[str]) -> tuple[list[str], bool]:
 def _jobs(
     images: list[str], several: bool, common: Prompts, clicks: str | None, start_masks: Path | None
 ) -> list[_Job]:
-    """The images about which something is said; the others are named and left out."""
+    """A job for each image that has prompts or a start mask.  The others are left out, and a line on stderr names
+    them."""
     named: dict[str, Prompts] = {}
     if clicks is not None:
         text = _stream_in().decode("utf-8-sig", "replace") if clicks == STREAM else None
@@ -229,7 +230,7 @@ def _jobs(
 
 
 def _by_image(prompts: dict[str, Prompts], images: list[str], file: str) -> dict[str, Prompts]:
-    """The entries of a file of clicks by the images that they mean: by path, else by the file's name."""
+    """The entries of a prompts file by the images that they are for: matched by path, or else by file name."""
     found: dict[str, Prompts] = {}
     for name, entry in prompts.items():
         same = [i for i in images if os.path.normpath(i) == os.path.normpath(name)]
@@ -253,7 +254,8 @@ def _start_mask(given: Path | None, image: str, several: bool) -> Path | None:
 
 
 def _place(jobs: list[_Job], several: bool, output: str | None, overlay: Path | None) -> None:
-    """Say where each result goes; refuse, before any work is done, what cannot be written or would be lost."""
+    """Decide where each result goes.  Raises, before any work is done, if a result cannot be written or would be
+    lost."""
     inputs = {_real(Path(j.image)) for j in jobs if j.image != STREAM}
     inputs |= {_real(j.prompts.start_mask) for j in jobs if j.prompts.start_mask is not None}
     if output == STREAM:

@@ -31,7 +31,7 @@ from activefreq_engine.serve.work import Work
 
 PAGE = Path(__file__).parent / "page"
 SWEEP_S = 5.0
-"""Seconds between two looks for idle sessions."""
+"""Seconds between two checks for idle sessions."""
 
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _PAGE_FILES = {f.name for f in PAGE.iterdir() if f.suffix in _TYPES}
@@ -78,11 +78,11 @@ class NewSession(BaseModel):
     picture: str | None = None
     """A picture of the server's folder, by its name in `GET /v1/pictures`; it keeps its session."""
     box: tuple[Pixel, Pixel, Pixel, Pixel] | None = None
-    """Of a slide: the region (x0, y0, x1, y1) in pixels of its full size; all of it, coarsely, by default."""
+    """The region of a slide, (x0, y0, x1, y1) in pixels of its full size.  Default: the whole slide, coarsely."""
 
 
 class PictureStatus(BaseModel):
-    """How far a picture of the folder is."""
+    """Whether a picture of the folder is open, done or skipped."""
 
     model_config = ConfigDict(extra="forbid")
     picture: str
@@ -98,7 +98,7 @@ class StepReply(BaseModel):
     area: int
     """Pixels inside."""
     rle: dict[str, Any] | None
-    """The mask in COCO's compressed run lengths, unless it was not wanted."""
+    """The mask in COCO's compressed run lengths; null if the request said `rle=false`."""
 
 
 Rle = Annotated[bool, Query(description="Send the mask along as run lengths")]
@@ -212,7 +212,7 @@ def _session_routes(app: FastAPI, sessions: Sessions) -> None:
     async def put_image(
         request: Request, identity: Identity, name: Annotated[str, Query(max_length=200)] = "picture"
     ) -> dict[str, Any]:
-        """Send a picture: the file's bytes as the body, its name in the query.  What was done before is forgotten."""
+        """Send a picture: the file's bytes as the body, its name in the query.  Earlier steps are forgotten."""
         work = await sessions.get(identity)
         await sessions.put_picture(work, await _body(request, sessions.limits.upload), name)
         async with work.lock:
@@ -235,12 +235,13 @@ def _session_routes(app: FastAPI, sessions: Sessions) -> None:
 
     @app.post("/v1/sessions/{identity}/prompts")
     async def prompt(identity: Identity, body: ops.PromptBody, rle: Rle = True) -> StepReply:
-        """A click, a box, a scribble or a lasso on the current object; `op` says which, a click needs none."""
+        """A click, a box, a scribble or a lasso on the current object; `op` says which, and may be left out for a
+        click."""
         return await step(identity, body, rle)
 
     @app.post("/v1/sessions/{identity}/mask")
     async def load_mask(identity: Identity, body: ops.MaskOp, rle: Rle = True) -> StepReply:
-        """Go on from a mask."""
+        """Start the current object anew from a mask."""
         return await step(identity, body, rle)
 
     @app.post("/v1/sessions/{identity}/undo")
@@ -293,7 +294,7 @@ def _session_routes(app: FastAPI, sessions: Sessions) -> None:
 
     @app.put("/v1/sessions/{identity}/window")
     async def set_window(identity: Identity, body: ops.WindowOp) -> dict[str, Any]:
-        """The values shown as black and white; clicks are made anew."""
+        """Set the values that are shown as black and as white; all clicks are then made anew."""
         return await perform(identity, body)
 
 
@@ -384,7 +385,7 @@ def _folder_routes(app: FastAPI, sessions: Sessions) -> None:
 
     @app.get("/v1/pictures/geojson")
     async def slide_geojson(picture: str) -> Response:
-        """What was outlined in a slide and in its regions, in pixels of its full size."""
+        """The outlines of all objects in a slide and in its regions, in pixels of the slide's full size."""
         _, progress = sessions.folder_or_refuse()
         found = []
         for identity in progress.all_sessions(picture):
@@ -431,7 +432,7 @@ async def _invalid(_: Request, error: Exception) -> Response:
 
 
 async def _body(request: Request, most: int) -> bytes:
-    """The whole body, refused as soon as it is known to be too large."""
+    """The whole body; raises as soon as it is known to be too large."""
     announced = request.headers.get("content-length", "")
     out = bytearray()
     if not (announced.isdecimal() and int(announced) > most):

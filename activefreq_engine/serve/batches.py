@@ -20,8 +20,8 @@ _log = logging.getLogger(__name__)
 class Batches:
     """Runs clicks of many sessions on the engine that they share.
 
-    Nobody waits for a batch to fill: while one runs, whatever arrives forms the next.  A session must have at most one
-    click under way.
+    Nobody waits for a batch to fill: what arrives while one batch runs makes the next one.  A session may have at most
+    one click under way.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Batches:
         self._thread.start()
 
     def submit(self, session: Session, prompt: Prompt) -> Future[ClickResult]:
-        """The result of a prompt, once its batch has run."""
+        """Hand in a prompt; the future has its result once its batch has run."""
         future: Future[ClickResult] = Future()
         self._waiting.put((session, prompt, future))
         return future

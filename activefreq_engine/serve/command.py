@@ -113,7 +113,7 @@ def serve_command(
 
 
 def default_journal() -> Path:
-    """Where sessions are kept when nothing else is said."""
+    """The folder in which sessions are kept by default."""
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
     else:
@@ -122,7 +122,7 @@ def default_journal() -> Path:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket: it is known to be free before the address is printed."""
+    """A socket that is bound already, so that the address is known to be free before it is printed."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)

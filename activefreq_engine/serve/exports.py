@@ -35,13 +35,14 @@ async def coco(work: Work) -> Export:
 
 
 def empty_coco() -> dict[str, Any]:
-    """COCO's "instances" without any."""
+    """COCO's "instances" document without any annotation."""
     info = {"description": f"activefreq_engine {__version__}"}
     return {"info": info, "images": [], "annotations": [], "categories": []}
 
 
 async def coco_document(work: Work, file_name: str, document: dict[str, Any] | None = None) -> dict[str, Any]:
-    """COCO's "instances", added to a document if one is given; run lengths, so that holes are kept.
+    """COCO's "instances" for all objects, added to `document` if one is given.  Masks are run lengths, so holes are
+    kept.
 
     Objects of one name share a category; those without a name are called "object".
     """
@@ -72,8 +73,8 @@ async def coco_document(work: Work, file_name: str, document: dict[str, Any] | N
 
 
 async def geojson(work: Work) -> Export:
-    """All objects on the current slice as polygons with their holes, in image pixels, y down; of a slide's region in
-    pixels of the slide's full size."""
+    """All objects on the current slice as polygons with their holes, in image pixels with y downwards.  For a region of
+    a slide, in pixels of the slide's full size."""
     return _json(feature_collection(await features(work))), "application/geo+json", ".geojson"
 
 
@@ -141,7 +142,7 @@ def _png(save: Callable[[Any, Any], None], array: NDArray[Any]) -> bytes:
 
 
 def _written(suffix: str, write: Callable[[str], None]) -> bytes:
-    """What a function that writes a file wrote."""
+    """The bytes that `write` writes into the file whose path it is given."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"export{suffix}"
         write(str(path))

@@ -48,7 +48,7 @@ def mask_frame(
 
 
 def uncertainty_frame(uncertainty: NDArray[np.float32], *, number: int, seq: int) -> bytes:
-    """The uncertainty of the whole image, at most `UNCERTAINTY_SIDE` pixels a side."""
+    """The uncertainty of the whole image, shrunk to at most `UNCERTAINTY_SIDE` pixels a side."""
     height, width = uncertainty.shape
     scale = min(1.0, UNCERTAINTY_SIDE / max(height, width))
     w, h = max(1, round(width * scale)), max(1, round(height * scale))

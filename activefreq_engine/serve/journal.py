@@ -1,8 +1,8 @@
-"""What was done in a session, on disk before it is done: one line of JSON an event, appended.
+"""Journals: what is done in a session is on disk before it is done, as one appended line of JSON for each event.
 
-A session's folder holds `events.jsonl` and, when the picture came over the network, its bytes as they came
-(`picture`).  An event is written before it is carried out; one that failed is taken back by the event "void".  A last
-line without an end is what a crash left of an event that nobody was told about: it is cut off.
+A session's folder holds `events.jsonl` and, if the picture came over the network, its unchanged bytes (`picture`).  An
+event is written before it is carried out; if it then fails, a further event "void" takes it back.  A last line without
+an end was left by a crash, and nobody was told about its event: it is cut off.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Journal:
         self._file = file
 
     def append(self, event: Mapping[str, Any]) -> None:
-        """Hand one event to the operating system: it survives this process, not yet the machine."""
+        """Hand one event to the operating system.  It survives a crash of this process, but not yet one of the
+        machine."""
         data = (json.dumps(event, separators=(",", ":"), allow_nan=False) + "\n").encode()
         written = os.write(self._file, data)
         if written != len(data):  # half a line would spoil the next one
@@ -47,7 +48,7 @@ class Journal:
             raise OSError(f"only {written} of {len(data)} bytes fitted on the disk of {self.folder}")
 
     def sync(self) -> None:
-        """Return when what was appended survives a power cut."""
+        """Wait until everything that was appended survives a power cut."""
         os.fsync(self._file)
 
     @property

@@ -1,7 +1,7 @@
 """Label Studio's protocol for ML backends: key points and rectangles in, a brush region out.
 
-Label Studio sends all of a task's prompts each time; a session for each task goes on from those that it has seen.  Its
-pictures are fetched from the one address that the server was started with, whatever a request says.
+Label Studio sends all prompts of a task each time.  Each task has a session, which computes only what is new.  Pictures
+are fetched from the one address that the server was started with, whatever a request says.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from activefreq_engine.serve.errors import NotFoundError, ServeError, TooLargeEr
 from activefreq_engine.serve.sessions import Sessions
 
 PREFIX = "/label-studio"
-"""Where the routes are: this server's address with it is what Label Studio is told."""
+"""Prefix of the routes: Label Studio is given this server's address with this after it."""
 KEY_VARIABLE = "LABEL_STUDIO_API_KEY"
 TASKS = 16
-"""Tasks whose sessions are kept."""
+"""Most tasks whose sessions are kept."""
 FETCH_S = 20.0
-"""Seconds for one answer of Label Studio."""
+"""Seconds to wait for one answer of Label Studio."""
 
 _log = logging.getLogger(__name__)
 
@@ -82,11 +82,12 @@ class LabelStudio:
         self._sent_key = key
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """A brush region for the prompts of the request's task, as Label Studio wants it; an empty one without prompts.
+        """A brush region for the prompts of the request's task, in the form that Label Studio expects; no region where
+        the mask is empty.
 
         Raises:
-            ServeError: a request that is none.
-            InvalidImageError, InvalidClickError ...: what the engine has to say about picture or prompts.
+            ServeError: the request cannot be understood.
+            InvalidImageError, InvalidClickError ...: the engine refuses the picture or the prompts.
         """
         context = _read(request, "params", "context")
         if not isinstance(context, dict):  # predictions for many tasks: nobody has said what to segment
@@ -162,7 +163,7 @@ class LabelStudio:
         key = self._key or self._sent_key
         if key.count(".") != 2:
             return f"Token {key}" if key else ""
-        # a personal token: it buys one that is good for some minutes
+        # a personal token has to be exchanged for one that holds for some minutes
         body = json.dumps({"refresh": key}).encode()
         answer = json.loads(self._get(self.url + "/api/token/refresh", "", body))
         return f"Bearer {answer['access']}"
@@ -186,7 +187,8 @@ class LabelStudio:
 
 
 class _SameHost(urllib.request.HTTPRedirectHandler):
-    """Follows redirects within one server: neither our token nor our reach is anybody else's."""
+    """Follows redirects within one server only: another server must not get our token, nor make us fetch from
+    elsewhere."""
 
     def __init__(self, url: str) -> None:
         self._place = _place(url)
@@ -243,8 +245,8 @@ def add_routes(
 
 
 def _tags(config: str) -> tuple[str, str, str]:
-    """Of a label config: the names of its first brush tag and of the image that this is for, and of the task's data
-    that the image shows."""
+    """What a label config says: the name of its first brush tag, the name of the image that this tag is for, and the
+    name of the task's data that the image shows."""
     if "<!" in config.replace("<!--", ""):
         raise ServeError("the label config has a document type or entities, which are not read")
     try:

@@ -1,8 +1,9 @@
 """The WebSocket of a session: requests in as JSON, masks out as frames.
 
-The page says hello (with the token, if one is needed) and is sent the state and every mask; then it sends requests,
-numbered upwards, also those that an earlier connection left unanswered.  Each is answered, in order, by a mask frame
-where the mask changed, then by "done" or "error".  Suggestions and the uncertainty follow when nothing else waits.
+The page says hello (with the token, if one is needed), and the server sends the state and every mask.  Then the page
+sends requests with rising numbers, beginning with those that an earlier connection left unanswered.  Each is answered,
+in order, by a mask frame if the mask changed, then by "done" or "error".  Suggestions and the uncertainty follow when
+no request waits.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from activefreq_engine.serve.sessions import Sessions
 from activefreq_engine.serve.work import Work
 
 HELLO_S = 10.0
-"""Seconds in which a connection must say hello."""
+"""Seconds within which a new connection must say hello."""
 WAITING = 64
-"""Requests that are read ahead; more stay in the network."""
+"""Most requests that are read ahead; further ones stay in the network's buffers."""
 UNAUTHORISED, NO_SESSION, TAKEN_OVER, BROKEN = 4401, 4404, 4409, 4400
 """Close codes."""
 
@@ -43,7 +44,7 @@ _ON_STEPS = (
     "undo",
     "redo",
     "reset",
-)  # these change nothing but the current object
+)  # requests that change the current object only
 _log = logging.getLogger(__name__)
 
 
@@ -53,7 +54,7 @@ class Live:
     def __init__(self, socket: WebSocket, work: Work, hint_thread: Executor) -> None:
         self._socket, self._work, self._hint_thread = socket, work, hint_thread
         self._shown: dict[int, NDArray[np.bool_]] = {}
-        """What the page has of each object, on the current slice."""
+        """The mask of each object that the page has, on the current slice."""
         self._requests: asyncio.Queue[tuple[dict[str, Any], float]] = asyncio.Queue(WAITING)
         self._uncertainty = False
         self._hints: asyncio.Task[None] | None = None
@@ -138,7 +139,8 @@ class Live:
             await self._socket.send_bytes(frame)
 
     def _hint(self) -> None:
-        """Suggestions and uncertainty for what is shown now; those for an earlier state are dropped."""
+        """Begin to send suggestions and uncertainty for the present state; unfinished ones for an earlier state are
+        dropped."""
         if self._hints is not None:
             self._hints.cancel()
         self._hints = asyncio.ensure_future(self._send_hints())
@@ -171,7 +173,8 @@ class Live:
             _log.exception("suggestions of session %s failed", work.id)
 
     async def _hinted(self, version: int, find: Callable[[], Any]) -> Any:
-        """What a function finds, in the one thread for hints; None if by its turn there was a newer click."""
+        """What `find` returns, run in the one thread for hints; None if there was a newer click before its turn
+        came."""
 
         def unless_stale() -> Any:
             return find() if version == self._work.version else None
@@ -180,7 +183,7 @@ class Live:
 
 
 class Lives:
-    """The connections: one for each session, the latest."""
+    """The open connections: for each session the latest one."""
 
     def __init__(self, sessions: Sessions, gate: Gate) -> None:
         self._sessions, self._gate = sessions, gate

@@ -26,7 +26,7 @@ from activefreq_engine.serve.sessions import Sessions
 from activefreq_engine.serve.volume import Changed, PromptedVolume, SlicePrompt
 
 LIVENESS_S = 60.0
-"""A client that gives no sign for so long is gone."""
+"""Seconds without a sign of life after which a client counts as gone."""
 PROTOCOL = "2.6.0"
 """The version of nnInteractive's own server whose answers these are."""
 ARRAY_PATHS = (
@@ -35,7 +35,7 @@ ARRAY_PATHS = (
     "/add_lasso_interaction",
     "/add_initial_seg_interaction",
 )
-"""Whose bodies are arrays."""
+"""Paths of requests whose bodies are packed arrays."""
 
 Body = Callable[[Request, int], Awaitable[bytes]]
 Token = Annotated[str | None, Header(alias="X-Lease-Token")]
@@ -84,7 +84,8 @@ class Leases:
         return token
 
     def get(self, token: str | None, *, acts: bool = True) -> Lease:
-        """The lease of a request.  A sign of life keeps it; only what a person does keeps it from being idle."""
+        """The lease of a request.  A sign of life keeps the client from being gone; only what a person does keeps the
+        lease from becoming idle."""
         self.sweep()
         lease = self._leases.get(token or "")
         if lease is None:
@@ -311,7 +312,7 @@ def add_routes(app: FastAPI, sessions: Sessions, read: Body) -> None:
 
     @app.post("/add_bbox_interaction", **tagged)
     async def add_bbox(body: Box, token: Token = None) -> Response:
-        """A box in one slice: around the object, around a missing part of it, or around what is not of it."""
+        """A box in one slice: around the object, around a missing part of it, or around what does not belong to it."""
         lease = leases.get(token)
         async with lease.lock:
             corners = [(_voxel(low), _voxel(high)) for low, high in body.bbox_coords]
@@ -351,7 +352,7 @@ def add_routes(app: FastAPI, sessions: Sessions, read: Body) -> None:
 
     @app.post("/set_do_autozoom", **tagged)
     async def set_do_autozoom(token: Token = None) -> dict[str, Any]:
-        """Taken and without effect: this engine always looks at the region around the object."""
+        """Accepted, but without effect: this engine always looks at the region around the object."""
         leases.get(token)
         return {}
 

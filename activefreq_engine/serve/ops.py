@@ -52,7 +52,7 @@ class BoxOp(Op):
 
 
 class ScribbleOp(Op):
-    """A line over the object, or over what is not of it: points (x, y) inside the picture."""
+    """A line over the object, or over what does not belong to it: points (x, y) inside the picture."""
 
     op: Literal["scribble"]
     points: Points
@@ -64,7 +64,9 @@ class ScribbleOp(Op):
 
 
 class LassoOp(Op):
-    """A closed line around the object or a missing part of it, or around what is not of it: three points or more."""
+    """A closed line around the object or a missing part of it, or around what does not belong to it: at least three
+    points.
+    """
 
     op: Literal["lasso"]
     points: Points
@@ -76,7 +78,7 @@ class LassoOp(Op):
 
 
 PromptOp = ClickOp | BoxOp | ScribbleOp | LassoOp
-"""What is answered by the network."""
+"""Requests that the network answers."""
 
 
 def _kind(prompt: Any) -> Any:
@@ -90,11 +92,11 @@ PromptBody = Annotated[
     | Annotated[LassoOp, Tag("lasso")],
     Discriminator(_kind),
 ]
-"""One of these in a request of its own; a click needs no `op`."""
+"""The body of a request with one prompt; for a click `op` may be left out."""
 
 
 class MaskOp(Op):
-    """Go on from a mask: a picture file (PNG, say) of the picture's size, base64; every value but 0 is inside."""
+    """Start from a mask: an image file, such as PNG, of the picture's size, in base64; every value but 0 is inside."""
 
     op: Literal["mask"] = "mask"
     png: Annotated[str, Field(max_length=64 * 2**20)]
@@ -119,7 +121,7 @@ class ResetOp(Op):
 
 
 class NextOp(Op):
-    """Go to a new object; while the newest one is untouched, to that one."""
+    """Go to a new object; if the newest one is untouched, go to that one."""
 
     op: Literal["next"] = "next"
 
@@ -166,10 +168,10 @@ _ADAPTER: TypeAdapter[AnyOp] = TypeAdapter(Annotated[AnyOp, Field(discriminator=
 
 
 def parse(message: Any) -> AnyOp:
-    """The request that a decoded JSON message, or a line of a journal, means.
+    """A decoded JSON message, or a line of a journal, as a request.
 
     Raises:
-        ServeError: it means none.
+        ServeError: it is not a request.
     """
     try:
         return _ADAPTER.validate_python(message)

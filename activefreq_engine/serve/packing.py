@@ -24,7 +24,7 @@ DTYPES = {
         *("float16", "float32", "float64"),
     )
 }
-"""The types that are taken, by name; a type is never made from the text of a request."""
+"""The types that are accepted, by name.  A type is looked up here, never made from the text of a request."""
 
 _ZSTD = 1
 _AXES = 4

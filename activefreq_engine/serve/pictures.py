@@ -1,4 +1,5 @@
-"""Pictures from outside: bytes or files, checked before they are decoded; photographs, 16 bit, volumes by slices."""
+"""Reads pictures from outside, bytes or files, and checks them before they are decoded: photographs, pictures of 16
+bits, slides by region, volumes by slices."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", "
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".scn", ".bif")
 SUFFIXES = PICTURE_SUFFIXES + SLIDE_SUFFIXES + VOLUME_SUFFIXES
 REGION_PIXELS = 2**22
-"""Of a slide's region, so many are shown and clicked in."""
+"""Most pixels of a slide's region that is shown and clicked in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +30,9 @@ class Region:
     """The part of a slide that a picture shows.  All in pixels of the slide's full size."""
 
     box: tuple[float, float, float, float]
-    """x0, y0, x1, y1; the picture may have fewer pixels than the box."""
+    """(x0, y0, x1, y1); the picture may have fewer pixels than the box."""
     width: int
-    """Of the slide."""
+    """Width of the slide."""
     height: int
 
 
@@ -45,9 +46,9 @@ class Planes:
     geometry: dict[str, Any] = field(default_factory=dict)
     """Origin, spacing and direction of a volume, as SimpleITK names them; empty for a plain picture."""
     window: Window | None = None
-    """Values shown as black and white, where the file says so."""
+    """The values that the file says are to be shown as black and as white; None if it says nothing."""
     region: Region | None = None
-    """Of the slide that this is a part of."""
+    """Where the picture lies in its slide; None for other pictures."""
 
     @property
     def width(self) -> int:
@@ -67,12 +68,12 @@ class Planes:
         return self.planes.dtype != np.uint8
 
     def range(self) -> Window:
-        """Smallest and largest value, of those that are finite."""
+        """The smallest and the largest finite value."""
         values = self.planes if self.planes.dtype.kind != "f" else self.planes[np.isfinite(self.planes)]
         return (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
 
     def default_window(self) -> Window:
-        """The file's own, else what `load_image` would choose, over all slices."""
+        """The file's own window, or else the one that `load_image` would choose for all slices together."""
         low, high = self.window or choose_window(self.planes.reshape(-1, *self.planes.shape[2:]))
         return (low, high) if low < high else (low, low + 1)
 
@@ -120,19 +121,20 @@ def is_slide(path: Path, max_pixels: int) -> bool:
     try:
         with Slide(path) as slide:
             return len(slide.levels) > 1 or slide.shape[0] * slide.shape[1] > max_pixels
-    except InvalidImageError:  # without tifffile, or not by it: it is read, or refused, as other pictures are
+    except InvalidImageError:  # tifffile is missing or cannot read it: treat it like any other picture
         return False
 
 
 def read_region(path: Path, name: str, box: Box | None) -> Planes:
-    """A part of a slide, from the finest level at which it has at most `REGION_PIXELS`; all of it by default.
+    """A part of a slide, from the finest level at which it has at most `REGION_PIXELS`.
 
     Args:
-        box: (x0, y0, x1, y1) in pixels of the full size.
+        path, name: the file, and the name to show for it.
+        box: (x0, y0, x1, y1) in pixels of the full size; None for the whole slide.
 
     Raises:
-        InvalidImageError: no slide that can be read.
-        InvalidArgumentError: the box is no part of it.
+        InvalidImageError: the file is not a slide that can be read.
+        InvalidArgumentError: the box does not lie in the slide.
     """
     with Slide(path) as slide:
         height, width = slide.shape
@@ -156,7 +158,7 @@ def _check(pixels: int, most: int, name: str) -> None:
 
 
 class Folder:
-    """The pictures of `--images`, and nothing outside of it."""
+    """The folder of `--images`: its pictures, and nothing outside of it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve(strict=True)
@@ -197,7 +199,7 @@ class Folder:
         return path
 
     def _inside(self, path: Path) -> Path | None:
-        """The real path of a file, links followed, if it lies in the folder."""
+        """The real path of a file after links are followed, if that lies in the folder; else None."""
         try:
             real = path.resolve(strict=True)
         except (OSError, RuntimeError):  # missing, or links in a circle

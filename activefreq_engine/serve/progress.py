@@ -1,4 +1,4 @@
-"""How far a folder of pictures is: which session belongs to which picture, and what is done or skipped."""
+"""The progress of a folder of pictures: which session belongs to which picture, and what is done or skipped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ Status = Literal["open", "done", "skipped"]
 
 
 class Progress:
-    """Kept in one file for each folder, a line an event, beside the journals; in memory alone without a directory."""
+    """Progress, kept beside the journals in one file for each folder, with one line for each event.  Without a
+    directory it is kept in memory only."""
 
     def __init__(self, folder: Path, directory: Path | None) -> None:
         self.sessions: dict[str, str] = {}
@@ -36,7 +37,7 @@ class Progress:
         return self.sessions.get(picture) if box is None else self.regions.get(picture, {}).get(box)
 
     def all_sessions(self, picture: str) -> list[str]:
-        """The session of a picture and those of its regions, as far as there are any."""
+        """The session of a picture and those of its regions, if there are any."""
         whole = [self.sessions[picture]] if picture in self.sessions else []
         return [*whole, *self.regions.get(picture, {}).values()]
 

@@ -43,7 +43,7 @@ class SamApiRequest(BaseModel):
     b64mask: str | None = None
     multimask_output: bool = False
     checkpoint_url: str | None = None
-    """Taken and without effect: nothing is fetched from addresses in requests."""
+    """Accepted, but without effect: nothing is fetched from addresses in requests."""
 
 
 def add_routes(app: FastAPI, sessions: Sessions) -> None:

@@ -27,25 +27,26 @@ from activefreq_engine.serve.progress import Progress
 from activefreq_engine.serve.work import Work
 
 _log = logging.getLogger(__name__)
-_REMEMBERED = 10_000  # sessions that are gone, so that a client is told so rather than "never was"
+_REMEMBERED = 10_000  # most ended sessions that are remembered, so that clients are told that theirs has ended
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one server holds at most."""
+    """The most that one server holds."""
 
     sessions: int = 32
-    """In memory at once."""
+    """Sessions in memory at once."""
     pixels: int = 2**27
-    """Of a picture, all slices together."""
+    """Pixels of a picture, all slices together."""
     bytes: int = 2**30
-    """Of a session: the picture as it came and decoded."""
+    """Bytes of a session: the picture's file and the decoded picture together."""
     upload: int = 2**28
-    """Of one request with a picture."""
+    """Bytes of one request with a picture."""
     steps: int = 10_000
-    """Clicks and masks of a session."""
+    """Steps (prompts and masks) of a session."""
     idle_s: float = 600.0
-    """Without a request or a connection a session leaves memory; its journal, if there is one, brings it back."""
+    """Seconds without a request or a connection after which a session leaves memory; if it has a journal, it comes back
+    when it is asked for."""
 
 
 class Sessions:
@@ -65,10 +66,10 @@ class Sessions:
         if folder is not None:
             self.progress = Progress(folder.root, None if journals is None else journals.root)
         self.others: Sized = ()
-        """Places that are taken otherwise: nnInteractive's leases."""
+        """Other takers of places: nnInteractive's leases."""
         self.batches = Batches()
         self.threads = ThreadPoolExecutor(limits.sessions + 4, "activefreq-serve")
-        # one for all: suggestions of many sessions at once must not take the processor from clicks
+        # only one for all sessions: suggestions for many of them must not take the processor from clicks
         self.hint_thread = ThreadPoolExecutor(1, "activefreq-hints")
         self._works: OrderedDict[str, Work] = OrderedDict()
         self._gone: OrderedDict[str, None] = OrderedDict()
@@ -94,7 +95,7 @@ class Sessions:
         """A session, from memory or from its journal.
 
         Raises:
-            NotFoundError, GoneError: there is none, or no more.
+            NotFoundError, GoneError: there was never such a session, or it has ended.
             ConflictError: its journal cannot be used here.
         """
         async with self._opening.setdefault(identity, asyncio.Lock()):
@@ -107,10 +108,10 @@ class Sessions:
         return work
 
     async def put_picture(self, work: Work, data: bytes, name: str) -> None:
-        """Decode bytes from outside and start on them.
+        """Decode a picture from outside and start a session's work on it.
 
         Raises:
-            InvalidImageError, TooLargeError: they cannot be used.
+            InvalidImageError, TooLargeError: the bytes cannot be used.
         """
         picture = await self._decode(data, name)
         if work._journal is not None:
@@ -118,10 +119,10 @@ class Sessions:
         await work.set_picture(picture, {"sha256": hashlib.sha256(data).hexdigest()})
 
     async def of_picture(self, path: str, box: tuple[int, int, int, int] | None = None) -> Work:
-        """The session of a picture of the folder, or of a region of a slide: the one it has, else a new one.
+        """The session of a picture of the folder, or of a region of a slide: the existing one, else a new one.
 
         Raises:
-            ConflictError: a region of what is no slide.
+            ConflictError: a region was asked for, but the picture is no slide.
             NotFoundError: there is no folder, or no such picture in it.
             InvalidImageError, TooLargeError: it cannot be used.
             FullError: as `create`.
@@ -148,7 +149,7 @@ class Sessions:
         return work
 
     def folder_or_refuse(self) -> tuple[Folder, Progress]:
-        """The folder of `--images`, and how far it is.
+        """The folder of `--images`, and its progress.
 
         Raises:
             NotFoundError: the server was started without one.
@@ -167,7 +168,7 @@ class Sessions:
         self._remember(identity)
 
     def sweep(self) -> None:
-        """Let go of sessions that nobody used for long."""
+        """Let go of sessions that nobody has used for a long time."""
         limit = time.monotonic() - self.limits.idle_s
         for identity in [i for i, w in self._works.items() if _free(w) and w.touched < limit]:
             self._release(identity)
@@ -183,10 +184,10 @@ class Sessions:
     # --- inside ---
 
     def make_room(self) -> None:
-        """See to it that there is a place for one more.
+        """Make sure that there is a place for one more session.
 
         Raises:
-            FullError: there is none.
+            FullError: all places are taken by sessions in use.
         """
         if len(self) < self.limits.sessions:
             return
@@ -277,5 +278,5 @@ def _fingerprint(picture: Planes) -> str:
 
 
 def _free(work: Work) -> bool:
-    """Nobody is connected, and no request is under way."""
+    """Whether nobody is connected and no request is under way."""
     return work.connections == 0 and not work.lock.locked()

@@ -1,7 +1,7 @@
 """A picture or a volume as nnInteractive's clients see it: prompts in array order, one buffer, one undo for all.
 
-Each slice has a session of its own, made when it is first touched.  The buffer is what counts: a slice's session is
-brought to what the buffer shows before it is clicked, so slices along different axes go together.
+Each slice has a session of its own, made when it is first touched.  What counts is the buffer: before a slice is
+clicked, its session is made to hold the mask that the buffer has there.  So slices along different axes can be mixed.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from activefreq_engine.serve.strokes import MOST_LINES, paths
 from activefreq_engine.types import Prompt as Said
 
 SLICES = 32
-"""Slices whose sessions are kept; others are made again."""
+"""Most slices whose sessions are kept; those of others are made again."""
 CORNERS = 10_000
-"""Of one lasso; those beyond are left out."""
+"""Most corners of one lasso; of a longer outline some are left out."""
 UNDO_BYTES = 2**28
-"""Of the slices that undo brings back."""
+"""Most bytes kept for undo; the oldest entries go first."""
 
 Place = tuple[int, int]
 """Axis and index of a slice."""
@@ -43,12 +43,12 @@ class SlicePrompt:
     place: Place
     said: tuple[Said, ...]
     adds: bool = False
-    """Of a box: it adds to what there is, if there is anything."""
+    """For a box: it adds to the slice's mask if there is one, and does not begin anew."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Before:
-    """A slice as it was, and how many of its session's steps led away from it."""
+    """A slice's mask before a prompt, and how many steps of its session the prompt took."""
 
     place: Place
     bits: NDArray[np.uint8]
@@ -59,8 +59,8 @@ class _Before:
 class PromptedVolume:
     """An image `[C, X, Y, Z]` with C 1 or 3, and the mask that prompts make in it.
 
-    The slice axis is the one that the last flat prompt was flat along; before the first, an axis of length 1, else the
-    one with the largest spacing, else the first.
+    The slice axis is the axis along which the last flat prompt was flat.  Before the first such prompt it is an axis of
+    length 1 if there is one, else the one with the largest spacing, else the first.
     """
 
     def __init__(self, image: NDArray[Any], spacing: Sequence[float] | None, engine: Engine, batches: Batches) -> None:
@@ -78,19 +78,19 @@ class PromptedVolume:
     # --- prompts ---
 
     def point(self, at: Sequence[int], positive: bool) -> SlicePrompt:
-        """A prompt of one voxel."""
+        """A click on one voxel, given in array order."""
         if len(at) != 3 or not all(0 <= a < n for a, n in zip(at, self.shape, strict=True)):
             raise ServeError(f"the point {list(at)} is outside the image of shape {list(self.shape)}")
         return SlicePrompt((self.axis, at[self.axis]), (self._click(at, self.axis, positive),))
 
     def scribble(self, drawn: NDArray[np.bool_], offset: Sequence[int], positive: bool) -> SlicePrompt:
-        """A prompt of the voxels of a stroke in one slice."""
+        """A scribble from the voxels of a stroke in one slice."""
         place, plane, (left, top) = self._flat(drawn, offset, "scribble")
         lines = [[(x + left + 0.5, y + top + 0.5) for x, y in line] for line in paths(plane)]
         return SlicePrompt(place, tuple(Scribble(tuple(line), positive) for line in lines))
 
     def lasso(self, drawn: NDArray[np.bool_], offset: Sequence[int], positive: bool) -> SlicePrompt:
-        """A prompt of what a closed line in one slice encloses: its voxels, or those of the line alone."""
+        """A lasso in one slice, from the voxels that it encloses or from those of its line alone."""
         place, plane, (left, top) = self._flat(drawn, offset, "lasso")
         rings = sorted((p.exterior for p in to_polygons(plane, holes="drop")), key=_extent, reverse=True)[:MOST_LINES]
         corner = np.array([left, top], np.float64)
@@ -98,7 +98,7 @@ class PromptedVolume:
         return SlicePrompt(place, tuple(Lasso(tuple((x, y) for x, y in ring), positive) for ring in rings))
 
     def box(self, corners: Sequence[Sequence[int]], positive: bool) -> SlicePrompt:
-        """A prompt of a box ``[[low, high], ...]`` in one slice, half-open; what lies outside the image is cut off."""
+        """A box ``[[low, high], ...]`` in one slice, half-open; what lies outside the image is cut off."""
         corners = [(max(low, 0), min(high, n)) for (low, high), n in zip(corners, self.shape, strict=True)]
         if not all(low < high for low, high in corners):
             raise ServeError(f"the box {[list(c) for c in corners]} is empty or outside the image {list(self.shape)}")
@@ -117,7 +117,8 @@ class PromptedVolume:
     def _flat(
         self, drawn: NDArray[np.bool_], offset: Sequence[int], what: str
     ) -> tuple[Place, NDArray[np.bool_], tuple[int, int]]:
-        """Where the voxels of a drawing lie: the slice, its plane, and the (x, y) at which that begins."""
+        """Where the voxels of a drawing lie: the slice, the drawing in its plane, and the (x, y) of that plane's
+        corner."""
         spans = [np.flatnonzero(drawn.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
         if not len(spans[0]):
             raise ServeError(f"the {what} is empty")
@@ -138,7 +139,7 @@ class PromptedVolume:
     # --- what changes the mask ---
 
     async def run(self, prompts: Sequence[SlicePrompt], threads: Callable[..., Any]) -> Changed | None:
-        """Carry out prompts; the box around what changed."""
+        """Carry out prompts; returns the box around the voxels that changed."""
         before = self.mask.copy()
         for prompt in prompts:
             await self._apply(prompt, threads)
@@ -166,7 +167,7 @@ class PromptedVolume:
             del self._before[0]
 
     def undo(self) -> tuple[bool, Changed | None]:
-        """Take back the last prompt; whether there was one, and the box around what changed."""
+        """Take back the last prompt; returns whether there was one, and the box around the voxels that changed."""
         if self.queued:
             self.queued.pop()
             return True, None
@@ -182,7 +183,7 @@ class PromptedVolume:
         return True, _box(before, self.mask)
 
     def start_from(self, labels: NDArray[Any]) -> None:
-        """Begin with a given mask: what was done before is forgotten."""
+        """Begin with a given mask; earlier prompts are forgotten."""
         if labels.shape != self.shape:
             raise ServeError(f"the segmentation has shape {list(labels.shape)}, the image {list(self.shape)}")
         self.reset()
@@ -221,8 +222,8 @@ class PromptedVolume:
 
 
 def _eight_bit(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """uint8: as it is where the values are those of an 8-bit image, whatever their type; else through one window, the
-    0.5 and 99.5 percentiles of a sample of the whole volume, the same for all slices."""
+    """The volume as uint8.  Values of an 8-bit image stay as they are, whatever their type.  Others go through one
+    window for all slices: the 0.5 and 99.5 percentiles of a sample of the whole volume."""
     if image.dtype == np.uint8:
         return image
     if image.dtype == np.bool_:
@@ -252,7 +253,7 @@ def _first_axis(shape: Sequence[int], spacing: Sequence[float] | None) -> int:
 
 
 def _extent(ring: NDArray[np.int32]) -> int:
-    """Of the box around a ring."""
+    """Area of the box around a ring."""
     return int(np.prod(np.ptp(ring, axis=0)))
 
 

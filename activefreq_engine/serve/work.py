@@ -1,7 +1,7 @@
 """One served session: a picture, its objects, and every step on them.
 
-The steps are the truth; the engine's sessions are made from them, one for each slice when it is first touched, and
-made again when they were let go.  So what a journal must hold is the steps, and nothing is lost with the process.
+What counts are the steps.  The engine's sessions are made from them: one for each slice when it is first touched, and
+again if it was closed meanwhile.  So a journal needs to hold only the steps, and nothing is lost with the process.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Steps:
     undone: list[Step] = field(default_factory=list)
 
     def prompts(self) -> list[ops.PromptOp]:
-        """Since the last loaded mask, or from the last box on."""
+        """The prompts in effect since the last loaded mask, or from the last box on."""
         found: list[ops.PromptOp] = []
         for step in reversed(self.done):
             if isinstance(step, ops.MaskOp):
@@ -56,10 +56,10 @@ class _Slice:
 
     session: Session
     numbers: dict[int, int] = field(default_factory=dict)
-    """Our number of an object -> the session's."""
+    """Our number of an object -> the number that the engine's session has for it."""
 
     def select(self, number: int) -> None:
-        """Make an object the session's current one; it is begun there when it is new."""
+        """Make an object the session's current one; an object that the session does not have yet is begun."""
         if number not in self.numbers:
             fresh = self.session.next_object()
             for other in [n for n, mine in self.numbers.items() if mine == fresh]:  # begun, but never clicked
@@ -80,7 +80,7 @@ class _Slice:
 
 
 class Work:
-    """A session as clients see it.  All methods belong to the event loop's thread, but for those marked otherwise."""
+    """A session as clients see it.  All methods run in the event loop's thread, except those that say otherwise."""
 
     def __init__(
         self,
@@ -102,9 +102,9 @@ class Work:
         """The current slice."""
         self.window: Window | None = None
         self.seq = 0
-        """The last request of a page that was dealt with."""
+        """Number of the last request of a page that was dealt with."""
         self.version = 0
-        """Goes up with everything that may change a mask."""
+        """Goes up with every request that may change a mask."""
         self.touched = time.monotonic()
         self.connections = 0
         self.lock = asyncio.Lock()
@@ -125,7 +125,7 @@ class Work:
             self.begin(picture)
 
     def begin(self, picture: Planes) -> None:
-        """A picture, and nothing done on it."""
+        """Put a picture in place, without any steps."""
         self._let_go()
         self.picture = picture
         self.objects, self.current, self._newest, self.index = {1: ""}, 1, 1, 0
@@ -146,9 +146,9 @@ class Work:
     # --- requests ---
 
     async def perform(self, op: ops.AnyOp) -> bool:
-        """Carry out a request; False when there was nothing to do, or it was done before.
+        """Carry out a request.  Returns False if there was nothing to do or the request was carried out before.
 
-        The journal has it before this returns.  A caller that goes away does not stop it half way.
+        When this returns, the request is in the journal.  A caller that goes away does not stop it half way.
         """
         return await asyncio.shield(asyncio.ensure_future(self._perform(op)))
 
@@ -165,7 +165,7 @@ class Work:
                     self.fold(op)
                     return True
                 self._journal.append(op.model_dump(exclude_none=True))
-                # the disk works while the network does; the answer waits for both
+                # the disk and the network work at the same time; the answer waits for both
                 safe = asyncio.ensure_future(self._sync())
                 try:
                     await self._carry_out(op)
@@ -181,12 +181,13 @@ class Work:
                 self.seq = max(self.seq, op.seq or 0)
 
     async def _sync(self) -> None:
-        """What the journal has survives a power cut from here on, if that is wanted."""
+        """Sync the journal, if that is wanted: what it holds then survives a power cut."""
         if self._fsync and self._journal is not None:
             await self.run(self._journal.sync)
 
     def _possible(self, op: ops.AnyOp) -> bool:
-        """Whether there is anything to do.  Refuses what cannot be done, before it is written down."""
+        """Whether there is anything to do.  A request that cannot be carried out raises here, before it is written
+        down."""
         picture = self.opened()
         steps = self.steps()
         match op:
@@ -249,7 +250,7 @@ class Work:
                 self._let_go()
 
     def fold(self, op: ops.AnyOp) -> None:
-        """The bookkeeping of a request that was carried out, now or in an earlier process."""
+        """Note a request that was carried out, now or in an earlier process."""
         self.version += 1
         self.seq = max(self.seq, op.seq or 0)
         steps = self.steps()
@@ -291,12 +292,12 @@ class Work:
     # --- reading: under `lock`, so that no request comes between ---
 
     def steps(self, number: int | None = None, index: int | None = None) -> Steps:
-        """What was done to an object on a slice; the current ones by default."""
+        """The steps of an object on a slice.  Default: the current object, the current slice."""
         key = (self.index if index is None else index, self.current if number is None else number)
         return self._steps.get(key) or Steps()
 
     def touched_slices(self, number: int | None = None) -> list[int]:
-        """Slices on which an object, or any, has steps in effect."""
+        """Slices on which this object, or with None any object, has steps in effect."""
         return sorted({i for (i, n), s in self._steps.items() if s.done and number in (None, n)})
 
     async def mask(self, number: int, index: int | None = None) -> NDArray[np.bool_]:
@@ -319,7 +320,7 @@ class Work:
         return out
 
     async def looked_at(self) -> Session | None:
-        """The engine's session with the current object selected, None where nothing was done to it.
+        """The engine's session with the current object selected; None if the object has no steps on this slice.
 
         Reading it needs no lock and sees the last finished step; compare `version` before and after.
         """
@@ -334,7 +335,7 @@ class Work:
         return await self.run(self.opened().pixels, self.index if index is None else index, self.window)
 
     def state(self) -> dict[str, Any]:
-        """All that a client has to know but the masks, as JSON values."""
+        """Everything that a client has to know, apart from the masks, as JSON values."""
         picture = self.picture
         return {
             "id": self.id,
@@ -356,7 +357,7 @@ class Work:
         }
 
     def describe(self, number: int) -> dict[str, Any]:
-        """An object as `state` tells of it."""
+        """An object's part of `state`."""
         steps = self.steps(number)
         return {
             "number": number,
@@ -390,7 +391,7 @@ class Work:
         return self._slices[index]
 
     def _build(self, index: int) -> _Slice:
-        """The engine's session of a slice, brought to where the steps say.  Runs in a thread."""
+        """The engine's session of a slice, with the slice's steps carried out on it.  Runs in a worker thread."""
         picture = self.opened()
         session = Session(engine=self._engine)
         session.set_image(picture.pixels(index, self.window), copy=False)
@@ -408,7 +409,7 @@ class Work:
         return part
 
     async def run(self, function: Any, *arguments: Any) -> Any:
-        """Call a function in a thread."""
+        """Call a function in a worker thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
 

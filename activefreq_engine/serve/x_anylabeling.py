@@ -1,8 +1,8 @@
-"""What X-AnyLabeling's "Remote-Server" speaks: a picture and all marks in, polygons out.
+"""The protocol of X-AnyLabeling's "Remote-Server": a picture and all marks in, polygons out.
 
 The contract is what X-AnyLabeling 4.2's client (`anylabeling/services/auto_labeling/remote_server.py`) sends and reads;
-its own server is github.com/CVHub520/X-AnyLabeling-Server.  All marks of an object come each time, so a picture's
-session goes on from those that it has seen.
+its own server is github.com/CVHub520/X-AnyLabeling-Server.  All marks of an object come each time; the picture's
+session computes only what is new.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from activefreq_engine.serve.sessions import Sessions
 
 PREDICT = "/v1/predict"
 OBJECT = "AUTOLABEL_OBJECT"
-"""X-AnyLabeling's name for the object in work: it is replaced by each answer, and named when the person finishes it."""
+"""X-AnyLabeling's name for the unfinished object: each answer replaces it, and the person names it when it is
+finished."""
 WIDGETS = (
     "button_add_point",
     "button_remove_point",
@@ -86,7 +87,7 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
 
     @app.get("/v1/models", **tagged)
     async def models() -> dict[str, Any]:
-        """The model, and what X-AnyLabeling shall show for it."""
+        """The model, and the controls that X-AnyLabeling is to show for it."""
         model: dict[str, Any] = {
             "display_name": f"activefreq ({sessions.engine.name})",
             "widgets": [{"name": name, "value": None} for name in WIDGETS],
@@ -105,8 +106,8 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
 
 
 def _prompts(marks: list[Mark]) -> tuple[dict[int, list[list[float]]], list[list[float]] | None]:
-    """Points by their sign, and the newest box as two corners.  Points come as the numbers of pixels: theirs are the
-    middles."""
+    """Points by their sign, and the newest box as two corners.  X-AnyLabeling counts pixels by whole numbers, so a
+    point is moved by 0.5 to the middle of its pixel."""
     points: dict[int, list[list[float]]] = {0: [], 1: []}
     box = None
     for mark in marks:

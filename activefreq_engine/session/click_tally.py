@@ -1,4 +1,4 @@
-"""What is computed from the clicks on an object, extended with each click: the hundredth costs no more than the first."""
+"""What is computed from the clicks on an object, extended with each click, so that the hundredth costs no more."""
 
 from __future__ import annotations
 

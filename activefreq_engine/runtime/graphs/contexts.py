@@ -1,4 +1,4 @@
-"""Clicks through buffers that stay in place, so that CUDA can replay the whole of the work as one graph.
+"""Runs clicks through buffers that stay in place, so that CUDA can replay all the work as one graph.
 
 A context is one piece of work on one network shape and batch size: what depends on the image (`PrepareContext`), a
 click (`ClickContext`), a focus box (`RefineContext`).  Its `run` is a plain function of its buffers, the same on every
@@ -32,35 +32,36 @@ from activefreq_engine.runtime.plan.plan import Features, Plan
 from activefreq_engine.runtime.plan.planned import Planned
 
 BATCHES = (1, 2, 4, 8)
-"""Batch sizes of contexts: a batch takes the smallest that holds it, a larger one goes through the largest in turns."""
+"""Batch sizes of contexts.  A batch takes the smallest size that holds it; a batch larger than all takes several turns
+of the largest."""
 
 SHAPES_KEPT = 32
 """Network shapes whose contexts stay in memory: an engine of 512 pixels has 31."""
 
 Work = Callable[[], tuple[Tensor, ...]]
-"""Reads buffers and returns its results, which stay on the device."""
+"""A function that reads buffers and returns its results, which stay on the device."""
 
 
 class Replayer(Protocol):
-    """How work is run.  What a captured work returns is overwritten by the next replay, of whichever work."""
+    """How work is run.  The results of captured work are overwritten by the next replay of any work."""
 
     device: torch.device
 
     def active(self) -> AbstractContextManager[None]:
-        """Everything between buffers and results happens inside of this."""
+        """A context manager; everything between buffers and results happens within it."""
 
     def capture(self, work: Work) -> Work:
-        """The same work, made ready to be replayed."""
+        """The same work in a form that can be replayed."""
 
     def wait(self) -> None:
-        """Return when everything that was started is done."""
+        """Wait until everything that was started is done."""
 
 
 class Parcel:
-    """Arrays that go to the device together, or come from it, in one copy from or to memory that does not move.
+    """Arrays that go to the device, or come from it, together: in one copy, and in memory that does not move.
 
     Args:
-        device (torch.device): where to.
+        device (torch.device): the device.
         parts: name=(shape, dtype).
     """
 
@@ -74,16 +75,16 @@ class Parcel:
         self._host = _host((ends[-1],), torch.uint8, device)
         self._device = torch.zeros(ends[-1], dtype=torch.uint8, device=device)
         self.arrays: dict[str, NDArray[Any]] = {}
-        """On the host."""
+        """The parts on the host."""
         self.tensors: dict[str, Tensor] = {}
-        """On the device."""
+        """The parts on the device."""
         for start, (name, (shape, dtype)) in zip(ends, parts.items(), strict=False):
             part = slice(start, start + prod(shape) * dtype.itemsize)
             self.arrays[name] = self._host[part].view(dtype).view(shape).numpy()
             self.tensors[name] = self._device[part].view(dtype).view(shape)
 
     def write(self, name: str, rows: Sequence[NDArray[Any]]) -> None:
-        """Fill the first rows of a part.  The others keep old values; the results made from them are not used."""
+        """Fill the first rows of a part.  The other rows keep old values; what is computed from them is not used."""
         for k, row in enumerate(rows):
             self.arrays[name][k] = row
 
@@ -105,20 +106,21 @@ class Context(ABC):
 
     @abstractmethod
     def run(self) -> tuple[Tensor, ...]:
-        """The work: a fixed sequence of operations on buffers.  What Python does here is not done again in a replay."""
+        """The work: a fixed sequence of operations on buffers.  A replay repeats the operations, not the Python
+        code."""
 
     def ready(self) -> Work:
-        """What replays `run`; captured on first use, which overwrites what `run` writes."""
+        """A function that replays `run`.  It is captured on first use; the capture overwrites what `run` writes."""
         if self._replay is None:
             self._replay = self._replayer.capture(self.run)
         return self._replay
 
     def replay(self) -> Any:
-        """Results of `run` for what the buffers hold now; to be copied before anything else is replayed."""
+        """Results of `run` for the present content of the buffers; copy them before anything else is replayed."""
         return self.ready()()
 
     def _put(self, buffers: Sequence[Tensor], items: Sequence[Sequence[Tensor]]) -> None:
-        """Copy tensors `[1, ...]` of each item into the first rows of the buffers."""
+        """Copy the tensors `[1, ...]` of each item into the first rows of the buffers."""
         for k, item in enumerate(items):
             for buffer, tensor in zip(buffers, item, strict=True):
                 buffer[k : k + 1].copy_(tensor)
@@ -149,7 +151,7 @@ class PrepareContext(Context):
         return self._plan.prepare(self._image(self._parcel.tensors["crops"]))
 
     def __call__(self, crops: Sequence[NDArray[np.uint8]]) -> list[Features]:
-        """`ProjectedFeatures` of each crop, in memory of its own."""
+        """`ProjectedFeatures` of each crop, in their own memory."""
         self._parcel.write("crops", crops)
         out = self.replay()
         return [type(out)(*(t[k : k + 1].clone() for t in out)) for k in range(len(crops))]
@@ -164,10 +166,11 @@ class _Outbox:
             device, levels=(shape, torch.uint16), total=((batch,), torch.float32), found=((batch, 8), torch.int32)
         )
         self.given: list[weakref.ref[NDArray[np.uint16]] | None] = [None] * batch
-        """The levels that `read` gave last, of each row: the device holds the same."""
+        """The levels of each row that `read` returned last; the device holds the same numbers."""
 
     def hold(self, row: int, values: NDArray[Any]) -> None:
-        """Let a row of `levels` hold these, uint16 levels or float32 probabilities; no copy where it does already."""
+        """Make a row of `levels` hold these values, uint16 levels or float32 probabilities.  If it holds them already,
+        nothing is copied."""
         given = self.given[row]
         if given is not None and given() is values:
             return
@@ -178,7 +181,7 @@ class _Outbox:
 
     @property
     def levels(self) -> levels.Levels:
-        """Where the answer belongs, on the device."""
+        """The memory for the answer, on the device."""
         return levels.Levels(self._parcel.tensors["levels"], self._parcel.tensors["total"])
 
     @property
@@ -187,15 +190,15 @@ class _Outbox:
         return self._parcel.tensors["found"], self._parcel.arrays["found"]
 
     def fetch(self) -> None:
-        """Start the copy of all of it."""
+        """Start the copy of everything to the host."""
         self._parcel.fetch()
 
     def read(self, items: int) -> list[Found]:
-        """Copies of the first items, once they have arrived."""
+        """Copies of the first items; call it after they have arrived."""
         arrays = self._parcel.arrays
         found = [Found(arrays["levels"][k].copy(), float(arrays["total"][k])) for k in range(items)]
         for k, item in enumerate(found):
-            item.levels.flags.writeable = False  # or the device would hold something else
+            item.levels.flags.writeable = False  # so that the device goes on holding the same numbers
             self.given[k] = weakref.ref(item.levels)
         return found
 
@@ -220,7 +223,7 @@ class ClickContext(Context):
         self._parcel = Parcel(replayer.device, **before, **small)
         self._features = tuple(_rows(t, batch) for t in like)
         self.held: list[weakref.ref[Tensor] | None] = [None] * batch
-        """Whose features each row holds: while a region stays, they need not be copied again."""
+        """The features that each row holds: while a region stays the same, they need not be copied again."""
         self._outbox = _Outbox(batch, plan.height, plan.width, replayer.device)
 
     def run(self) -> Coarse:
@@ -228,7 +231,7 @@ class ClickContext(Context):
         points = self._parcel.tensors["points"]
         if self._plan.fused is not None:
             c1, p1 = self._features  # with a guide there would be more, and no fused kernels
-            found = self._outbox.levels  # read as the answer before, then written
+            found = self._outbox.levels  # holds the previous answer, which is read, and then the new one
             kept: Coarse = self._plan.fused(c1, p1, found.levels, points, self._radius, found)
             self._paint()
             self._outbox.fetch()
@@ -252,7 +255,7 @@ class ClickContext(Context):
         points: Sequence[NDArray[np.float32]],
         wanted: Sequence[PaintRequest | None] = (),
     ) -> list[tuple[Found, KeptCoarse | None]]:
-        """Probabilities `[h, w]` of each click, and what the refiner, if there is one, needs.  Waits for the device.
+        """Probabilities `[h, w]` of each click, and what the refiner needs, if there is one.  Waits for the device.
 
         Masks that are wanted are painted if there is an easel.
         """
@@ -266,12 +269,12 @@ class ClickContext(Context):
         for k, item in enumerate(features):
             held = self.held[k]
             if held is None or held() is not item.c1:
-                self.held[k] = None  # until all of it is there
+                self.held[k] = None  # until all of the new features are there
                 for buffer, tensor in zip(self._features, item, strict=True):
                     buffer[k : k + 1].copy_(tensor)
                 self.held[k] = weakref.ref(item.c1)
-        self._outbox.given[:] = [None] * len(self.held)  # every row is written
-        work = self.ready()  # a capture runs it, so nothing is asked for before
+        self._outbox.given[:] = [None] * len(self.held)  # every row will be overwritten
+        work = self.ready()  # a capture runs the work, so masks are asked for only after it
         painted, asked = self._ask(wanted)
         out: Any = work()
         for k, request in painted.items():
@@ -287,7 +290,7 @@ class ClickContext(Context):
         return list(zip(found, coarse, strict=True))
 
     def _ask(self, wanted: Sequence[PaintRequest | None]) -> tuple[dict[int, PaintRequest], NDArray[np.int32]]:
-        """What will be painted, by row, and a copy of what `kernels.mask_bits` is asked for."""
+        """The requests that will be painted, by row, and a copy of what is asked of `kernels.mask_bits`."""
         asked = self._parcel.arrays["asked"]
         asked[...] = 0
         if self._easel is None:
@@ -301,7 +304,7 @@ class ClickContext(Context):
         return self._easel
 
     def _painted(self, row: int, request: PaintRequest, asked: NDArray[np.int32]) -> Painted:
-        """The mask of a row, of which the first turn has arrived."""
+        """The mask of a row whose first turn has arrived; further turns are painted here."""
         easel, boxes = self._easel_in_use(), self._outbox.found[1]
         painted = easel.read(row, request, asked, boxes[row])
         height, at_once = int(asked[0]), int(asked[4])
@@ -367,7 +370,9 @@ class RefineContext(Context):
 
 
 class KeptCoarse:
-    """A coarse answer that outlives the click after it; its memory goes back to the shelf with the last reference."""
+    """A coarse answer that stays valid after later clicks.  When its last reference goes, its memory returns to the
+    shelf.
+    """
 
     __slots__ = ("_shelf", "embedding", "logits")
 
@@ -385,7 +390,7 @@ class Shelf:
         self._free: list[tuple[Tensor, Tensor]] = []
 
     def take(self, logits: Tensor, embedding: Tensor) -> KeptCoarse:
-        """Keep a copy of one answer."""
+        """A copy of one answer, which stays valid."""
         try:
             kept = self._free.pop()
         except IndexError:
@@ -442,7 +447,7 @@ class Contexts:
         self._folded = model.folded()
         self._buckets: OrderedDict[tuple[int, int], _Bucket] = OrderedDict()
         self._easel: Easel | None = None
-        self._asked = False  # whether there is to be one
+        self._asked = False  # whether it was decided if there is to be one
 
     def active(self) -> AbstractContextManager[None]:
         return self._replayer.active()
@@ -454,7 +459,7 @@ class Contexts:
             self._folded = folded
             self._buckets.clear()
         for part in _parts(len(crops)):
-            self._replayer.wait()  # the buffers of the part before may be on their way
+            self._replayer.wait()  # the copies of the previous part may not be done
             features += self._bucket(crops[0].shape[:2]).prepare(_batch(part))(crops[part])
         return features
 
@@ -488,7 +493,9 @@ class Contexts:
         self._replayer.wait()
 
     def _painting(self) -> Easel | None:
-        """Where masks are painted, if the kernel is right on this device; else the session paints."""
+        """The memory in which masks are painted; None if the kernel is not right on this device: then the session
+        paints.
+        """
         if not self._asked:
             self._asked = True
             if paints(self._replayer.device, WORDS):
@@ -497,7 +504,7 @@ class Contexts:
 
     @property
     def replayer(self) -> Replayer:
-        """How work is run, and where."""
+        """The object that runs the work, on its device."""
         return self._replayer
 
     def _bucket(self, shape: tuple[int, ...]) -> _Bucket:
@@ -512,18 +519,18 @@ class Contexts:
 
 
 def _parts(items: int) -> Iterator[slice]:
-    """Runs of at most the largest batch."""
+    """Slices of consecutive items, each no longer than the largest batch."""
     for start in range(0, items, BATCHES[-1]):
         yield slice(start, min(start + BATCHES[-1], items))
 
 
 def _batch(part: slice) -> int:
-    """The smallest batch size that holds a run."""
+    """The smallest batch size that holds a slice."""
     return next(b for b in BATCHES if b >= part.stop - part.start)
 
 
 def _host(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros on the host, in memory that a copy to or from the device need not wait for."""
+    """Zeros on the host; on CUDA in pinned memory, so that copies run beside other work."""
     return torch.zeros(shape, dtype=dtype, pin_memory=device.type == "cuda")
 
 

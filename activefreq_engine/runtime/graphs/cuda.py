@@ -1,4 +1,4 @@
-"""Work on a CUDA device: captured as graphs, replayed on one stream."""
+"""Runs work on a CUDA device: captured as graphs and replayed on one stream."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from activefreq_engine.runtime.graphs.contexts import Work
 
 _one_capture = threading.Lock()
-"""A capture begins by waiting for the device, which CUDA forbids while any of its streams is captured."""
+"""Held during a capture.  A capture begins by waiting for the device, which CUDA forbids while another stream is being
+captured."""
 
 WARM_UPS = 3  # runs before a capture: they compile kernels, load modules and make cuFFT plans, which a capture forbids
 

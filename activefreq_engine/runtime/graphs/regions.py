@@ -1,4 +1,4 @@
-"""Uncertain regions of a mask, found on the device in one piece of work that CUDA can replay."""
+"""Finds the uncertain regions of a mask on the device, in one piece of work that CUDA can replay."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from activefreq_engine.kernels.uncertain import uncertain_regions
 from activefreq_engine.runtime.graphs.contexts import Context, Parcel, Replayer
 
 SIDE = 512
-"""Sides of the grid; smaller ones lie in its corner, with nothing to be found around them."""
+"""Sides of the grid; a smaller grid lies in its corner, and nothing can be found around it."""
 
 CAPACITY = 1024
-"""Regions that there is room for, outside the mask and inside it."""
+"""Most regions that the table has room for, outside the mask and inside it, each."""
 
 
 class RegionContext(Context):

@@ -1,4 +1,4 @@
-"""A Freq block of a plan: its FreqModule as one kernel launch where that kernel can run, else as torch's operations."""
+"""A Freq block of a plan.  Its FreqModule is one kernel launch where that kernel can run, else torch's operations."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def frequency_block(
     dtype: torch.dtype,
     device: torch.device,
 ) -> nn.Module:
-    """`[B, H, W, C]` -> the same, for inference at one map size.
+    """A Freq block for inference at one map size: `[B, H, W, C]` -> the same shape.
 
     Args:
         norm, ffn: of the block, on the device.
         freq (FreqModule): its weights are copied.
         height, width (int): of the maps.
-        form (str): of torch's operations, see `spectral`; the kernel is considered with "auto" alone.
+        form (str): of torch's operations, see `spectral`; the kernel is considered only with "auto".
         dtype (torch.dtype): of the maps.
         device (torch.device): where the block runs.
     """
@@ -102,7 +102,8 @@ def _kernel(
 
 
 def question(freq: FreqModule, height: int, width: int, dtype: torch.dtype, device: torch.device) -> Question | None:
-    """What `frequency_block` asks `kernels.verification` before it takes the kernel; None where it does not ask."""
+    """The question that `frequency_block` asks `kernels.verification` before it uses the kernel; None if it asks
+    nothing."""
     if device.type not in triton_support.DEVICES or not triton_support.available()[0]:
         return None
     if dispatch.is_named("freq_module", device.type, "auto"):  # what is asked for by name is not tried
@@ -117,12 +118,12 @@ def _precision(dtype: torch.dtype) -> str:
 
 
 def _like(channels: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
-    """Laid out like what `OneLaunch` hands to the kernel."""
+    """An empty tensor with the layout of what `OneLaunch` hands to the kernel."""
     return torch.empty(2, height, width, channels, dtype=dtype, device="meta").permute(0, 3, 1, 2)
 
 
 def _largest(norm: layers.Norm) -> float:
-    """What no value that leaves the norm can exceed: C numbers of unit variance stay below sqrt(C)."""
+    """An upper limit for values that leave the norm: of C numbers of unit variance none exceeds sqrt(C)."""
     scale = 1.0 if norm.weight is None else float(norm.weight.abs().max())
     shift = 0.0 if norm.bias is None else float(norm.bias.abs().max())
     return float(norm.shape[-1]) ** 0.5 * scale + shift

@@ -1,8 +1,8 @@
-"""A click by fused kernels: the same functions as `plan.ClickModule`'s layers in fp16, a quarter of the launches.
+"""A click by fused kernels: the same functions as `plan.ClickModule`'s layers in fp16, in a quarter of the launches.
 
-A map is carried as a pair: `x`, which residuals are added to, and `xn`, its norm, written by whoever finished `x` with
-whole rows at hand.  So no launch reads a map for the sake of its statistics alone.  Each fused op is verified where it
-runs (`kernels.verification`); one that is wrong there runs by its reference, the others stay.
+A map is carried as a pair: `x`, to which residuals are added, and `xn`, its norm.  The program that finishes whole rows
+of `x` writes `xn` too, so no launch reads a map only for its statistics.  Each fused op is tried on its device
+(`kernels.verification`); if it is wrong there its reference runs instead, and the other ops stay fused.
 """
 
 from __future__ import annotations
@@ -39,25 +39,26 @@ OPS = {
     m.op.name: m.op
     for m in (attention, click_embed, click_head, conv_ffn, norm_linear, patch_embed, point_ffn, reduce_kv)
 }
-"""By the names of their torch operators, without "activefreq::"."""
+"""The fused ops by the names of their torch operators, without "activefreq::"."""
 
 ENOUGH = 128
-"""Programs that a launch should have at 384 px: about as many as there are processors."""
+"""Programs that a launch should have at 384 px: about as many as a GPU has processors."""
 
 _log = logging.getLogger(__name__)
 _said: set[str] = set()
 
 
 def shares(channels: int, tiles: float, least: int) -> int:
-    """Into how many shares a tile's work is divided: the fewest that make `ENOUGH` programs, or as many as may be.
+    """Into how many shares the work of a tile is divided: the fewest that make `ENOUGH` programs, or else the most
+    allowed.
 
     It depends on the network's channels and not on the network shape or the batch, so one binary serves all of them,
     and an item has the same bits in every batch.
 
     Args:
-        channels: that are shared; a share is a power of two.
-        tiles: of 16 pixels, of one item at 384 x 384 px.
-        least: channels that a share must have.
+        channels: number of channels to divide; each share is a power of two.
+        tiles: number of tiles of 16 pixels in one item at 384 x 384 px.
+        least: fewest channels of a share.
     """
     ways = [s for s in range(1, channels // least + 1) if channels % s == 0]
     allowed = [s for s in ways if s == 1 or (channels // s) & (channels // s - 1) == 0]
@@ -161,7 +162,7 @@ class _Part:
 
 
 class Fused:
-    """What all network shapes share of a click by fused kernels.
+    """The parts of a click by fused kernels that all network shapes share.
 
     Args:
         embed, stages, norms, ffns, projects, head: of `Folded`, without the first stage's, on the device in fp16;
@@ -214,7 +215,7 @@ class Fused:
         return Coarse(logits, fused.permute(0, 3, 1, 2))
 
     def calls(self, height: int, width: int) -> list[tuple[str, tuple[Any, ...]]]:
-        """The fused ops of a click of this network shape, one image: name and arguments, which hold no numbers."""
+        """The fused ops of a click on one image of this network shape: name and arguments; tensors hold no numbers."""
         device, c1, e = self._head[0].device, len(self._embed[1]), len(self._head[0])
         like = torch.empty(0, dtype=torch.float16, device=device)
         image, share = (like.new_empty(1, height // 4, width // 4, n).permute(0, 3, 1, 2) for n in (c1, e))
@@ -226,7 +227,7 @@ class Fused:
         return recorder.fused
 
     def questions(self, height: int, width: int) -> list[Question]:
-        """What a click of this network shape asks of `kernels.verification`."""
+        """The questions that a click of this network shape asks `kernels.verification`."""
         calls = [(OPS[name], args) for name, args in self.calls(height, width)]
         device = self._head[0].device
         # what is asked for by name is not tried
@@ -242,9 +243,9 @@ class FusedClick:
 
     shared: Fused
     freqs: list[nn.Module]
-    """Of each stage but the first: the blocks of its Freq layer, in their order, for this shape."""
+    """For each stage but the first: the blocks of its Freq layer, in order, for this shape."""
     keep: bool
-    """Whether a refiner reads the answer."""
+    """Whether a refiner will read the answer."""
 
     def __call__(self, c1: Tensor, p1: Tensor, previous: Tensor, points: Tensor, radius: float, out: Levels) -> Coarse:
         """Answer a click.
@@ -279,7 +280,8 @@ def _mixed(blocks: Sequence[Any]) -> Callable[[Tensor, Tensor], Tensor]:
 def offered(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether fused kernels may run on this device at all, for maps of this type.
 
-    Where references are asked for by ``ACTIVEFREQ_BACKEND`` the plan's layers run: they are those, and faster.
+    If ``ACTIVEFREQ_BACKEND`` asks for the references of all of them, the plan's layers run instead: they compute the
+    same and are faster than the references.
     """
     if dtype != torch.float16 or device.type not in triton_support.DEVICES or not triton_support.available()[0]:
         return False
@@ -287,7 +289,7 @@ def offered(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def unsuited(embed: layers.Embed, stages: Sequence[nn.Module], strides: Sequence[int]) -> str:
-    """Why a network has no click by fused kernels; empty where it has one."""
+    """Why a network cannot click by fused kernels; empty if it can."""
     if not all(isinstance(s, layers.Stage) for s in stages):
         return "its stages are not a Mix Transformer's"
     convs = [(embed.proj, 7, 4), *((s.embed.proj, 3, 2) for s in stages if isinstance(s, layers.Stage))]
@@ -299,7 +301,7 @@ def unsuited(embed: layers.Embed, stages: Sequence[nn.Module], strides: Sequence
 
 
 def say(reason: str) -> None:
-    """Once."""
+    """Log once why clicks do not run by fused kernels."""
     if reason not in _said:
         _said.add(reason)
         _log.info("clicks run as torch's operations: %s", reason)
@@ -314,7 +316,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.fused: list[tuple[str, tuple[Any, ...]]] = []
         self.names: list[str] = []
-        """Of all that would be launched, in their order; views and allocations launch nothing."""
+        """The names of everything that would be launched, in order; views and allocations launch nothing."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         space, _, name = func._schema.name.partition("::")

@@ -48,8 +48,8 @@ def _fold(module: nn.Module) -> None:
 
 
 class Projections(layers.PlanLayer):
-    """`models.guide.Guide.forward` on `[B, H, W, C]`; a LayerNorm's scale and shift commute with the means over
-    squares, so the projections take them over."""
+    """`models.guide.Guide.forward` on `[B, H, W, C]`.  The projections take over the LayerNorms' scale and shift, which
+    commute with the averaging between them."""
 
     def __init__(self, guide: Guide) -> None:
         super().__init__()

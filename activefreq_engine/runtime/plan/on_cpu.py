@@ -1,4 +1,4 @@
-"""Plans on a CPU, with what is quicker there than the ops made for a device."""
+"""Runs plans on a CPU; some small operations have a form here that is quicker on a CPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class CpuPlans(Modules):
         super().__init__(model, torch.device("cpu"), model.precision)
         cpu.keep_freed_memory()
         self._alone = self.precision == "bf16" and cpu.has_amx()
-        """oneDNN's products gave the same bits in any batch wherever that was tried; with AMX it was not."""
+        """Whether items run one by one: with AMX nobody has tried whether oneDNN's products have the same bits in any
+        batch; elsewhere they had."""
 
     def active(self) -> AbstractContextManager[None]:
         return cpu.threads()

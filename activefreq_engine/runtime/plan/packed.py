@@ -1,4 +1,5 @@
-"""Linear layers and convolutions of oneDNN, torch's library of CPU kernels, with weights in the order they are read in.
+"""Linear layers and convolutions of oneDNN (torch's library of CPU kernels) with packed weights: stored in the order in
+which the kernels read them.
 
 `F.linear` and `F.conv2d` bring the weights into that order at every call, which takes up to half of a small layer's
 time.  torch keeps the operators used here for its compiler (`torch.ops.mkldnn`): `available` says whether they work.
@@ -16,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Activation = Literal["none", "relu", "gelu"]
-"""Taken in the same pass over the result.  "gelu" is the exact one."""
+"""An activation function, applied in the same pass over the result.  "gelu" is the exact GELU."""
 
 KERNELS_KEPT = 256
-"""oneDNN compiles some 60 kernels, 24 MB of them, for each network shape and number of threads: four of these."""
+"""How many compiled kernels oneDNN keeps.  For each network shape and number of threads it compiles some 60, which take
+24 MB; so this is room for four."""
 
 _LIMITS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")  # oneDNN's own store, and that of torch's binding
 
@@ -31,9 +33,10 @@ _ops = torch.ops.mkldnn
 def available(dtype: torch.dtype) -> bool:
     """Whether packed layers of this type work here; if not, the reason is logged once.
 
-    Also bounds the memory of compiled kernels: a region of a new shape would add 24 MB, and a core that another program
-    takes or gives back 22, up to 1,024 kernels in either store.  To compile them again takes 10 to 25 ms.  The limits
-    hold unless the environment names others or oneDNN was used before: they are read once.
+    This also limits the memory of compiled kernels.  By default there may be 1,024 in each of the two stores; a region
+    of a new shape adds 24 MB, and a change in the number of threads, when another program takes or frees a core, 22
+    MB.  Compiling them again takes 10 to 25 ms.  The limits have no effect if the environment sets others, or if oneDNN
+    was used before, since they are read only once.
     """
     for name in _LIMITS:
         os.environ.setdefault(name, str(KERNELS_KEPT))

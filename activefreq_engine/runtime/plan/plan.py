@@ -1,4 +1,5 @@
-"""A model compiled for one network shape: what depends on the image alone is split off, all that can be folded is.
+"""A model compiled for one network shape: what depends on the image alone is split off, and everything that can be
+folded is folded.
 
 A plan holds three plain `nn.Module`s made of tensor operations, so that they can be exported or captured in a graph.
 They equal the modules of `models/` up to rounding; see `rewrites` for what was folded and `layers` for how they run.
@@ -35,8 +36,8 @@ MOST_SIDE = 4096
 """Largest side of a network input; the largest that sessions use is 512."""
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-"""bf16 and fp16 have float32 islands: statistics of norms, softmax, spectra, boxes and logits.  "auto" is fp16 on CUDA,
-bf16 on CPUs that multiply it natively, fp32 on others."""
+"""In bf16 and fp16 some parts stay in float32: statistics of norms, softmax, spectra, boxes and logits.  "auto" is fp16
+on CUDA, bf16 on CPUs that multiply it natively, and fp32 on others."""
 _Shared = list[tuple[layers.Norm, FreqModule, layers.PointwiseFFN]]
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -166,7 +167,7 @@ class Plan:
     height: int
     width: int
     precision: str
-    """"fp32", or what "auto" came to."""
+    """"fp32", "bf16" or "fp16"; "auto" is resolved."""
     prepare: PrepareModule
     click: ClickModule
     refine: RefineModule | None
@@ -275,7 +276,7 @@ class Folded:
         return questions
 
     def _layer_questions(self, plan: Plan) -> list[Question]:
-        """Of layers in half precision on a CPU: in float32 none was ever seen to be wrong."""
+        """Questions about layers in half precision on a CPU; in float32 none was ever seen to be wrong."""
         if self.device.type != "cpu" or self._dtype not in HALF:
             return []
         kind = "packed layers" if self._pack else "layers"
@@ -304,7 +305,7 @@ class Folded:
         return trial.question(f"{kind} of a refiner of {side}x{side}", key, [refine], self._dtype, redraw)
 
     def _in_float32(self) -> Folded:
-        """The same without what may be wrong; made when it is first needed."""
+        """The model in float32, whose layers were never seen to be wrong; made when it is first needed."""
         if self._plain is None:
             self._plain = Folded(self._model, self.device, "fp32")
         return self._plain
@@ -314,14 +315,16 @@ class Folded:
         return nn.Sequential(*(frequency_block(*b, height, width, form, self._dtype, self.device) for b in shared))
 
     def _shared(self, layer: Any) -> _Shared:
-        """Of each Freq block what all network shapes share: the first norm, the filters, and norm and FFN."""
+        """What all network shapes share of each Freq block: the first norm, the FreqModule, and the second norm with
+        the FFN."""
         return [
             (self._place(layers.Norm(b.norm1)), copy.deepcopy(b.freq), self._place(layers.PointwiseFFN(b)))
             for b in layer
         ]
 
     def _placed_guide(self, guide: Guide) -> nn.Module:
-        """In float32 where fp16 runs: MobileSAM was not trained to stay within its range."""
+        """The guide on the device.  It is in float32 where the rest runs in fp16: MobileSAM was not trained to stay
+        within fp16's range."""
         exact = torch.float32 if self._dtype == torch.float16 else self._dtype
         trunk = FrozenTrunk(guide.trunk, exact).to(self.device)
         return nn.Sequential(trunk, self._place(Projections(guide)))
@@ -335,7 +338,8 @@ class Folded:
         return refine.eval().requires_grad_(False)
 
     def _place(self, module: Any) -> Any:
-        """On the device, weights in the plan's precision.  Tables stay as they are, and so do stages of other kinds."""
+        """A module on the device, with its weights in the plan's precision.  Tables and stages of other kinds keep
+        theirs."""
         module.to(self.device).eval().requires_grad_(False)
         for part in module.modules():
             if isinstance(part, (layers.Linear, layers.Conv, layers.Norm)):
@@ -348,7 +352,7 @@ class Folded:
 
 
 def _fastest(device: torch.device) -> str:
-    """What "auto" comes to on a device."""
+    """The precision that "auto" means on a device."""
     if device.type == "cuda":
         return "fp16"
     return "bf16" if cpu.has_bf16() else "fp32"

@@ -53,7 +53,8 @@ class Planned:
         return self._folded.refine(coarse.embedding, coarse.logits, boxes, image_crop, disks)
 
     def plan(self, height: int, width: int) -> Plan:
-        """The plan for a network shape, made on first use; the one unused for longest makes room."""
+        """The plan for a network shape, made on first use.  Where too many are kept, the one unused for longest
+        goes."""
         plan = self._plans.pop((height, width), None) or self._folded.plan(height, width)
         self._plans[height, width] = plan
         if len(self._plans) > PLANS_KEPT:

@@ -13,8 +13,8 @@ class SumEnlarged(PlanLayer):
     """`first + upsample(part) + ...` for parts of fixed sizes, by matrix products.
 
     Along each axis an enlargement is a matrix.  The parts are enlarged along the width, laid under one another, and
-    enlarged along the height by one product that also adds them up: the large map is written once and not once a part.
-    Ratios of 2, 4 and 8 have weights that bfloat16 holds exactly.
+    enlarged along the height by one product that also adds them up: the large map is written once, not once for each
+    part.  Ratios of 2, 4 and 8 have weights that bfloat16 holds exactly.
 
     Args:
         size ((int, int)): (H, W) of the sum.
@@ -48,7 +48,7 @@ def enlargement(old: int, new: int) -> Tensor:
 
 
 def crop(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """`refiner.roi_align` with one sample a bin, an axis at a time: boxes have no slope.
+    """`refiner.roi_align` with one sample in each bin, one axis at a time, which is possible since boxes are upright.
 
     Args:
         maps (Tensor): float `[B, H, W, C]`.
@@ -72,7 +72,7 @@ def _between(start: Tensor, stop: Tensor, samples: int, length: int) -> tuple[Te
     at = (torch.arange(samples, device=start.device, dtype=start.dtype) + 0.5) / samples
     at = (start[:, None] + (stop - start)[:, None] * at - 0.5).clamp(0, length - 1)
     low = at.floor().clamp(max=max(0, length - 2))
-    # no number is a pixel too: the rows that fill up a batch are computed, though nobody reads them
+    # NaN must give a valid pixel too: rows that only fill up a batch are computed, though nobody reads the result
     return low.nan_to_num().long(), at - low
 
 

@@ -1,5 +1,5 @@
-"""Exact rewrites of the network's weights: each function returns new values that make a cheaper module equal to a
-dearer one.  The inputs are left as they are; sums run in float64 and are rounded once, to the dtype of the weights.
+"""Exact rewrites of the network's weights: with the values that a function returns, a cheaper module computes the same
+as a dearer one.  The inputs are not changed.  Sums run in float64 and are rounded once, to the dtype of the weights.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def drop_key_value_bias(key_value: Affine, out: Affine) -> tuple[Tensor, Affine]
 
 
 def fuse_slices(fuse: nn.Conv2d, norm: nn.BatchNorm2d, mlps: list[nn.Conv2d]) -> list[Affine]:
-    """The decoder's `norm(fuse(cat(upsample(mlp(x)))))` as a sum of one linear map a stage, upsampled afterwards.
+    """The decoder's `norm(fuse(cat(upsample(mlp(x)))))` as a sum of linear maps, one for each stage, upsampled
+    afterwards.
 
     The concatenation has the last stage first.  All biases are in the first stage's map.
 

@@ -40,7 +40,7 @@ def spectral_module(
         freq (FreqModule): its weights are copied.
         height, width (int): of the maps.
         form (str): "fft", "matmul", "dense", or "auto": the fastest as measured.
-        dtype (torch.dtype): of the maps that come and go.
+        dtype (torch.dtype): of the maps, input and output.
 
     Raises:
         InvalidArgumentError: no such form, or a side below 1.
@@ -78,7 +78,8 @@ class _Spectral(nn.Module):
         spectral = (f(q.to(self.work)) for f, q in zip(self.branches, quarters[:3], strict=True))
         if self._exported:  # what is exported writes to no part of a tensor
             return torch.cat([*(s.to(x.dtype) for s in spectral), self.depthwise(quarters[3])], dim=1)
-        # as maps lie in a plan: joined as they are, they would lie as planes, and be turned by whoever reads them next
+        # maps of a plan are channels-last; a plain concatenation would be planes, which the next layer would have to
+        # convert
         y = torch.empty_like(x, memory_format=torch.channels_last)
         for part, values in zip(y.chunk(4, dim=1), (*spectral, self.depthwise(quarters[3])), strict=True):
             part.copy_(values)

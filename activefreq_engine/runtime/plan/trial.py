@@ -1,7 +1,7 @@
 """How a plan on a CPU is verified: each layer at the size at which it runs there, in memory full of NaN.
 
-oneDNN compiles its kernels for the CPU and the sizes that it finds, so a layer that is right at one size may be wrong
-at another.  A kernel that reads memory nobody wrote is right as long as there are numbers in that memory by chance.
+oneDNN compiles its kernels for the present CPU and sizes, so a layer that is right at one size may be wrong at another.
+A kernel that reads memory which nobody wrote looks right as long as harmless numbers happen to be there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """Relative error of a layer in the Euclidean norm; one pixel of garbage among 64 x 64 is 1.5e-2."""
 
 NUMBERS = 99_991
-"""Random numbers that are drawn; a prime."""
+"""How many random numbers are drawn; a prime, so that it divides no size."""
 
 PackedLayer = Linear | Conv | nn.Conv2d
 KINDS = (Linear, Conv, nn.Conv2d)
@@ -59,7 +59,7 @@ def question(
 
 
 def fingerprint(modules: Iterable[nn.Module]) -> str:
-    """Of the kinds and sizes of all layers; their numbers do not matter."""
+    """Fingerprint of the kinds and sizes of all layers; the values of their weights do not matter."""
     return hashlib.sha256(repr(list(map(_weights, _layers(modules)))).encode()).hexdigest()[:16]
 
 
@@ -79,8 +79,8 @@ def _check(layers: list[PackedLayer], run: Callable[[], Any]) -> Iterator[Part]:
 
 
 def fill_freed_memory(*sizes: int) -> None:
-    """Leave NaN, of any type, in free memory that will be handed out next: in many blocks of these sizes in bytes, and
-    of others, since a freed block is given first to what asks for its size."""
+    """Leave bytes that are NaN in every float type in the free memory that will be handed out next: in many blocks of
+    these sizes in bytes and of some others, since a freed block is first given to whoever asks for its size."""
     blocks = {size: max(2, min(64, (1 << 20) // size)) for size in (*sizes, 1 << 12, 1 << 16) if size}
     kept = [torch.full((size,), 255, dtype=torch.uint8) for size, count in blocks.items() for _ in range(count)]
     kept.append(torch.full((max(sizes, default=0) + (1 << 20),), 255, dtype=torch.uint8))
@@ -88,13 +88,14 @@ def fill_freed_memory(*sizes: int) -> None:
 
 
 def _random(shape: Sequence[int], numbers: Tensor) -> Tensor:
-    """The same numbers over and over, in a period that fits no size; to draw new ones takes longer than the layers."""
+    """The same numbers over and over, with a period that divides no size; drawing new ones would take longer than the
+    layers."""
     count = prod(shape)
     return numbers.repeat(-(-count // NUMBERS))[:count].view(tuple(shape))
 
 
 def _reference(layer: PackedLayer, x: Tensor, residual: Tensor | None = None) -> Tensor:
-    """In float32, which has been right wherever half precision was not, by torch's own layers."""
+    """The expected result: by torch's own layers in float32, which was right wherever half precision was not."""
     weight = (layer.weight.to_dense() if layer.weight.is_mkldnn else layer.weight).float()
     bias = None if layer.bias is None else layer.bias.float()
     if isinstance(layer, Linear):
@@ -124,8 +125,8 @@ def _layers(modules: Iterable[nn.Module]) -> list[PackedLayer]:
 
 @contextmanager
 def _recording(layers: list[PackedLayer]) -> Iterator[dict[_Case, PackedLayer]]:
-    """Fills a dict of what is called, with a layer for all that oneDNN cannot tell apart: by `_weights`, shape and
-    strides of the input, and shape of the residual."""
+    """Record which layers are called and how.  Calls that oneDNN cannot tell apart share one entry: those with equal
+    `_weights`, shape and strides of the input, and shape of the residual."""
     cases: dict[_Case, PackedLayer] = {}
 
     def recorded(layer: PackedLayer) -> Callable[..., Tensor]:
