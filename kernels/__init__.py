@@ -1,4 +1,4 @@
-"""The engine's numerical ops, one folder an op.  Canonical import name: ``activefreq_engine.kernels``.
+"""The engine's numerical ops, one folder for each.  Canonical import name: ``activefreq_engine.kernels``.
 
 Each op folder holds the public function (``__init__.py``), its definition (``reference.py``) and, where one
 exists, a GPU implementation that is imported only when it runs.

@@ -14,7 +14,7 @@ from .dispatch import Verdict
 
 PRELUDE = Path(__file__).with_name("prelude.cu")
 OPTIONS = ("--std=c++17",)
-"""Compiler options of every source."""
+"""Compiler options for every source."""
 
 Launch = Callable[..., None]
 """``launch(kernel, grid, block, *arguments)``: an argument is a contiguous tensor of the device, None for a null
@@ -59,13 +59,14 @@ class _Stream:
 
 @functools.cache
 def _module(path: Path, device: int, options: tuple[str, ...]) -> Any:
-    """The compiled source.  One for each device, because a loaded module belongs to one."""
+    """The compiled source; there is one for each device, because a loaded module belongs to one device."""
     return importlib.import_module("cupy").RawModule(code=source_text(path), options=options)
 
 
 @contextmanager
 def launching(path: Path, device: torch.device) -> Iterator[Launch]:
-    """Launch kernels of the source `path` on torch's current stream of `device`.  No kernel is waited for.
+    """Gives a function that launches kernels of the source `path` on torch's current stream of `device`.  It waits for
+    none.
 
     The stream is asked for every time: a graph that is being captured has its own.  The first use on a device compiles
     the source, which a capture does not allow; so run the op once before capturing it.
@@ -83,7 +84,8 @@ def launching(path: Path, device: torch.device) -> Iterator[Launch]:
 
 
 def _argument(value: torch.Tensor | int | None, device: torch.device) -> int | np.int32:
-    """As CuPy takes it: pointers as Python ints, which it passes in 64 bits; numbers as NumPy scalars of their size."""
+    """An argument in the form that CuPy takes: pointers as Python ints, which it passes in 64 bits; numbers as NumPy
+    scalars of their size."""
     if value is None:
         return 0
     if isinstance(value, int):
@@ -97,5 +99,5 @@ def _argument(value: torch.Tensor | int | None, device: torch.device) -> int | n
 
 
 def cdiv(a: int, b: int) -> int:
-    """Blocks of b that cover a."""
+    """How many blocks of size b cover a."""
     return -(-a // b)

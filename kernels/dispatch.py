@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # the command line asks for names and settings before torch i
     from .verification import Form, Question, Trial
 
 BACKENDS = ("auto", "reference", "triton", "cupy")
-"""What ``backend`` may say, and ``ACTIVEFREQ_BACKEND`` of an op."""
+"""Allowed values of ``backend``, and of an op in ``ACTIVEFREQ_BACKEND``."""
 
 ENVIRONMENT_VARIABLE = "ACTIVEFREQ_BACKEND"
 """For example ``reference``, or ``triton,region_stats=reference``."""
@@ -69,17 +69,18 @@ class Implementation:
     """Called with the op's arguments before every run, so it must be cheap.  Called without arguments by `table`,
     when the question is only whether this machine has what the implementation needs."""
     trial: Trial | None = None
-    """How it is verified on a device before "auto" may choose it; None for what nobody compiled for this machine."""
+    """How it is verified on a device before "auto" may choose it; None if there is nothing to verify, as for a
+    reference."""
     folder: Path | None = None
-    """Of the op; None: where `run` is defined."""
+    """The op's folder; None: the folder in which `run` is defined."""
 
     @property
     def source(self) -> str:
-        """Fingerprint of the op's folder and of what all ops share."""
+        """Fingerprint of the sources in the op's folder and of those that all ops share."""
         from . import verification
 
-        # the module's own file: in a frozen program `inspect` finds a relative path, through the function's code;
-        # but a program that is typed in has none
+        # take the module's own file, since in a frozen program `inspect` finds only a relative path; a module that was
+        # typed in at a prompt has no file
         file = getattr(sys.modules[self.run.__module__], "__file__", None) or inspect.getfile(self.run)
         return verification.source(self.folder or Path(file).parent, Path(__file__).parent)
 
@@ -170,7 +171,7 @@ def question(op: str, name: str, device: torch.device, form: Form) -> Question:
 
 
 def samples(device: torch.device) -> Iterator[Question]:
-    """What "try everything" asks about a device, apart from what an engine asks."""
+    """The ops' own sample questions about a device, which `activefreq info --verify` asks beside those of an engine."""
     load()
     for op in sorted(_registry):
         for i in _by_priority(_registry[op]):
@@ -185,7 +186,7 @@ def sources() -> set[str]:
 
 
 def proven(op: str, name: str, device: torch.device, form: Form) -> Verdict:
-    """Whether an implementation has been right on a device in this form; tries it at the first time."""
+    """Whether an implementation was right on a device in this form.  The first call for a form tries it."""
     key = op, name, device, form.key
     verdict = _proven.get(key)
     if verdict is not None:
@@ -261,7 +262,7 @@ def _requested(op: str, device: str, backend: str, args: tuple[Any, ...], kwargs
 
 @functools.lru_cache(maxsize=16)
 def _settings(text: str) -> tuple[str, dict[str, str]]:
-    """What ``ACTIVEFREQ_BACKEND`` says: of all ops, and of some by name."""
+    """What ``ACTIVEFREQ_BACKEND`` asks for: the backend for all ops, and those for single ops by name."""
     everywhere, by_op = "auto", {}
     entries = [entry.strip() for entry in text.split(",") if entry.strip()]
     if any("=" in entry for entry in entries):

@@ -1,7 +1,7 @@
 """What the fused ops of a click share: how they are checked, registered, and tried beside their references.
 
-Each is offered for fp16 maps `[B, H, W, C]`; sums and norms are in float32.  Its ``triton_impl.kernel_call`` takes the
-arguments of the op, then its outputs.
+Each kernel is offered for fp16 maps `[B, H, W, C]`; sums and norms are in float32.  The ``kernel_call`` in its
+``triton_impl`` takes the arguments of the op, then its outputs.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from .triton_support import KernelCall
 from .verification import Form, Part, Trial, poison
 
 TOLERANCE = 1.5e-3
-"""Relative error of a map in the Euclidean norm, against float64 on the same fp16 inputs."""
+"""Largest allowed relative error of a map in the Euclidean norm, against float64 on the same fp16 inputs."""
 
 LEVEL_TOLERANCE = 2
-"""Of levels, which are 65535 times a probability."""
+"""Largest allowed difference of levels, which are 65535 times a probability."""
 
 Outputs = tuple[Tensor, ...]
 
 
 def halves(channels: int) -> tuple[int, int]:
-    """Channels as a sum of two powers of two, of which the second may be 0; (0, 0) where they are no such sum."""
+    """Channels as a sum of two powers of two, the second of which may be 0; (0, 0) if they are not such a sum."""
     if channels < 16:
         return 0, 0
     first = 1 << (channels.bit_length() - 1)
@@ -39,14 +39,14 @@ def halves(channels: int) -> tuple[int, int]:
 
 
 def cannot(channels: int) -> str:
-    """Why rows of so many channels cannot be multiplied; empty where they can."""
+    """Why rows of so many channels cannot be multiplied; empty if they can."""
     if halves(channels)[0] and channels <= 512:
         return ""
     return f"{channels} channels; offered are sums of two powers of two from 16 on, at most 512"
 
 
 def expect(name: str, tensor: Tensor, *sides: int | None) -> None:
-    """Raise where a tensor has other sides; None stands for any.
+    """Raise unless a tensor has these sides; None stands for any.
 
     Raises:
         TypeError: not a tensor of floating point.
@@ -64,10 +64,10 @@ class FusedOp:
     """A fused op with its two implementations, registered under its name.
 
     Args:
-        name: of the op, and of its folder.
+        name: name of the op and of its folder.
         reference: takes the op's arguments; computes in the precision of the maps; returns the outputs as a tuple.
         outputs: takes the op's arguments; returns empty tensors for what the op returns.
-        limits: takes the op's arguments; why the kernel is not offered for them, or "".
+        limits: takes the op's arguments; returns why the kernel is not offered for them, or "".
         written: names of arguments that the op fills in place, after what it returns.
     """
 
@@ -96,6 +96,7 @@ class FusedOp:
         )
 
     def __call__(self, backend: str, *args: Any) -> Outputs:
+        """Run the op by the implementation that `kernels.dispatch` chooses."""
         found: Outputs = dispatch.call(self.name, args[0].device.type, backend, *args)
         return found
 
@@ -106,7 +107,7 @@ class FusedOp:
         return call
 
     def form(self, *args: Any) -> Form:
-        """What the compiled code depends on: the kernel's constants.  Other sizes are plain arguments of it."""
+        """What the compiled code depends on: the kernel's constants.  Other sizes are run-time arguments."""
         shown = [_described(a) for a in args]
         call = self.kernel_call(*(_on_meta(a) for a in args))
         constants = tuple(sorted((k, v) for k, v in call.arguments.items() if not isinstance(v, Tensor)))
@@ -125,11 +126,11 @@ class FusedOp:
         return self.compare([a.to(device) if isinstance(a, Tensor) else a for a in args])
 
     def drawn(self, arguments: Sequence[Any], generator: torch.Generator) -> list[Any]:
-        """Random arguments for the sizes that `form` tells."""
+        """Random arguments of the sizes that `form` describes."""
         return [_drawn(n, a, generator) for n, a in zip(self.names, arguments, strict=True)]
 
     def compare(self, args: Sequence[Any]) -> list[Part]:
-        """One part for each output."""
+        """Run the kernel and compare it with the reference in float64: one part for each output."""
         filled = [args[self.names.index(n)] for n in self._written]
         exact = [a.cpu().double() if isinstance(a, Tensor) and a.dtype.is_floating_point else a for a in args]
         exact = [a.cpu().clone() if isinstance(a, Tensor) else a for a in exact]
@@ -178,14 +179,14 @@ def _on_meta(value: Any) -> Any:
 
 
 def _described(value: Any) -> Any:
-    """JSON-able; of a batch at most two items are tried."""
+    """An argument in JSON-able form; a tensor becomes its shape and dtype."""
     if isinstance(value, Tensor):
         return {"shape": list(value.shape), "dtype": _kind(value)}
     return value
 
 
 def _drawn(name: str, value: Any, generator: torch.Generator) -> Any:
-    """Random numbers in the range that an argument of this name has."""
+    """Random numbers of the size and range that an argument of this name has."""
     if not isinstance(value, dict):
         return value
     shape, dtype = value["shape"], getattr(torch, value["dtype"])

@@ -11,12 +11,14 @@ def define(
 ) -> Callable[..., Any]:
     """Register ``activefreq::name`` for all devices and return it.
 
-    Does what `torch.library.custom_op` does, whose first call imports the compiler, though: a second on the click path.
+    This does what `torch.library.custom_op` does; but the first call of that imports the compiler, which would cost the
+    first click a second.
 
     Args:
         run: annotated with the types that `torch.library.infer_schema` reads; returns new tensors, or None.
         fake: takes the same arguments; returns empty tensors of the sizes and dtypes that `run` returns.
-        writes: arguments that `run` writes to.  It tells autograd itself, by `torch.autograd.graph.increment_version`.
+        writes: names of the arguments that `run` writes to.  `run` itself must tell autograd about it, by
+            `torch.autograd.graph.increment_version`.
     """
     torch.library.define(f"activefreq::{name}", torch.library.infer_schema(run, mutates_args=writes))
     torch.library.impl(f"activefreq::{name}", "CompositeExplicitAutograd", run)

@@ -1,13 +1,14 @@
 """Device code that the fused kernels of a click share: rows of channels, their norms, and rows split among programs.
 
-Maps are fp16 `[B, H, W, C]` in memory, so a pixel is a row of C channels.  A program has 16 rows, and `tl.dot` becomes
-the matrix instruction of a single warp (HMMA) with any number of warps: that of a warp group wants 64 rows.  A row of
-K channels that is multiplied is read as two tiles of KA + KB channels, powers of two (160 = 128 + 32), so that nothing
-is spent on padding; a row of C results is one tile of CP >= C.
+Maps are fp16 `[B, H, W, C]` in memory, so a pixel is a row of C channels.  Each program computes 16 rows.  So `tl.dot`
+becomes the matrix instruction of a single warp (HMMA) with any number of warps, since that of a warp group needs 64
+rows.  A row of K channels that is multiplied is read as two tiles of KA + KB channels, powers of two (160 = 128 + 32),
+so that nothing is spent on padding; a row of C results is one tile of CP >= C.
 
-Splitting.  Where a map has fewer tiles of rows than the device has processors, S programs share a tile.  Each leaves
-its part in memory and counts itself in; the one that comes last adds the parts up, in their order, so that the result
-does not depend on who was last.  It then does what needs whole rows (residual, norms) and sets the counter to 0 again.
+Splitting.  Where a map has fewer tiles of rows than the device has processors, S programs share a tile.  Each writes
+its part to memory and raises a counter.  The one that finishes last adds the parts up, always in the same order, so the
+result does not depend on which program was last.  It then does what needs whole rows (residual, norms) and sets the
+counter to 0 again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from .triton_support import pad
 
 ROWS = 16
-"""Of a tile."""
+"""Rows (pixels) of a tile."""
 
 
 @triton.jit
@@ -189,10 +190,10 @@ def scratch(tiles: int, splits: int, columns: int, like: Tensor) -> dict[str, Te
     """Memory for the parts of a split launch, and its counters.
 
     Args:
-        tiles: row tiles of all images.
-        splits: programs that share one.
-        columns: of a part.
-        like: a tensor of the device.
+        tiles: number of row tiles of all images together.
+        splits: programs that share a tile.
+        columns: columns of a part.
+        like: a tensor on the device to use.
     """
     size = tiles * splits * ROWS * pad(columns) if splits > 1 else 1
     return {"part_ptr": like.new_empty(size, dtype=torch.float32), "counter_ptr": counters(tiles, like.device)}
@@ -202,10 +203,10 @@ _counters: dict[tuple[torch.device, int], Tensor] = {}
 
 
 def counters(count: int, device: torch.device) -> Tensor:
-    """At least so many int32 zeros.
+    """At least `count` int32 zeros, as counters.
 
-    A launch leaves zeros behind, so the launches of one stream share them: they run one after another.  Memory that a
-    captured graph knows is kept for good.
+    A launch leaves zeros behind, so all launches of a stream, which run one after another, share the same memory.  It
+    is never freed, since a captured graph may use it.
     """
     if device.type == "meta":
         return torch.empty(count, dtype=torch.int32, device=device)

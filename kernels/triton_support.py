@@ -19,13 +19,14 @@ import torch
 from .dispatch import Verdict
 
 OLDEST = (3, 6)
-"""The oldest Triton that the tests and the compile gate have passed on."""
+"""The oldest Triton with which the tests and the compile gate have passed."""
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-"""Triton itself decides at import whether its interpreter stands in for a GPU, so this is read once as well."""
+"""Whether Triton's interpreter stands in for a GPU.  Triton decides this when it is imported, so it is read only
+once."""
 
 DEVICES = ("cuda", "cpu") if INTERPRETING else ("cuda",)
-"""Where a Triton kernel can run in this process."""
+"""Types of devices on which a Triton kernel can run in this process."""
 
 
 @functools.cache
@@ -57,7 +58,7 @@ def available() -> Verdict:
 
 @dataclass(frozen=True, slots=True)
 class KernelCall:
-    """One launch of a Triton kernel, complete but not started: it can be run, or compiled for a machine elsewhere."""
+    """One launch of a Triton kernel, complete but not started: it can be run, or compiled for another machine."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -65,11 +66,14 @@ class KernelCall:
     """Every argument of the kernel by name, compile-time constants included."""
     num_warps: int
     fp_fusion: bool = True
-    """Whether a multiplication and an addition may become one rounding.  Always given: Triton's default changes."""
+    """Whether a multiplication and an addition may be fused, with one rounding.  Always given, as Triton's default
+    changes.
+    """
     registers: int | None = None
-    """Most that a thread may have; None leaves it to the assembler, which may spill for the sake of occupancy."""
+    """Most registers of a thread; None leaves it to the assembler, which may spill so that more programs run at
+    once."""
     num_stages: int = 1
-    """Steps of a loop whose loads are under way at a time; 1 where loops are short and unrolled."""
+    """How many steps of a loop have their loads under way at once; 1 where loops are short and unrolled."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -90,30 +94,31 @@ class KernelCall:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where a tensor's elements lie, as far as a kernel is compiled for it."""
+    """Where a tensor's elements lie in memory, as far as the compiled kernel depends on it."""
 
     strides: tuple[int, ...]
     offset: int
-    """Elements from a place that is aligned to 16 bytes."""
+    """Distance of the first element from an address that is aligned to 16 bytes, in elements."""
 
     @classmethod
     def of(cls, t: torch.Tensor) -> Layout:
-        """Of a tensor of any device; on the meta device it counts as aligned."""
+        """The layout of a tensor on any device; on the meta device it counts as aligned."""
         return cls(tuple(t.stride()), 0 if t.is_meta else t.data_ptr() % 16 // t.element_size())
 
     @property
     def key(self) -> tuple[int, ...]:
+        """What the compiled code depends on: the class of each stride, and whether the start is aligned."""
         return (*map(specialised, self.strides), int(self.offset > 0))
 
     def place(self, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-        """Values in this layout, as many as lie between its first and its last element, with NaN all around them."""
+        """A tensor of this layout that holds `values`, of which there are `extent`, with NaN all around it."""
         start = MARGIN + self.offset
         memory = values.new_full((len(values) + start + MARGIN,), float("nan"))
         memory[start : start + len(values)] = values
         return memory.as_strided(shape, self.strides, start)
 
     def extent(self, shape: tuple[int, ...]) -> int:
-        """How many elements `place` takes."""
+        """How many elements lie from the first to the last one of a tensor of this layout."""
         return sum((n - 1) * s for n, s in zip(shape, self.strides, strict=True)) + 1
 
 
@@ -121,15 +126,15 @@ MARGIN = 1024
 
 
 def specialised(n: int) -> int:
-    """What Triton compiles anew for: a number that is 1, one that 16 divides, any other."""
+    """The class of an integer argument for which Triton compiles its own code: 1, divisible by 16, any other."""
     return 1 if n == 1 else 16 if n % 16 == 0 else 0
 
 
 def small(n: int) -> int:
-    """A number of at most 1,039 that Triton compiles the same code for: a size that a reference answers soon."""
+    """A number of at most 1,039 for which Triton compiles the same code: a size for which references are quick."""
     return n if n < 1024 else 1024 + n % 16
 
 
 def pad(n: int, least: int = 16) -> int:
-    """The next power of two, at least `least`: block sides are powers of two, matrix instructions want 16."""
+    """The next power of two, at least `least`: sides of blocks are powers of two, and matrix instructions need 16."""
     return max(least, 1 << (n - 1).bit_length())

@@ -1,4 +1,4 @@
-"""Regions of high entropy with all that is known of them, in one table of fixed size; the host never waits.
+"""Regions of high entropy and their statistics in one table of fixed size, without the host waiting for the device.
 
 This is what `AcSelect.suggest` looks at, as a sequence of operators that a CUDA graph can capture: regions and their
 statistics by `region_stats_fixed`, inner points by `inscribed_points_fixed`.
@@ -15,7 +15,7 @@ from .region_stats import binary_entropy, region_stats_fixed
 COLUMNS = (
     "area", "max_entropy", "mean_entropy", "mean_prob", "x0", "y0", "x1", "y1", "peak_x", "peak_y", "x", "y", "radius",
 )  # fmt: skip
-"""Of the table."""
+"""Columns of the table."""
 
 
 def uncertain_regions(
@@ -31,15 +31,15 @@ def uncertain_regions(
         before (Tensor): float32 `[H, W]`, the probabilities one step earlier.
         valid (Tensor): bool `[H, W]`; where false nothing is a region.
         rules (Tensor): float64 `[4]`: threshold of the mask, tau, tau_flipped; 1 if there was a step before, else 0.
-        capacity (int): regions that there is room for, of each of the two kinds. Default: 1024.
+        capacity (int): most regions of each of the two kinds that have a row. Default: 1024.
         backend (str): of the two operators, see `kernels.dispatch`. Default: "auto".
 
     Returns:
-        Tensor: float64 `[2, 1 + capacity, 13]` on the inputs' device.  Row 0 holds the number of regions, also those
-        that found no room, and in its second column how many probabilities are not in 0..1.  Row k holds region k by
-        `COLUMNS`: area in pixels, entropies in bits, the half-open box, the peak of the entropy, centre and radius of
-        the largest inscribed circle; (x, y) in pixels.  First the regions outside the mask, which a positive click
-        would add, then those inside.
+        Tensor: float64 `[2, 1 + capacity, 13]` on the inputs' device.  The first index is 0 for regions outside the
+        mask, which a positive click would add, and 1 for those inside.  Row 0 holds the number of regions, also of
+        those that have no row, and in its second column how many probabilities are not in 0..1.  Row k holds region k
+        by `COLUMNS`: area in pixels, entropies in bits, the half-open box, the peak of the entropy, centre and radius
+        of the largest inscribed circle; (x, y) in pixels.
     """
     threshold, tau, tau_flipped, has_before = rules.unbind()
     mask = probs > threshold.to(probs.dtype)

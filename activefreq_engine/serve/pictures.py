@@ -52,14 +52,17 @@ class Planes:
 
     @property
     def width(self) -> int:
+        """Columns of a slice."""
         return int(self.planes.shape[2])
 
     @property
     def height(self) -> int:
+        """Rows of a slice."""
         return int(self.planes.shape[1])
 
     @property
     def slices(self) -> int:
+        """Number of slices; 1 for a plain picture."""
         return len(self.planes)
 
     @property

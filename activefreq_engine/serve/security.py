@@ -1,4 +1,4 @@
-"""Who is let in.  docs/security.md says against what each line stands."""
+"""Decides which requests are let in.  docs/security.md says what each check prevents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ JSON_BYTES = 2**20
 """Most bytes of a request that is not a picture."""
 
 FAILED = "the server failed at this request; its log says why"
-"""All that a client is told of a failure of ours."""
+"""All that a client is told when the server itself fails."""
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _HEADERS = [
@@ -59,10 +59,10 @@ class Gate:
         return self._token is not None
 
     def check_token(self, given: str | None) -> None:
-        """In constant time.
+        """Compare with the token, in constant time.
 
         Raises:
-            NotAllowedError: it is not the token.
+            NotAllowedError: a token is needed, and this is not the token.
         """
         if self._token is None:
             return
@@ -73,7 +73,7 @@ class Gate:
         """Refuse names that are not ours (DNS rebinding) and pages of other sites.
 
         Raises:
-            ForbiddenError: it is one of these.
+            ForbiddenError: the host name is not ours, or the request comes from another site.
         """
         found: dict[bytes, list[str]] = {}
         for name, value in headers:
@@ -110,14 +110,15 @@ class Guard:
     """ASGI middleware: the gate before every request, limits on bodies, headers on answers, words instead of traces.
 
     Args:
-        is_open: of a path, whether it needs no token (the page's own files).
-        most: of a path, how many bytes a request's body may have.
+        is_open: whether a path needs no token (the page's own files).
+        most: how many bytes the body of a request to a path may have.
     """
 
     def __init__(self, app: Any, gate: Gate, *, is_open: Callable[[str], bool], most: Callable[[str], int]) -> None:
         self._app, self._gate, self._is_open, self._most = app, gate, is_open, most
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection: let it through to the application, or refuse it."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return

@@ -31,11 +31,11 @@ def attention(
     splits: int = 1,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Queries from normalised pixels, attention to keys, projection, residual, and the norm of whoever comes next.
+    """Queries from normalised pixels, attention to keys, projection, residual, and the next layer's norm.
 
     Args:
         xn (Tensor): `[B, H, W, C]`, normalised pixels; without `q_weight` `[B, H, W, 3C]`: queries, keys and values.
-        x (Tensor): `[B, H, W, C]`, what is added; floating, the kernel is offered for float16.
+        x (Tensor): `[B, H, W, C]`, the residual; floating.  The kernel is offered for float16.
         kv (Tensor, optional): `[B, NK, 2C]`, keys first; None exactly if `q_weight` is.
         q_weight (Tensor, optional): `[C, C]`.
         q_bias (Tensor, optional): `[C]`; given exactly if `q_weight` is.
@@ -52,7 +52,7 @@ def attention(
     Raises:
         TypeError: not tensors of floating point.
         ValueError: shapes that do not fit together, or only one of `kv`, `q_weight` and `q_bias` is given.
-        RuntimeError: a gradient would be needed.
+        RuntimeError: a tensor requires a gradient.
         BackendUnavailableError: the backend asked for by name cannot run.
     """
     expect("x", x, None, None, None, None)

@@ -1,4 +1,4 @@
-"""The definition: queries, scaled dot-product attention, projection, residual, and the norm of whoever comes next."""
+"""The definition: queries, scaled dot-product attention, projection, residual, and the next layer's norm."""
 
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,8 @@
 """Queries, attention, projection, residual and norm in one launch.
 
-A program has 16 queries of some heads.  All keys lie in one tile, so the softmax is exact and in one pass.  The heads'
-shares of the projection add up in the accumulator, and across programs through parts where the heads are split.
+Each program computes 16 queries for some heads.  All keys lie in one tile, so the softmax is exact and needs one pass.
+The heads' shares of the projection add up in the accumulator; where heads are split among programs, the last of these
+adds their parts up.
 """
 
 import math

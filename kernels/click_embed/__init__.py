@@ -24,7 +24,7 @@ def click_embed(
     radius: float,
     backend: str = "auto",
 ) -> Tensor:
-    """A 7x7 convolution of stride 4 of (previous answer, positive disks, negative disks), its norm, plus `c1`.
+    """A 7x7 convolution of stride 4 over (previous answer, positive disks, negative disks), its norm, plus `c1`.
 
     Args:
         previous (Tensor): `[B, H, W]`: float32 probabilities, or uint16 levels, which are 65535 times a probability.
@@ -43,7 +43,7 @@ def click_embed(
     Raises:
         TypeError: not tensors, or of the wrong dtype.
         ValueError: shapes that do not fit together.
-        RuntimeError: a gradient would be needed.
+        RuntimeError: a tensor requires a gradient.
         BackendUnavailableError: the backend asked for by name cannot run.
     """
     if not isinstance(previous, Tensor) or previous.dtype not in (torch.uint16, torch.float32, torch.float64):

@@ -1,8 +1,8 @@
 """Click maps, convolution, norm and sum in one launch.
 
 Each of the three maps is one product of 64 taps, 7x7 as 8x8 with weights that are zero.  Disks are tested tap by tap,
-as in `click_maps`, for the slots near enough to reach the tile; a tile that none reaches, which is nearly every one,
-skips all of it.
+as in `click_maps`, for the slots near enough to reach the tile.  A tile that no slot reaches, which is nearly every
+one, skips the disks.
 """
 
 import triton

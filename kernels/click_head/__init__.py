@@ -36,17 +36,17 @@ def click_head(
         levels (Tensor): uint16 `[B, 4h, 4w]`, filled: 65535 times the probability, rounded; meaningless where `total`
             is NaN.
         total (Tensor): float32 `[B]`, filled: the sum of each item's probabilities, NaN if one of them is.
-        keep (bool): whether fused map and logits are wanted. Default: True.
+        keep (bool): whether the fused map and the logits are returned. Default: True.
         backend (str): see `kernels.dispatch`. Default: "auto".
 
     Returns:
         tuple: the fused map `[B, h, w, E]` in the dtype of `p1`, and logits float32 `[B, 1, 4h, 4w]`; without `keep`
-        empty ones, of no item.
+        both have no items.
 
     Raises:
         TypeError: not tensors, or of the wrong dtype.
         ValueError: shapes that do not fit together.
-        RuntimeError: a gradient would be needed.
+        RuntimeError: a tensor requires a gradient.
         BackendUnavailableError: the backend asked for by name cannot run.
     """
     expect("p1", p1, None, None, None, None)

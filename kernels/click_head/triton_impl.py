@@ -1,9 +1,9 @@
 """Everything after the last projection in one launch.
 
-A program has 6 x 14 pixels of the low map (24 x 56 of the network's) and computes the head on those and one pixel
-around, 8 x 16 = 128 exactly: 1.5 times the arithmetic in exchange for a launch.  The enlargement by four is two small
-float32 products with weights made on the spot.  Each program leaves its sum of probabilities; the last one adds them
-up, in the order of the tiles.
+Each program computes 6 x 14 pixels of the low map (24 x 56 of the network's).  It computes the head on these and on one
+pixel more at each side, 8 x 16 = 128 in all: 1.5 times the arithmetic, but one launch less.  The enlargement by four is
+two small float32 products, whose weights the program computes itself.  Each program writes its sum of probabilities;
+the last one to finish adds them up, in the order of the tiles.
 """
 
 import torch

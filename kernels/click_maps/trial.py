@@ -23,6 +23,7 @@ def of(slots: int, height: int, width: int) -> Form:
 
 
 def samples() -> list[Form]:
+    """The forms that `activefreq info --verify` tries."""
     return [of(3, 33, 47), of(1, 1, 64)]
 
 

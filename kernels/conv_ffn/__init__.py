@@ -32,13 +32,14 @@ def conv_ffn(
 
     Args:
         h (Tensor): `[B, H, W, K]`, floating; the kernel is offered for float16.
-        x (Tensor): `[B, H, W, C]`, what is added.
+        x (Tensor): `[B, H, W, C]`, the residual.
         taps (Tensor): `[9, K]`, the convolution's, row by row.
         taps_bias (Tensor): `[K]`.
         weight (Tensor): `[C, K]`.
         bias (Tensor): `[C]`.
-        scale, shift (Tensor, optional): `[C]`, of a norm of the sum; None: there is none.
-        next_scale, next_shift (Tensor, optional): `[C]`, of the norm of the result; None: it has none of them.
+        scale, shift (Tensor, optional): `[C]`, of a norm of the sum, which then is `y`; None: the sum is not
+            normalised.
+        next_scale, next_shift (Tensor, optional): `[C]`, of the norm of `y`; None: that norm has no scale and shift.
         eps, next_eps (float): of the two norms.
         splits (int): programs that share 16 pixels; K / splits must be a multiple of 64. Default: 1.
         backend (str): see `kernels.dispatch`. Default: "auto".
@@ -49,7 +50,7 @@ def conv_ffn(
     Raises:
         TypeError: not tensors of floating point.
         ValueError: shapes that do not fit together.
-        RuntimeError: a gradient would be needed.
+        RuntimeError: a tensor requires a gradient.
         BackendUnavailableError: the backend asked for by name cannot run.
     """
     expect("x", x, None, None, None, None)

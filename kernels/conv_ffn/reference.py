@@ -1,4 +1,4 @@
-"""The definition: depth-wise convolution, GELU, product, residual, and the norms of whoever comes next."""
+"""The definition: depth-wise convolution, GELU, product, residual, and the norms after it."""
 
 import torch
 import torch.nn.functional as F

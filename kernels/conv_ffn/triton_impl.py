@@ -1,6 +1,6 @@
 """Depth-wise convolution, GELU, product, residual and norms in one launch.
 
-A program has 16 pixels and its share of the hidden channels; the last one of a tile adds up.
+Each program computes 16 pixels for its share of the hidden channels; the last program of a tile adds up.
 """
 
 import triton

@@ -64,8 +64,8 @@ def inscribed_points(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Centre and radius of the largest circle inside each region.
 
-    The distance of a pixel is the exact Euclidean one to the nearest pixel that is not in the same region: background,
-    another region, or outside of the image.  Equal maxima: the first pixel in row-major order.
+    The centre is the pixel with the largest exact Euclidean distance to the nearest pixel that is not in its region:
+    background, another region, or outside of the image.  Of several such pixels it is the first in row-major order.
 
     Args:
         labels: int32 `[B, H, W]`, 0 is background; the regions of image b are 1..counts[b], each with at least one

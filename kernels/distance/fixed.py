@@ -17,14 +17,14 @@ def inscribed_points_fixed(
     `torch.export`.
 
     Args:
-        labels: int32 `[B, H, W]`, 0 is background.  As in `FixedRegionStats.labels`; values are not checked: that would
-            wait.  Labels above `capacity` and below 0 get no row.
+        labels: int32 `[B, H, W]`, 0 is background.  As in `FixedRegionStats.labels`.  Values are not checked, since
+            that would wait for the device; labels above `capacity` and below 0 get no row.
         capacity: rows for each image, at least 1.
         backend: "auto", "reference" or "cupy"; see `kernels.dispatch`.
 
     Returns:
         points: int64 `[B, capacity, 2]`, (x, y): row k belongs to label k + 1.
-        radius: float64 `[B, capacity]`; 0, and the point too, for a label without pixels.
+        radius: float64 `[B, capacity]`, in pixels.  Point and radius are 0 for a label without pixels.
 
     Raises:
         TypeError: not a tensor, or not of dtype int32.

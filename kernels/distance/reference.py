@@ -106,6 +106,7 @@ def _distance(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def check_tensor(name: str, value: torch.Tensor, dtype: torch.dtype) -> None:
+    """Raise TypeError unless `value` is a tensor of this dtype."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} is a {type(value).__name__}; pass a torch.Tensor (torch.from_numpy for an array)")
     if value.dtype != dtype:
@@ -113,6 +114,7 @@ def check_tensor(name: str, value: torch.Tensor, dtype: torch.dtype) -> None:
 
 
 def check_images(name: str, value: torch.Tensor) -> None:
+    """Raise ValueError unless `value` is `[B, H, W]` with at least one pixel."""
     if value.ndim != 3 or value.numel() == 0:
         raise ValueError(
             f"{name} has shape {tuple(value.shape)}; pass [B, H, W] with at least one pixel "

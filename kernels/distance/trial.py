@@ -19,11 +19,12 @@ def form(*_: Any, **__: Any) -> Form:
 
 
 def samples() -> list[Form]:
+    """The forms that `activefreq info --verify` tries."""
     return [_FORM]
 
 
 def check(device: torch.device) -> list[Part]:
-    """Blobs, lines and noise: distances, and the innermost point of each label, one of them without room."""
+    """Compare distances, and the innermost point of each label, on blobs, lines and noise; one label has no row."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand((2, 1, 9, 14), generator=generator, dtype=torch.float32)
     smooth = torch.nn.functional.interpolate(coarse, size=(83, 131), mode="bilinear", align_corners=False)[:, 0]

@@ -25,10 +25,10 @@ LARGEST = 128
 """Largest H, W and C' of the Triton kernel; beyond that a fast Fourier transform wins over matrix products."""
 
 LARGEST_TF32 = 64
-"""The same for the fp32 operand modes: above it they do not fit into registers and shared memory."""
+"""The same for operands of tf32x3 and tf32: above it they do not fit into registers and shared memory."""
 
 LARGEST_BOTH = 64
-"""C' and a side of the map may not both be larger: together they leave too few registers.  No encoder has that."""
+"""C' and a side of the map may not both be above this: too few registers would be left.  No encoder has such maps."""
 
 
 def freq_module(
@@ -51,10 +51,10 @@ def freq_module(
     ``torch.fft.rfft2(x, dim=pair)`` has it.  The fourth goes through a depth-wise convolution with zero padding.
 
     On the Triton backend the first call with these tensors packs them into a `FreqModulePlan`; further calls find it
-    and cost one launch.  A tensor that is written to in between is noticed and packed again, unless the write is one
-    that autograd would not notice either, through ``.data`` or memory shared with NumPy.  Tensors made under
-    `torch.inference_mode` count no writes and are packed at every call.  With a `FreqModulePlan` of your own none of
-    this matters.
+    and cost one launch.  If a tensor is written to in between, this is noticed and it is packed again, except for
+    writes that autograd does not notice either: through ``.data`` or memory shared with NumPy.  Tensors made under
+    `torch.inference_mode` do not count writes, so they are packed at every call.  With a `FreqModulePlan` of your own
+    none of this matters.
 
     Args:
         x (Tensor): `[B, 4C', H, W]`, float16, bfloat16 or float32 (float64 for complex128 filters), any strides.
@@ -75,7 +75,7 @@ def freq_module(
 
     Raises:
         TypeError, ValueError, BackendUnavailableError: see `FreqModulePlan` and its call.
-        RuntimeError: a gradient would be needed.
+        RuntimeError: a tensor requires a gradient.
     """
     parameters = (filter_hw, filter_cw, filter_ch, dw_weight, dw_bias)
     _check(x, parameters, precision)

@@ -10,11 +10,11 @@ from ..arguments import check_no_gradient
 from . import trial
 
 PRECISIONS = ("fp16", "tf32x3", "tf32")
-"""Operand precisions of the matrix products; sums are in float32 always."""
+"""Operand precisions of the matrix products; sums are always in float32."""
 
 
 def input_dtypes(filter_hw: Tensor) -> tuple[torch.dtype, ...]:
-    """What `x` may be with these filters."""
+    """The dtypes that `x` may have with these filters."""
     if filter_hw.dtype == torch.complex128:
         return (torch.float64,)
     return (torch.float16, torch.bfloat16, torch.float32)
@@ -89,11 +89,11 @@ class FreqModulePlan:
         self._proven: set[Any] = set()
 
     def proven(self, x: Tensor, out: Tensor | None = None, residual: Tensor | None = None) -> bool:
-        """Whether what `backend` names runs for these tensors, and not the reference in its place; the latter, if the
-        kernel has failed its trial (`kernels.verification`).  The first time may take seconds: ask before clicks come.
+        """Whether the implementation that `backend` names runs for these tensors.  If its kernel has failed the trial
+        (`kernels.verification`) the reference runs instead.  The first call may take seconds: ask before clicks come.
 
         Args:
-            x, out, residual: as for a call; on the meta device they stand for tensors that are laid out like them.
+            x, out, residual: as for a call; meta tensors stand for tensors of the same layout.
         """
         if self._reference is None:
             return True
@@ -107,7 +107,7 @@ class FreqModulePlan:
         return ok
 
     def __call__(self, x: Tensor, out: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
-        """Run.
+        """Apply the FreqModule.
 
         Args:
             x (Tensor): `[B, 4C', H, W]`, float16, bfloat16 or float32 (float64 for complex128 filters), any strides.
@@ -123,7 +123,7 @@ class FreqModulePlan:
         Raises:
             TypeError: `x`, `out` or `residual` is not a tensor, or of the wrong dtype.
             ValueError: wrong shape or device, or `out` overlaps `x`, `residual` or itself.
-            RuntimeError: a gradient would be needed.
+            RuntimeError: a tensor requires a gradient.
         """
         check_input(x, (self.channels, *self.size), self.dtypes, self.device)
         check_like(x, out, residual)

@@ -1,4 +1,4 @@
-"""How the FreqModule kernel is verified: each quarter against float64, one by one."""
+"""How the FreqModule kernel is verified: each quarter by itself, against float64."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ TOLERANCE = {"fp16": 2e-3, "tf32x3": 4e-6, "tf32": 5e-3}
 DEPTHWISE = 1e-6
 
 ROUNDING = {torch.float32: 0.0, torch.float16: 2**-11, torch.bfloat16: 2**-8}
-"""What the rounding of the output may add."""
+"""The error that rounding the output may add."""
 
-RUNS = 1 if INTERPRETING else 3  # a race need not show at the first
+RUNS = 1 if INTERPRETING else 3  # a race may not show in the first run
 
 
 def form(x: Tensor, out: Tensor | None, residual: Tensor | None, side: int, precision: str) -> Form:
-    """For these tensors, which may live on the meta device, and a depth-wise kernel of `side` x `side`."""
+    """The form for these tensors, which may live on the meta device, and a depth-wise kernel of `side` x `side`."""
     channels, height, width = x.shape[1:]
     layouts = [Layout.of(x), Layout.of(torch.empty_like(x, device="meta") if out is None else out)]
     if residual is not None:

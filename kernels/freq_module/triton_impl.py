@@ -35,7 +35,7 @@ SMALLEST_INPUT_LIMIT = 24.0
 MOST_ROWS = tl.constexpr(32)
 # Of a product.  From 64 rows on Triton takes the instructions of a warp group (wgmma, compute capability 9.0) or of
 # tensor memory (tcgen05, 10.0), and with the former an fp16 kernel was silently wrong on an H200 (Triton 3.6).  With
-# fewer rows every device from 8.0 on runs mma.sync.  `bench.compile_gate` holds the binaries to that.
+# fewer rows every device from 8.0 on runs mma.sync.  `bench.gates.triton_kernels` checks that in the binaries.
 
 
 @triton.jit
@@ -584,6 +584,7 @@ class Runner:
         self.bias = bias.detach().float().clone(memory_format=torch.contiguous_format)
 
     def __call__(self, x: Tensor, out: Tensor | None, residual: Tensor | None) -> Tensor:
+        """Launch; see `FreqModulePlan.__call__`.  The arguments are not checked here."""
         packed = (self.tables, self.filters, self.weight, self.bias, self.precision, residual)
         if out is None:
             return _operator(x, *packed)
@@ -592,7 +593,7 @@ class Runner:
 
 
 def largest_gain(*filters: Tensor) -> float:
-    """max |G|.  Waits for the device."""
+    """The largest |G| of all filters.  Waits for the device."""
     gain = float(torch.stack([f.abs().max() for f in filters]).max())
     if not math.isfinite(gain):
         raise ValueError(f"a filter reaches |G| = {gain}; pass finite filters")

@@ -1,4 +1,4 @@
-"""The mask as packed bits, painted in whole numbers where the network's answer is."""
+"""Paints the mask as packed bits, in whole numbers, on the device that holds the network's answer."""
 
 import torch
 from torch import Tensor
@@ -16,14 +16,14 @@ def mask_bits(levels: Tensor, asked: Tensor, bits: Tensor, found: Tensor, *, bac
 
     Args:
         levels (Tensor): uint16 `[B, h, w]`, 65535 times the probability, contiguous.
-        asked (Tensor): int32 `[B, 8]`: height and width of the region in pixels; the limit, the uint32 of these bits;
-            the first row and how many are painted, 0 for none; 1 if `bits` has the same rows as they were before, else
-            0; two that mean nothing.
+        asked (Tensor): int32 `[B, 8]`: height and width of the region in pixels; the limit, a uint32 with these bits;
+            the first row to paint, and how many (0 for none); 1 if `bits` holds the previous mask of the same rows,
+            else 0; two unused numbers.
         bits (Tensor): int32 `[B, capacity]`, written: row after row, each of ``ceil(width / 32)`` words, pixel x being
             bit ``x % 32`` of word ``x // 32``.
         found (Tensor): int32 `[B, 8]`, written where rows were asked for: the box (x0, y0, x1, y1) of the mask in these
-            rows, half-open, in pixels of the region, (width, height, 0, 0) where it is empty; then that of what
-            differs from before, or of the mask again.
+            rows, half-open, in pixels of the region, (width, height, 0, 0) if it is empty; then the box of the pixels
+            that differ from the previous mask, or of the mask again if that was not known.
         backend (str): see `kernels.dispatch`. Default: "auto".
 
     Raises:
@@ -80,7 +80,8 @@ dispatch.register(
 
 
 def paints(device: torch.device, capacity: int) -> bool:
-    """Whether the kernel may paint on a device, with room for so many words: the definition would wait for it."""
+    """Whether the kernel may paint on a device, with room for so many words.  The reference is never used for it: it
+    would wait for the device."""
     if device.type not in triton_support.DEVICES or not triton_support.available()[0]:
         return False
     if dispatch.requested("mask_bits", device.type) != "auto":

@@ -1,4 +1,4 @@
-"""The definition: which pixels of a region a map of levels puts into the mask, in whole numbers, as packed bits.
+"""The definition: which pixels of a region are in the mask of a map of levels, in whole numbers, as packed bits.
 
 The rule is that of `activefreq_engine.session.painter`; here it is written out for a whole region at once.
 """
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 PARTS = 256
-"""Of the way from one level to the next, along each axis."""
+"""Parts into which the way from one level to the next is divided, along each axis."""
 
 
 def mask_bits(levels: Tensor, asked: Tensor, bits: Tensor, found: Tensor) -> None:
@@ -32,7 +32,7 @@ def mask_bits(levels: Tensor, asked: Tensor, bits: Tensor, found: Tensor) -> Non
 
 
 def _shares(pixels: int, values: int, device: torch.device) -> Tensor:
-    """int64 `[pixels, values]`: what each pixel takes of each level, in `PARTS`."""
+    """int64 `[pixels, values]`: the share that each pixel takes of each level, in `PARTS`."""
     i, k = torch.arange(pixels, device=device)[:, None], torch.arange(values, device=device)
     if values > pixels:
         covered = (torch.arange(values + 1, device=device) * pixels - i * values).clamp(0, values)
@@ -49,7 +49,7 @@ def _signed(words: Tensor) -> Tensor:
 
 
 def _box(mask: Tensor, height: int, width: int, top: int) -> list[int]:
-    """(x0, y0, x1, y1) around the true pixels of rows from `top` on; (width, height, 0, 0) where there is none."""
+    """(x0, y0, x1, y1) around the true pixels of rows from `top` on; (width, height, 0, 0) if there are none."""
     if not bool(mask.any()):
         return [width, height, 0, 0]
     ys, xs = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]

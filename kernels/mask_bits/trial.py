@@ -22,23 +22,24 @@ def form(levels: Tensor, asked: Tensor, bits: Tensor, found: Tensor) -> Form:
 
 
 def of(capacity: int) -> Form:
-    """For room for so many words of 32 pixels."""
+    """The form for room for so many words of 32 pixels."""
     kinds = ((1, 8, 8), torch.uint16), ((1, 8), torch.int32), ((1, capacity), torch.int32), ((1, 8), torch.int32)
     return form(*(torch.empty(shape, dtype=kind, device="meta") for shape, kind in kinds))
 
 
 def samples() -> list[Form]:
+    """The forms that `activefreq info --verify` tries."""
     return [of(12 << 15)]  # as an engine has it: 12 megapixels
 
 
 def drawn(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """uint16 levels with parts well on either side of one half and some near it."""
+    """uint16 levels, many well above or below one half and some near it."""
     values = torch.rand((2, *shape), generator=generator, dtype=torch.float32)
     return ((values * 3 - 1).clamp(0, 1) * 65535).round().to(torch.uint16)
 
 
 def check(device: torch.device, capacity: int) -> list[Part]:
-    """Paint random levels twice, so that the second time has something to differ from, and compare all of it."""
+    """Paint random levels twice, so that the second mask can differ from a first one, and compare everything."""
     from .triton_impl import kernel_call
 
     generator, limit = torch.Generator().manual_seed(0), 2104533975

@@ -1,7 +1,7 @@
 """The painter in one Triton kernel, whose sizes are read from memory: one captured launch paints regions of any size.
 
-A fixed number of programs share the tiles of all rows that are asked for.  Each keeps the boxes of its tiles; the one
-that comes last puts them together, so nothing need be set before a launch and the result depends on no order.
+A fixed number of programs share the tiles of all rows that are asked for.  Each collects the box of its tiles; the last
+one to finish joins the boxes.  So nothing has to be set before a launch, and the result does not depend on any order.
 """
 
 import triton
@@ -13,7 +13,7 @@ from ..triton_support import INTERPRETING, KernelCall, pad
 
 TILE_H, TILE_W = 8, 128
 PROGRAMS = 256
-"""For each image: a few for every processor of a large device."""
+"""Programs for each image: a few for every processor of a large device."""
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Mask output: from the network's logits to what a click shows, in one pass."""
+"""Turns the network's logits into everything that a click shows, in one pass."""
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ def mask_output(logits: Tensor, previous: Tensor, *, threshold: float = 0.49, ba
     Raises:
         TypeError: not tensors, or of the wrong dtype.
         ValueError: shapes or devices that do not fit together, or a threshold outside 0..1.
-        RuntimeError: a gradient would be needed.
+        RuntimeError: a tensor requires a gradient.
         BackendUnavailableError: the backend asked for by name cannot run.
     """
     _check(logits, previous, threshold)

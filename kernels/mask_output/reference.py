@@ -1,4 +1,4 @@
-"""The definition of the mask output: what a click shows, from the logits of the network."""
+"""The definition of the mask output: everything that a click shows, from the logits of the network."""
 
 from typing import NamedTuple
 

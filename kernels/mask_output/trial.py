@@ -11,7 +11,7 @@ from .reference import MaskOutput, changed_box
 from .reference import mask_output as reference
 
 TOLERANCE = 1e-6
-"""Absolute, of probabilities and bits."""
+"""Largest allowed absolute error of probabilities and entropies."""
 
 
 def form(logits: Tensor, previous: Tensor, threshold: float) -> Form:
@@ -30,6 +30,7 @@ def form(logits: Tensor, previous: Tensor, threshold: float) -> Form:
 
 
 def samples() -> list[Form]:
+    """The forms that `activefreq info --verify` tries."""
     cases = [(24, 32, 96, 128), (16, 12, 66, 50), (7, 9, 29, 37)]
     kinds = (torch.float32, torch.float16)
     return [

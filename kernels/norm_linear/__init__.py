@@ -21,9 +21,9 @@ def norm_linear(
     gelu: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """Normalise pixels, if asked to; multiply; then GELU or a sum, if asked to.
+    """Normalise pixels (optional), multiply by a weight, then apply GELU or add a residual (both optional).
 
-    The norm has no scale and shift: they belong into the weight (`runtime.plan.rewrites.fold_norm_affine`).
+    The norm has no scale and shift: fold them into the weight (`runtime.plan.rewrites.fold_norm_affine`).
 
     Args:
         x (Tensor): `[B, H, W, C]`, floating; the kernel is offered for float16.
@@ -40,7 +40,7 @@ def norm_linear(
     Raises:
         TypeError: not tensors of floating point.
         ValueError: shapes that do not fit together.
-        RuntimeError: a gradient would be needed.
+        RuntimeError: a tensor requires a gradient.
         BackendUnavailableError: the backend asked for by name cannot run.
     """
     expect("x", x, None, None, None, None)

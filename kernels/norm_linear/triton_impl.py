@@ -1,7 +1,7 @@
 """Norm, product, GELU and residual in one launch.
 
-A program has 16 rows and 64 columns.  Every column tile reads its rows and normalises them again; at most 512 channels
-are one tile, so statistics are exact (two passes over registers).
+Each program computes 64 columns of 16 rows.  Every column tile reads its rows and normalises them anew.  A row has at
+most 512 channels and lies in registers as a whole, so its statistics are exact (two passes over the registers).
 """
 
 import triton

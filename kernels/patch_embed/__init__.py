@@ -23,7 +23,7 @@ def patch_embed(
     splits: int = 1,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """A 3x3 convolution of stride 2 with zero padding, its norm, and the norm of whoever comes next.
+    """A 3x3 convolution of stride 2 with zero padding, its norm, and the next layer's norm.
 
     Args:
         x (Tensor): `[B, H, W, I]`, floating; the kernel is offered for float16.
@@ -40,7 +40,7 @@ def patch_embed(
     Raises:
         TypeError: not tensors of floating point.
         ValueError: shapes that do not fit together.
-        RuntimeError: a gradient would be needed.
+        RuntimeError: a tensor requires a gradient.
         BackendUnavailableError: the backend asked for by name cannot run.
     """
     expect("x", x, None, None, None, None)

@@ -1,4 +1,4 @@
-"""The definition: a 3x3 convolution of stride 2, its norm, and the norm of whoever comes next."""
+"""The definition: a 3x3 convolution of stride 2, its norm, and the next layer's norm."""
 
 import torch
 import torch.nn.functional as F

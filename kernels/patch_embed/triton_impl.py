@@ -1,6 +1,6 @@
-"""Patch embedding and norms in one launch: nine products, one a tap.
+"""Patch embedding and norms in one launch: nine products, one for each tap.
 
-A program has 16 pixels and its share of the columns; the last one of a tile has whole rows for the norms.
+Each program computes its share of the columns for 16 pixels; the last program of a tile has whole rows for the norms.
 """
 
 import triton

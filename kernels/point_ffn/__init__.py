@@ -1,4 +1,4 @@
-"""The FFN of a Freq block and the projection after it, which nothing else stands between."""
+"""The FFN of a Freq block together with the projection that directly follows it."""
 
 import torch
 from torch import Tensor
@@ -11,11 +11,11 @@ from .reference import point_ffn as _reference
 __all__ = ["point_ffn", "weights_of"]
 
 MOST_WEIGHTS = 80 * 1024
-"""Bytes of weights that a program keeps in shared memory."""
+"""Most bytes of weights that a program may keep in shared memory."""
 
 
 def weights_of(channels: int, hidden: int, outputs: int, splits: int) -> int:
-    """Bytes of weights that one of a tile's programs has."""
+    """Bytes of weights that each of a tile's programs reads."""
     return 2 * ((channels + outputs) * hidden + outputs * channels) // splits
 
 
@@ -54,7 +54,7 @@ def point_ffn(
     Raises:
         TypeError: not tensors of floating point.
         ValueError: shapes that do not fit together.
-        RuntimeError: a gradient would be needed.
+        RuntimeError: a tensor requires a gradient.
         BackendUnavailableError: the backend asked for by name cannot run.
     """
     expect("x", x, None, None, None, None)

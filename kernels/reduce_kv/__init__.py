@@ -24,8 +24,9 @@ def reduce_kv(
     """Reduce a map by a convolution whose stride is its kernel, normalise, and multiply to keys and values.
 
     Args:
-        x (Tensor): `[B, H, W, C]`, floating; the kernel is offered for float16.  Normalised already.
-        reduce_weight (Tensor): `[C, R, R, C]`, output channels first; what is left over of H and W is dropped.
+        x (Tensor): `[B, H, W, C]`, normalised pixels, floating; the kernel is offered for float16.
+        reduce_weight (Tensor): `[C, R, R, C]`, output channels first; rows and columns beyond the last whole R are
+            dropped.
         reduce_bias (Tensor): `[C]`.
         kv_weight (Tensor): `[2C, C]`, keys first.
         eps (float): of the norm, which has no scale and shift.
@@ -38,7 +39,7 @@ def reduce_kv(
     Raises:
         TypeError: not tensors of floating point.
         ValueError: shapes that do not fit together.
-        RuntimeError: a gradient would be needed.
+        RuntimeError: a tensor requires a gradient.
         BackendUnavailableError: the backend asked for by name cannot run.
     """
     expect("x", x, None, None, None, None)

@@ -1,7 +1,7 @@
 """Reduction, norm and the product to keys and values in one launch.
 
-Each of the programs of a tile of 16 reduced pixels has its share of the reduction's columns; the last one normalises
-the rows and multiplies them.
+Several programs share a tile of 16 reduced pixels.  Each computes its share of the reduction's columns; the last one to
+finish normalises the rows and multiplies them.
 """
 
 import triton

@@ -19,7 +19,7 @@ class FixedRegionStats:
     labels: torch.Tensor
     """int32 `[B, H, W]`: 0 is background, the regions of each image are 1..counts[b], right whatever the capacity."""
     counts: torch.Tensor
-    """int64 `[B]`: regions in each image, also those that found no room."""
+    """int64 `[B]`: regions in each image, also those that have no row."""
     overflow: torch.Tensor
     """bool `[B]`: the image has more than `capacity` regions; those from capacity + 1 on have no row."""
     area: torch.Tensor
@@ -53,7 +53,8 @@ def region_stats_fixed(
 
     Args:
         candidates: bool `[B, H, W]`.
-        probs: floating `[B, H, W]`, each in 0..1, on the same device.  Values are not checked: that would wait.
+        probs: floating `[B, H, W]`, each in 0..1, on the same device.  Values are not checked, since that would wait
+            for the device.
         connectivity: 8 or 4.
         capacity: rows for each image, at least 1.
         backend: "auto", "reference" or "cupy"; see `kernels.dispatch`.

@@ -23,6 +23,7 @@ def form(*_: Any, **__: Any) -> Form:
 
 
 def samples() -> list[Form]:
+    """The forms that `activefreq info --verify` tries."""
     return [_FORM]
 
 

@@ -201,6 +201,7 @@ class Fused:
         out: Levels,
         keep: bool,
     ) -> Coarse:
+        """A click; `freqs` are the Freq layers of the stages for one network shape, the rest as for `FusedClick`."""
         weights = (*self._embed, c1.permute(0, 2, 3, 1))
         x = click_embed.click_embed(previous, points, *weights, eps=self._embed_eps, radius=radius)
         parts = []
