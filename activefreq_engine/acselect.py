@@ -491,7 +491,7 @@ def _tensor(name: str, value: Array) -> torch.Tensor:
 def _check_same_shape(name: str, tensor: torch.Tensor, probs: torch.Tensor) -> None:
     if tensor.shape != probs.shape:
         raise InvalidArgumentError(
-            f"{name} has shape {tuple(tensor.shape)}, probs {tuple(probs.shape)}; they must agree"
+            f"{name} has shape {tuple(tensor.shape)}, probs {tuple(probs.shape)}; both must have the same shape"
         )
 
 

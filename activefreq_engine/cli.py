@@ -139,10 +139,12 @@ def info(
     verify: Annotated[
         bool,
         typer.Option(
-            "--verify", help="Try every compiled kernel beside its reference, anew; exit code 1 if one is wrong."
+            "--verify", help="Try every compiled kernel again beside its reference; exit code 1 if one is wrong."
         ),
     ] = False,
-    size: Annotated[list[int] | None, typer.Option(help="With --verify: network sizes; all without it.")] = None,
+    size: Annotated[
+        list[int] | None, typer.Option(help="With --verify: try these network sizes only; repeat it. Default: all.")
+    ] = None,
 ) -> None:
     """Show versions, devices, models, and which backends are on, or why not."""
     tried = verify_kernels(size) if verify else None

@@ -52,7 +52,9 @@ def add_models() -> None:
     if not isinstance(listed, list):
         from labelme import __version__ as version
 
-        raise InvalidArgumentError(f"labelme {version} has no list of models to add to; {LABELME} has")
+        raise InvalidArgumentError(
+            f"labelme {version} has no list of models where labelme {LABELME} has it; install {LABELME}"
+        )
     for name, (shown, weights) in MODELS.items():
         if (name, shown) not in listed:
             osam.apis.registered_model_types.append(_model(name, weights))
@@ -106,7 +108,9 @@ def _model(name: str, weights: str) -> Any:
             if not isinstance(opened, Opened):
                 opened = self.encode_image(request.image)
             if prompt is None or prompt.points is None or prompt.point_labels is None:
-                raise InvalidArgumentError("this model is asked by points or a box; texts are for others")
+                raise InvalidArgumentError(
+                    "this model takes points or a box, and no text; choose another model for text"
+                )
             points = np.clip(prompt.points, 0, (opened.original_width, opened.original_height))
             inside, outside, first, second = (points[prompt.point_labels == label] for label in (1, 0, 2, 3))
             box = (first[-1], second[-1]) if len(first) and len(second) else None

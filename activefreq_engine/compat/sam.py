@@ -82,7 +82,9 @@ class Sam:
             InvalidArgumentError: this was made from an engine, which stays on its device.
         """
         if self._engine is not None and torch.device(device).type != self.device.type:
-            raise InvalidArgumentError(f"the engine is on {self.device}; make one on {device}")
+            raise InvalidArgumentError(
+                f"the engine is on {self.device} and stays there; make another Engine on {device}"
+            )
         self._device = str(device)
         return self
 
@@ -433,7 +435,9 @@ class SAM2ImagePredictor(_Predictor):
         columns = [point_coords_batch, point_labels_batch, box_batch, mask_input_batch]
         count = len(self._pictures)
         if wrong := [len(c) for c in columns if c is not None and len(c) != count]:
-            raise InvalidArgumentError(f"there are {count} pictures, and prompts for {wrong[0]}")
+            raise InvalidArgumentError(
+                f"there are {count} pictures, but prompts for {wrong[0]}; give prompts for each picture"
+            )
         found = []
         for i in range(count):
             coords, labels, box, mask = (None if c is None else c[i] for c in columns)
@@ -491,7 +495,7 @@ def _prompt(picture: Picture, points: Any, labels: Any, corners: Any, mask: Any,
     if points is None and corners is None and mask is None:
         raise InvalidArgumentError("nothing says what to segment; give points, a box or mask_input")
     if corners is not None and mask is not None:
-        raise InvalidArgumentError("box and mask_input are both a start; give one of them")
+        raise InvalidArgumentError("box and mask_input are both a start; give only one of them")
     return MaskPrompt(
         prompts.read_points(picture, points, labels),
         None if corners is None else check_box(picture, corners.tolist()),

@@ -30,17 +30,22 @@ def eval_command(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N samples.")] = None,
     shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only part I (0..N-1) of N; see --merge.")] = None,
     merge: Annotated[
-        list[Path] | None, typer.Option(help="Join the JSON reports of all shards of a run; once a report, no DATA.")
+        list[Path] | None,
+        typer.Option(help="JSON report of a shard. Give one --merge for each shard of a run, and no DATA."),
     ] = None,
-    max_clicks: Annotated[int, typer.Option(min=1, help="Clicks a sample.")] = 20,
+    max_clicks: Annotated[int, typer.Option(min=1, help="Most clicks on each sample.")] = 20,
     stop_at: Annotated[
         float | None, typer.Option(help="Stop a sample at this IoU; faster, but mIoU is then no longer the protocol's.")
     ] = None,
     threshold: Annotated[float, typer.Option(help="Probability above which a pixel belongs to the mask.")] = THRESHOLD,
-    size: Annotated[int | None, typer.Option(help="Network input size; default: the engine's.")] = None,
-    zoom: Annotated[bool, typer.Option(help="Zoom in on the object.")] = True,
-    refine: Annotated[bool, typer.Option(help="Refine around the last change.")] = True,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples side by side: a matter of speed.")] = 8,
+    size: Annotated[
+        int | None, typer.Option(help="Long side of the network's input: 256 (default), 384, 448, 512.")
+    ] = None,
+    zoom: Annotated[bool, typer.Option(help="Look at the object's surroundings, not at the whole image.")] = True,
+    refine: Annotated[bool, typer.Option(help="Redraw the part that changed at full resolution.")] = True,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Samples that run at once: more are faster and need more memory.")
+    ] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     precision: Annotated[
         str,
@@ -64,8 +69,8 @@ def eval_command(
 ) -> int:
     """Measure clicks and quality with a robot clicker: NoC, NoF, mIoU, seconds per click.
 
-    What is measured is written as it comes, so that an interruption does not lose it.  A sample that cannot be read is
-    left out and listed; the exit code is then 2.
+    Results are written on the way, so that an interruption does not lose them.  Samples that cannot be read are left out
+    and listed; the exit code is then 2.
     """
     from activefreq_engine.eval.datasets import load_dataset
     from activefreq_engine.eval.report import Report, read_json, require_plotting, to_markdown, write_json

@@ -374,7 +374,9 @@ def _read_windowed(path: Path) -> NDArray[np.uint8]:
         values = values[~np.isin(values, nothing)]
     low, high = np.percentile(values, WINDOW_PERCENTILES) if values.size else (np.nan, np.nan)
     if not np.isfinite((low, high)).all() or high <= low:
-        raise DatasetError(f"{path} has no contrast between its percentiles {WINDOW_PERCENTILES}: {low} to {high}")
+        raise DatasetError(
+            f"{path} has no contrast between its percentiles {WINDOW_PERCENTILES}: {low} to {high}; remove it"
+        )
     return to_8_bit(volume, (float(low), float(high)))
 
 

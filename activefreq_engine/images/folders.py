@@ -36,7 +36,7 @@ def entries(folder: Path) -> list[Path]:
             return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     except OSError as error:
         raise DatasetError(f"cannot read folder {folder}: {error.strerror or error}") from error
-    raise DatasetError(f"folder {folder} is missing")
+    raise DatasetError(f"folder {folder} is missing; check the path")
 
 
 def listing(folder: Path, suffixes: Sequence[str]) -> list[Path]:

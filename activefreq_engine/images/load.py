@@ -329,7 +329,7 @@ def as_array(source: Any) -> NDArray[Any] | None:
             return np.asarray(source)
     except Exception as error:  # meta, sparse and quantised tensors; a library's own refusal
         raise InvalidImageError(
-            f"it is a {type(source).__name__} that does not become an array: {error}. Pass a NumPy array"
+            f"the image is a {type(source).__name__}, of which no array can be made: {error}. Pass a NumPy array"
         ) from error
     return None
 

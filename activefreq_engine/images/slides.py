@@ -106,7 +106,7 @@ class Slide:
     def _cells(self, box: Box, level: int) -> tuple[slice, slice]:
         """Rows and columns of a level that a box of the full size touches."""
         if not 0 <= level < len(self._levels):
-            raise InvalidArgumentError(f"level is {level!r}; there are 0 to {len(self._levels) - 1}")
+            raise InvalidArgumentError(f"level is {level!r}; allowed are 0 to {len(self._levels) - 1}")
         (height, width), (h, w) = self.shape, self.levels[level]
         x0, x1 = (min(max(x, 0), width) * w / width for x in (box[0], box[2]))
         y0, y1 = (min(max(y, 0), height) * h / height for y in (box[1], box[3]))

@@ -332,7 +332,9 @@ def _decode(file: IO[bytes], page: Tags, order: str, dtype: np.dtype[Any], name:
     down = -(-height // rows)
     planes = samples if apart else 1
     if len(page["offsets"]) < across * down * planes:
-        raise InvalidImageError(f"{name} has {len(page['offsets'])} strips or tiles of {across * down * planes}")
+        raise InvalidImageError(
+            f"{name} has {len(page['offsets'])} of its {across * down * planes} strips or tiles; it is damaged"
+        )
     out = np.zeros((height, width, samples), dtype)
     for index, data in _segments(file, page, row_bytes, across * down * planes, down, across, name):
         plane, tile = divmod(index, across * down)

@@ -39,7 +39,9 @@ def check_alone(path: Path, name: str) -> None:
         end = _BLANK.search(data)
         alone = end is not None and _ELSEWHERE.search(data, 0, end.start()) is None
     if not alone:
-        raise InvalidImageError(f"{name} does not say that it holds its pixels itself; expected one file with all")
+        raise InvalidImageError(
+            f"{name} does not say that it holds its pixels itself; save header and pixels in one file"
+        )
 
 
 def check_whole(path: Path, name: str, tags: Mapping[str, str], values: int) -> None:

@@ -174,7 +174,7 @@ def _read(path: Path, name: str, max_pixels: int) -> Volume:
     planes = planes[None] if image.GetDimension() == 2 else planes
     planes = planes - planes.dtype.type(excess) if excess else planes
     if planes.dtype.kind == "f" and not np.isfinite(planes).all():
-        raise InvalidImageError(f"{name} has NaN or infinite values")
+        raise InvalidImageError(f"{name} has NaN or infinite values; replace them first")
     window = _window(tags)
     if planes.ndim == 4:
         window = None

@@ -44,7 +44,7 @@ def to_coco_annotation(
         raise InvalidArgumentError(f"segmentation is {segmentation!r}; allowed are 'rle' and 'polygons'")
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
-        raise InvalidMaskError("the mask is empty; COCO has no annotation for nothing")
+        raise InvalidMaskError("the mask is empty, for which COCO has no annotation; leave it out")
     x, y = int(columns[0]), int(rows[0])
     shape = to_coco_rle(mask) if segmentation == "rle" else [ring.ravel().tolist() for ring in hole_free(mask)]
     return {
@@ -172,7 +172,7 @@ def to_yolo(mask: Any, *, category: int = 0, tolerance: float = 0.0) -> str:
     mask = as_mask(mask)
     rings = [ring for p in to_polygons(mask, tolerance=tolerance) for ring in (p.exterior, *p.holes)]
     if not rings:
-        raise InvalidMaskError("the mask is empty; YOLO has no line for nothing")
+        raise InvalidMaskError("the mask is empty, for which YOLO has no line; leave it out")
     path = np.concatenate([np.concatenate([ring, ring[:1]]) for ring in rings])
     # and back to the first ring, from start to start
     back = [ring[:1] for ring in rings[-2::-1]]

@@ -125,7 +125,7 @@ def array_of(source: Any, what: str) -> NDArray[Any]:
         TypeError,
         RuntimeError,
     ) as error:  # rows of different lengths, tensors elsewhere
-        raise InvalidMaskError(f"{what}: a {type(source).__name__} that does not become an array: {error}") from error
+        raise InvalidMaskError(f"{what}: no array can be made of a {type(source).__name__}: {error}") from error
 
 
 def _palette() -> list[int]:

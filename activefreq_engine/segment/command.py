@@ -38,18 +38,22 @@ def segment_command(
     ],
     click: Annotated[
         list[str] | None,
-        typer.Option(help="'x,y' inside the object, 'x,y,-' outside it, in image pixels; repeat it, in order."),
+        typer.Option(
+            help="A click: 'x,y' inside the object, 'x,y,-' outside it, in image pixels. Repeat it; the order counts."
+        ),
     ] = None,
     box: Annotated[
         str | None, typer.Option(metavar="X0,Y0,X1,Y1", help="Box around the object, in image pixels.")
     ] = None,
     lasso: Annotated[
         list[str] | None,
-        typer.Option(help="'x,y x,y x,y ...', a closed line; nothing in it is inside with ' -' at the end; repeat it."),
+        typer.Option(
+            help="A closed line 'x,y x,y x,y ...' around the object; ends in ' -': around what is not. Repeat it."
+        ),
     ] = None,
     scribble: Annotated[
         list[str] | None,
-        typer.Option(help="'x,y x,y ...', a line over the object, or beside it with ' -' at the end; repeat it."),
+        typer.Option(help="A line 'x,y x,y ...' over the object; ends in ' -': over what is not. Repeat it."),
     ] = None,
     clicks: Annotated[
         str | None,
@@ -59,16 +63,22 @@ def segment_command(
         ),
     ] = None,
     start_mask: Annotated[
-        Path | None, typer.Option(help="Mask to go on from; for several images a folder of PNGs of the same names.")
+        Path | None,
+        typer.Option(help="Mask to start from; for several images a folder of PNGs with the images' names."),
     ] = None,
     output: Annotated[
         str | None,
         typer.Option(
-            "--output", "-o", help="Mask to write: PNG, 0 outside, 255 inside; several images: a folder; - prints it."
+            "--output",
+            "-o",
+            help="PNG for the mask, 0 outside, 255 inside; for several images a folder; - is standard output.",
         ),
     ] = None,
     overlay: Annotated[
-        Path | None, typer.Option(help="Picture to write, or folder: mask outline, clicks, suggested next click.")
+        Path | None,
+        typer.Option(
+            help="Picture (or folder) to write, with the mask's outline, the prompts and the suggested click."
+        ),
     ] = None,
     as_json: Annotated[
         bool,
@@ -78,19 +88,21 @@ def segment_command(
     ] = False,
     model: Annotated[str, typer.Option(help="A model with shipped weights, or a checkpoint file.")] = "freqformer_b0",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    size: Annotated[int | None, typer.Option(help="Network input size; default: the engine's.")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Long side of the network's input: 256 (default), 384, 448, 512.")
+    ] = None,
     threshold: Annotated[float, typer.Option(help="Probability above which a pixel belongs to the mask.")] = THRESHOLD,
-    zoom: Annotated[bool, typer.Option(help="Zoom in on the object.")] = True,
-    refine: Annotated[bool, typer.Option(help="Refine around the last change.")] = True,
+    zoom: Annotated[bool, typer.Option(help="Look at the object's surroundings, not at the whole image.")] = True,
+    refine: Annotated[bool, typer.Option(help="Redraw the part that changed at full resolution.")] = True,
 ) -> int:
     """Segment images by clicks, boxes, lassos, scribbles or masks to start from.
 
     Options are carried out in this order: start mask or box, lassos, scribbles, clicks.
 
-    A picture that cannot be read costs its own mask and no other; the exit code is then 2.
+    If a picture cannot be read, only its own mask is missing; the exit code is then 2.
     """
     if output is None and overlay is None and not as_json:
-        raise InvalidArgumentError("nothing to do with the mask; give --output, --overlay or --json")
+        raise InvalidArgumentError("nothing says what to do with the mask; give --output, --overlay or --json")
     if output == STREAM and as_json:
         raise InvalidArgumentError("--output - and --json would both print; give --output a file")
     if STREAM in images and clicks == STREAM:
@@ -187,7 +199,7 @@ def _find(arguments: Sequence[str]) -> tuple[list[str], bool]:
         elif glob.has_magic(argument):
             inside = [Path(name) for name in sorted(glob.glob(argument, recursive=True)) if Path(name).is_file()]
             if not inside:
-                raise InvalidArgumentError(f"no file matches {argument}")
+                raise InvalidArgumentError(f"no file matches {argument}; check the pattern")
         else:
             raise InvalidArgumentError(f"cannot read image '{argument}': no such file")
         several = True
@@ -197,7 +209,9 @@ def _find(arguments: Sequence[str]) -> tuple[list[str], bool]:
         twice = next(name for i, name in enumerate(found) if files[i] in files[:i])
         raise InvalidArgumentError(f"image {twice} is named twice; name it once")
     if several and STREAM in found:
-        raise InvalidArgumentError("standard input is one image; give it alone")
+        raise InvalidArgumentError(
+            "standard input (-) is one image and cannot be given together with others; give it alone"
+        )
     return found, several
 
 
@@ -214,14 +228,14 @@ def _jobs(
     for image in images:
         prompts = Prompts(common.prompts, _start_mask(start_masks, image, several)) + named.get(image, Prompts())
         if prompts.start_mask is not None and any(isinstance(p, BoxPrompt) for p in prompts.prompts):
-            raise InvalidPromptError(f"{image}: a start mask and a box are both a start; give one of them")
+            raise InvalidPromptError(f"{image}: a start mask and a box are both a start; give only one of them")
         if prompts.prompts or prompts.start_mask:
             jobs.append(_Job(image, prompts))
         else:
             bare.append(image)
     if not jobs:
         raise InvalidArgumentError(
-            "there is nothing to go by: give --click, --box, --lasso, --scribble, --clicks or --start-mask"
+            "no prompts were given; give --click, --box, --lasso, --scribble, --clicks or --start-mask"
         )
     if bare:
         more = ", ..." if len(bare) > 3 else ""
@@ -236,7 +250,7 @@ def _by_image(prompts: dict[str, Prompts], images: list[str], file: str) -> dict
         same = [i for i in images if os.path.normpath(i) == os.path.normpath(name)]
         same = same or [i for i in images if Path(i).name == name]
         if len(same) != 1:
-            what = "is not among the images" if not same else f"may be {same[0]} or {same[1]}; give its path"
+            what = "is not an image that was given" if not same else f"may be {same[0]} or {same[1]}; give its path"
             raise InvalidArgumentError(f"{file}: image {name!r} {what}")
         if same[0] in found:
             raise InvalidArgumentError(f"{file} has two entries for {same[0]}; keep one of them")
@@ -298,7 +312,9 @@ def _check_folder(target: Path, option: str) -> None:
         raise InvalidArgumentError(f"{option} {target} names a file; for several images name a folder")
     nearest = next(folder for folder in (target, *target.resolve().parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise InvalidArgumentError(f"{option} {target} cannot be written: {nearest} is no folder to write to")
+        raise InvalidArgumentError(
+            f"{option} {target} cannot be written: {nearest} is not a folder that you may write to"
+        )
 
 
 def _check_target(target: Path, option: str) -> None:
@@ -379,7 +395,7 @@ def _say(message: str) -> None:
 
 def _stream_in() -> bytes:
     if sys.stdin is None:
-        raise InvalidArgumentError("standard input is closed")
+        raise InvalidArgumentError("standard input is closed; give a file instead of -")
     return sys.stdin.buffer.read()
 
 

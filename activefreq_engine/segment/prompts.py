@@ -101,7 +101,9 @@ def read_prompts(path: Path, text: str | None = None) -> dict[str, Prompts]:
     if text is None:
         try:
             if path.stat().st_size > _MOST_BYTES:
-                raise InvalidArgumentError(f"{path} has more than {_MOST_BYTES >> 20} MB; that is no list of clicks")
+                raise InvalidArgumentError(
+                    f"{path} has more than {_MOST_BYTES >> 20} MB, the most for a file of prompts; is it one?"
+                )
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, ValueError) as error:
             raise InvalidArgumentError(f"cannot read {path}: {error}") from error
@@ -122,7 +124,7 @@ def read_prompts(path: Path, text: str | None = None) -> dict[str, Prompts]:
     found: dict[str, Prompts] = {}
     for name, entry in entries:
         if not isinstance(name, str):
-            raise InvalidArgumentError(f"{path}: image {name!r} is not a name")
+            raise InvalidArgumentError(f"{path}: image is {name!r}; expected a file's name or path")
         if name in found:
             raise InvalidArgumentError(f"{path} has two entries for image {name!r}; keep one of them")
         found[name] = _entry(entry, f"{path}, image {name!r}", path.parent)
@@ -160,7 +162,9 @@ def _entry(entry: Any, where: str, folder: Path) -> Prompts:
         listed = [_prompt(p, where) for p in prompts]
         # a report holds its clicks twice, beside the other prompts and alone
         if found and found != [p for p in listed if isinstance(p, Click)]:
-            raise InvalidArgumentError(f"{where}: prompts and clicks or box say different things; keep prompts")
+            raise InvalidArgumentError(
+                f"{where}: prompts does not have the same clicks as clicks and box; keep prompts only"
+            )
         found = listed
     return Prompts(found, None if mask is None else folder / mask)
 
@@ -173,7 +177,7 @@ def _prompt(value: Any, where: str) -> Prompt:
             if name in value:
                 points = value[name]
                 if not isinstance(points, list) or not all(isinstance(p, list) and len(p) == 2 for p in points):
-                    raise InvalidPromptError(f"{where}: a {name} is a list of points [x, y]")
+                    raise InvalidPromptError(f"{where}: {name} is {str(points)[:80]}; expected a list of points [x, y]")
                 made: Scribble | Lasso = kind(
                     tuple((_number(x, where), _number(y, where)) for x, y in points),
                     _sign(value.get("positive", True), value, where),
@@ -225,7 +229,7 @@ def _number(value: Any, where: str) -> float:
 
 def _box(value: Any, where: str) -> BoxPrompt:
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 4:
-        raise InvalidPromptError(f"{where}: a box is x0, y0, x1, y1 in image pixels")
+        raise InvalidPromptError(f"{where}: box is {str(value)[:80]}; expected x0, y0, x1, y1 in image pixels")
     x0, y0, x1, y1 = (_number(v, where) for v in value)
     if not (x0 < x1 and y0 < y1):
         raise InvalidPromptError(f"{where}: box {value!r} is empty; expected x0 < x1 and y0 < y1")
@@ -254,7 +258,9 @@ def _from_csv(path: Path, text: str) -> dict[str, Prompts]:
             where = f"{path}, line {rows.line_num}"
             cells = {k: (v or "").strip() if isinstance(v, str) or v is None else v for k, v in row.items()}
             if None in cells:
-                raise InvalidArgumentError(f"{where} has more cells than there are columns")
+                raise InvalidArgumentError(
+                    f"{where} has more cells than the first line has columns; put lines of points into quotation marks"
+                )
             prompts = found.setdefault(cells["image"], Prompts())
             if cells.get("x") or cells.get("y"):
                 values = [cells.get("x", ""), cells.get("y", ""), cells.get("positive", "")]
@@ -266,7 +272,7 @@ def _from_csv(path: Path, text: str) -> dict[str, Prompts]:
             elif not any(isinstance(p, BoxPrompt) for p in prompts.prompts):
                 prompts.prompts.insert(0, _box([cells.get(k, "") for k in ("x0", "y0", "x1", "y1")], where))
             else:
-                raise InvalidArgumentError(f"{where}: image {cells['image']!r} has a box already")
+                raise InvalidArgumentError(f"{where}: image {cells['image']!r} has a box already; keep one of them")
     except csv.Error as error:
         raise InvalidArgumentError(f"{path}, line {rows.line_num}: {error}") from error
     return found

@@ -181,7 +181,7 @@ def _session_routes(app: FastAPI, sessions: Sessions) -> None:
         """Begin a session, with a picture of the server's folder if one is named."""
         if body is None or body.picture is None:
             if body is not None and body.box is not None:
-                raise ServeError("a box is of a picture of the folder; name that one as well")
+                raise ServeError("a box was given without a picture; name the picture of the folder as well")
             work = await sessions.create()
         else:
             work = await sessions.of_picture(body.picture, body.box)

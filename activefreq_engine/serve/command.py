@@ -20,15 +20,15 @@ SOCKET_BYTES = 64 * 2**20
 
 
 def serve_command(
-    host: Annotated[str, typer.Option(help="Address to listen on; beyond this machine a token is needed.")] = (
-        "127.0.0.1"
-    ),
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; an address that other machines reach needs a token.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8040,
     token: Annotated[
         str | None,
         typer.Option(
             envvar=TOKEN_VARIABLE,
-            help="What clients must know; better given in the environment, where other users cannot read it.",
+            help="Token that clients must send. Better set the variable: other users can read command lines.",
         ),
     ] = None,
     model: Annotated[str, typer.Option(help="A model with shipped weights, or a checkpoint file.")] = (
@@ -37,14 +37,17 @@ def serve_command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     images: Annotated[Path | None, typer.Option(help="A folder of pictures to annotate.")] = None,
     journal: Annotated[
-        Path | None, typer.Option(help="Where sessions are kept; by default in your home folder.", show_default=False)
+        Path | None,
+        typer.Option(help="Folder in which sessions are kept; by default in your home folder.", show_default=False),
     ] = None,
     no_journal: Annotated[
         bool, typer.Option("--no-journal", help="Keep sessions, and the pictures sent, in memory only.")
     ] = False,
-    fsync: Annotated[bool, typer.Option(help="Have each click survive a power cut, not only a crash.")] = True,
+    fsync: Annotated[
+        bool, typer.Option(help="Sync each click to the disk, so that it survives a power cut and not only a crash.")
+    ] = True,
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="A further name under which this server is reached; repeat it.")
+        list[str] | None, typer.Option(help="Another host name by which clients reach this server; repeat it.")
     ] = None,
     label_studio: Annotated[
         str | None,
@@ -56,7 +59,7 @@ def serve_command(
     ] = None,
     sessions: Annotated[int, typer.Option(min=1, max=1024, help="Sessions in memory at once.")] = 32,
 ) -> None:
-    """Serve a page to annotate in, a REST interface, nnInteractive's protocol and Label Studio's."""
+    """Serve a page to annotate in, a REST interface, and the protocols of nnInteractive, Label Studio and others."""
     try:
         import uvicorn
         import websockets  # noqa: F401  # uvicorn takes it when the first page connects
@@ -75,7 +78,7 @@ def serve_command(
 
     loopback = is_loopback(host)
     if token is not None and len(token) < 8:
-        raise InvalidArgumentError("the token is shorter than 8 characters; give a longer one, or none")
+        raise InvalidArgumentError("the token is shorter than 8 characters; give a longer one, or none at all")
     if token is None and not loopback:
         token = secrets.token_urlsafe(24)
     if journal is not None and no_journal:

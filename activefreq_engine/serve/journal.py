@@ -105,7 +105,10 @@ class Journals:
             lines = [json.loads(line) for line in data[:whole].splitlines()]
             head, *events = lines
             if (head["format"], head["version"]) != (FORMAT, VERSION):
-                raise ConflictError(f"the journal of session {session!r} has another format: {head}")
+                raise ConflictError(
+                    f"the journal of session {session!r} has another format: {head}; this server reads version "
+                    f"{VERSION} of {FORMAT}"
+                )
             if (head["model"], head["size"]) != (model, size):
                 raise ConflictError(
                     f"session {session!r} was made with {head['model']} at {head['size']} px, this server runs {model} "
@@ -113,7 +116,9 @@ class Journals:
                 )
         except (ValueError, KeyError, TypeError) as error:
             os.close(file)
-            raise ConflictError(f"the journal in {folder} is damaged: {error}") from error
+            raise ConflictError(
+                f"the journal in {folder} is damaged: {error}. Move that folder away and begin a new session"
+            ) from error
         except BaseException:
             os.close(file)
             raise

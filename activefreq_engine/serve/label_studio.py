@@ -195,7 +195,9 @@ class _SameHost(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if _place(newurl) != self._place:
-            raise ServeError("Label Studio sends on to another server for the picture, from which none are taken")
+            raise ServeError(
+                "Label Studio redirects to another server for the picture; pictures are taken from its own address only"
+            )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -248,14 +250,14 @@ def _tags(config: str) -> tuple[str, str, str]:
     """What a label config says: the name of its first brush tag, the name of the image that this tag is for, and the
     name of the task's data that the image shows."""
     if "<!" in config.replace("<!--", ""):
-        raise ServeError("the label config has a document type or entities, which are not read")
+        raise ServeError("the label config has a document type or entities, which are not read; remove them")
     try:
         tags = list(ElementTree.fromstring(config).iter())
     except ElementTree.ParseError as error:
         raise ServeError(f"the label config cannot be read: {error}") from error
     brush = next((t for t in tags if t.tag.lower() in ("brushlabels", "brush")), None)
     if brush is None:
-        raise ServeError("the label config has no BrushLabels tag, in which the mask would be shown")
+        raise ServeError("the label config has no BrushLabels tag; add one, since the mask is shown in it")
     target = brush.get("toName", "")
     image = next((t for t in tags if t.tag.lower() == "image" and t.get("name") == target), None)
     if image is None:
@@ -274,7 +276,9 @@ def _prompts(results: list[dict[str, Any]], target: str, width: int, height: int
             continue
         size = result.get("original_width"), result.get("original_height")
         if size != (width, height):
-            raise ServeError(f"Label Studio says that the picture has {size} pixels; it has {(width, height)}")
+            raise ServeError(
+                f"Label Studio says that the picture has (width, height) {size}, but it has {(width, height)}"
+            )
         try:
             value = result["value"]
             x, y = float(value["x"]) * width / 100, float(value["y"]) * height / 100

@@ -95,7 +95,7 @@ class Live:
                 return
             op = ops.parse(message)
             if op.seq is None:
-                raise ServeError("the request has no seq")
+                raise ServeError("the request has no seq; number the requests upwards from 1")
             changed = await work.perform(op)
         except ActiveFreqError as error:
             await self._socket.send_json({"type": "error", "seq": seq, "message": str(error)})
@@ -195,7 +195,7 @@ class Lives:
         try:
             hello = await asyncio.wait_for(receive(socket), HELLO_S)
             if hello.get("type") != "hello":
-                raise ServeError("the first message must be a hello")
+                raise ServeError('the first message must be {"type": "hello"}, with the token if there is one')
             token = hello.get("token")
             self._gate.check_token(token if isinstance(token, str) else None)
             work = await self._sessions.get(identity)

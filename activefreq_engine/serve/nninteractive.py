@@ -361,7 +361,7 @@ def _parse(kind: Any, meta: str) -> Any:
     try:
         return kind.model_validate_json(meta)
     except ValueError as error:
-        raise ServeError("the header X-Meta is not what this request needs") from error
+        raise ServeError("the header X-Meta is missing, or does not hold the JSON that this request needs") from error
 
 
 def _spacing(properties: dict[str, Any] | None) -> list[float] | None:

@@ -61,7 +61,7 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
         if ask.b64mask is not None:
             raise ServeError("a mask to begin with (b64mask) is not supported; give points or a box")
         if not ask.point_coords and ask.bbox is None:
-            raise ServeError("there are neither points nor a box")
+            raise ServeError("there are neither points nor a box; give at least one of them")
         predictor, lock = recent.of(ask.b64img)
         with lock:
             found, scores, _ = predictor.predict(

@@ -138,7 +138,7 @@ class Sessions:
             picture = await self._run(read_region, folder.path(path), path, box)
             source = {"path": path, "box": box, "sha256": await self._run(_fingerprint, picture)}
         elif box is not None:
-            raise ConflictError(f"{path} is opened whole; regions are for slides")
+            raise ConflictError(f"{path} is not a slide, so it is opened whole; leave out the box")
         else:
             data = await self._run(folder.read, path, self.limits.upload)
             picture = await self._decode(data, path)
@@ -223,7 +223,7 @@ class Sessions:
 
     async def _reopen(self, identity: str) -> Work:
         if identity in self._gone:
-            raise GoneError("the session is over")
+            raise GoneError("the session is over; begin a new one")
         if self.journals is None:
             raise NotFoundError(f"there is no session {identity!r}")
         self.make_room()
@@ -239,7 +239,9 @@ class Sessions:
             self._works.pop(identity).close()
             if isinstance(error, ActiveFreqError):
                 raise
-            raise ConflictError(f"the journal in {journal.folder} is damaged") from error
+            raise ConflictError(
+                f"the journal in {journal.folder} is damaged; move that folder away and begin a new session"
+            ) from error
         journal.events = []
         _log.info("session %s is back from its journal", identity)
         return work

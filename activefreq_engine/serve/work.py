@@ -193,7 +193,9 @@ class Work:
         match op:
             case ops.ClickOp() | ops.BoxOp() | ops.ScribbleOp() | ops.LassoOp() | ops.MaskOp():
                 if sum(len(s.done) + len(s.undone) for s in self._steps.values()) >= self._most_steps:
-                    raise TooLargeError(f"the session has {self._most_steps} steps, and this server takes no more")
+                    raise TooLargeError(
+                        f"the session has {self._most_steps} steps, the most that this server takes; begin another"
+                    )
                 if isinstance(op, ops.MaskOp):
                     _decode(op, picture)
                 elif isinstance(op, ops.ClickOp) and not (0 <= op.x < picture.width and 0 <= op.y < picture.height):
@@ -207,7 +209,9 @@ class Work:
                 return bool(steps.undone)
             case ops.NextOp():
                 if len(self.objects) >= OBJECTS:
-                    raise TooLargeError(f"the session has {OBJECTS} objects, and takes no more")
+                    raise TooLargeError(
+                        f"the session has {OBJECTS} objects, the most that it can hold; begin another session"
+                    )
             case ops.SelectOp() | ops.DeleteOp() | ops.RenameOp():
                 if op.object not in self.objects:
                     raise NotFoundError(

@@ -118,5 +118,5 @@ def _prompts(marks: list[Mark]) -> tuple[dict[int, list[list[float]]], list[list
         elif mark.label:
             box = [mark.data[:2], mark.data[2:]]
         else:
-            raise ServeError("a rectangle around what is not of the object is not supported; use points")
+            raise ServeError("a negative rectangle is not supported; use points outside the object")
     return points, box

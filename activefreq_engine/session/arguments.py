@@ -25,7 +25,7 @@ def object_index(scene: Scene, number: Any) -> int:
     if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
         raise InvalidArgumentError(f"object number is {number!r}; expected an integer")
     if not 1 <= number <= len(scene.objects):
-        raise InvalidArgumentError(f"there is no object {number}; objects are 1 to {len(scene.objects)}")
+        raise InvalidArgumentError(f"there is no object {number}; there are objects 1 to {len(scene.objects)}")
     return int(number) - 1
 
 

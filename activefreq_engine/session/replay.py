@@ -45,10 +45,12 @@ def matching_engine(
     if engine is None:
         if model is None and saved.model not in list_models():
             # the state is not trusted to name files
-            raise SessionStateError(f"the state belongs to model {saved.model!r}, not one of ours; pass model=")
+            raise SessionStateError(
+                f"the state belongs to model {saved.model!r}, which is not shipped; pass its file as model="
+            )
         engine = Engine.shared(saved.model if model is None else model, device, precision, saved.size)
     elif model is not None:
-        raise InvalidArgumentError("engine= was given along with model; choose one way")
+        raise InvalidArgumentError("engine= was given together with model; give only one of them")
     if (engine.name, engine.size) != (saved.model, saved.size):
         raise SessionStateError(
             f"the state belongs to model {saved.model!r} at size {saved.size}, the engine holds {engine.name!r} at "

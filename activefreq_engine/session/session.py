@@ -132,7 +132,9 @@ class Session:
             raise InvalidArgumentError(f"engine is a {type(engine).__name__}; expected an Engine")
         given = ((model, "freqformer_b0"), (device, "auto"), (precision, "auto"), (size, None))
         if engine is not None and any(type(got) is not type(none) or got != none for got, none in given):
-            raise InvalidArgumentError("engine= was given along with model, device, precision or size; choose one way")
+            raise InvalidArgumentError(
+                "engine= was given together with model, device, precision or size; give either the engine or these"
+            )
         if acselect is not None and not hasattr(acselect, "suggest_by"):
             raise InvalidArgumentError(f"acselect is a {type(acselect).__name__}; expected an AcSelect")
         self._settings = SessionSettings(level, truth("zoom", zoom), truth("refine", refine))
@@ -368,7 +370,7 @@ class Session:
             wanted: tuple[Mark, ...] = tuple(click_list(scene, point_coords, point_labels))
             if box is not None:
                 if mask_input is not None:
-                    raise InvalidArgumentError("mask_input and box are both a start; give one of them")
+                    raise InvalidArgumentError("mask_input and box are both a start; give only one of them")
                 wanted = (check_box(scene.picture, box), *wanted)
             mask = None if mask_input is None else masks.as_mask(mask_input, scene.picture.shape)
             loaded = None if mask is None else PackedMask.of(mask)
@@ -808,7 +810,7 @@ def click_batch(sessions: Sequence[Session], clicks: Sequence[Prompt]) -> list[C
     try:
         sessions, prompts = list(sessions), list(clicks)
     except TypeError as error:
-        raise InvalidArgumentError(f"expected lists of sessions and clicks: {error}") from error
+        raise InvalidArgumentError(f"sessions and clicks must both be lists: {error}") from error
     if len(sessions) != len(prompts):
         raise InvalidArgumentError(f"got {len(sessions)} sessions and {len(prompts)} clicks; give one click to each")
     if len(sessions) > MOST_SESSIONS:
