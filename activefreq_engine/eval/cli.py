@@ -69,8 +69,8 @@ def eval_command(
 ) -> int:
     """Measure clicks and quality with a robot clicker: NoC, NoF, mIoU, seconds per click.
 
-    Results are written on the way, so that an interruption does not lose them.  Samples that cannot be read are left out
-    and listed; the exit code is then 2.
+    Results are written on the way, so that an interruption does not lose them.  Samples that cannot be read are left
+    out and listed; the exit code is then 2.
     """
     from activefreq_engine.eval.datasets import load_dataset
     from activefreq_engine.eval.report import Report, read_json, require_plotting, to_markdown, write_json
