@@ -4,12 +4,14 @@
     python -m bench.gpu.check --only ladder peers        # some of them; --skip leaves some out
     python -m bench.gpu.check --dry-run                  # the same code on the CPU, tiny
 
-The order is that of what matters: every kernel beside its reference, masks beside the CPU's, the latency of a click and
-its launches, the tests, and then everything that is compared.  Each step is a process of its own and has a share of the
-minutes, with what earlier steps left; then it is killed, so none can take the others' time, nor their device.  What a
-step has measured lies in a file of the output folder when it ends or is killed; gpu_check.json and gpu_check.txt say
-after each step how all have gone, those of earlier calls included, and which targets were met.  The exit status is 1
-when a step fails or a measured target is missed.
+The order is that of what matters: the kernels of the default size beside their references, what a click takes, masks
+beside the CPU's, the tests, every other kernel, and then everything that is compared.  Each step is a process of its
+own and has a share of the minutes, with what earlier steps left; then it is killed, so none can take the others' time,
+nor their device.  On a machine whose caches are empty a step needs some seconds before it measures anything: one that
+has fewer left is skipped, so that few minutes give few results and not none.  What a step has measured lies in a file
+of the output folder when it ends or is killed; gpu_check.json and gpu_check.txt say after each step how all have gone,
+those of earlier calls included, and which targets were met.  The exit status is 1 when a step fails or a measured
+target is missed.
 """
 
 import argparse
@@ -40,7 +42,7 @@ from bench.tools.measurements import Measurement
 
 ROOT = Path(__file__).parents[2]
 WORTH_IT = 5
-"""Seconds: with less of them left no step begins."""
+"""Seconds: with less of them left no step begins, unless it says that it needs more."""
 NO_DEVICE = ("interpreter", "cuda_sanitizers", "cuda_shim")
 """Tests of the kernels that run on the CPU wherever they are."""
 
@@ -58,6 +60,8 @@ class CheckStep:
     """What it runs under."""
     lacks: str = ""
     """Why it cannot run."""
+    least: float = 0
+    """Seconds that it needs on a machine whose caches are empty, before its first result."""
 
 
 @dataclass(frozen=True)
@@ -84,25 +88,28 @@ def steps(out: Path, data: Path | None, mobile_sam: Path | None) -> list[CheckSt
     no_tool = "" if Path(sanitizer).exists() else "compute-sanitizer is not installed; the CUDA toolkit has it"
     peers = f"bench.peers.run latency {shlex.quote(str(data))} --mobile-sam {shlex.quote(str(mobile_sam))}"
     no_peers = "" if data and mobile_sam else "give --data and --mobile-sam"
+    clicks = f"bench.gpu.clicks {to}"
     timings = shlex.quote(f"--benchmark-json={out}/latency_cuda.json")
     return [
-        CheckStep("verify", 22, f"bench.gpu.verify {to} --seconds {{seconds}}"),
-        CheckStep("masks", 14, f"bench.gpu.masks {to}"),
-        CheckStep("clicks", 12, f"bench.gpu.clicks --only first clicks launches suggestions {to} --sequences 10"),
-        CheckStep("painting", 4, f"bench.gpu.painting {to} --seconds {{seconds}}"),
-        CheckStep("kernel tests", 16, f"{tests} {parity}"),
-        CheckStep("click tests", 8, f"{tests} tests/runtime/on_device"),
+        CheckStep("verify", 8, f"bench.gpu.verify {to} --first", least=40),
+        CheckStep("clicks", 12, f"{clicks} --only first clicks launches suggestions --sequences 8", least=60),
+        CheckStep("masks", 6, f"bench.gpu.masks {to} --first", least=30),
+        CheckStep("painting", 4, f"bench.gpu.painting {to} --seconds {{seconds}}", least=20),
+        CheckStep("sessions", 4, f"{clicks} --only sessions", least=20),
+        CheckStep("click tests", 8, f"{tests} tests/runtime/on_device", least=40),
+        CheckStep("kernel tests", 16, f"{tests} {parity}", least=60),
+        CheckStep("verify all", 18, f"bench.gpu.verify {to} --seconds {{seconds}}", least=40),
+        CheckStep("masks of all sizes", 10, f"bench.gpu.masks {to}", least=30),
+        CheckStep("models", 6, f"{clicks} --only models --seconds {{seconds}}", least=20),
         CheckStep("compile", 8, "bench.gpu.compile"),
-        CheckStep("ops", 10, f"bench.gpu.ops {to} --seconds {{seconds}}"),
-        CheckStep("sessions", 4, f"bench.gpu.clicks --only sessions {to}"),
-        CheckStep("models", 6, f"bench.gpu.clicks --only models {to} --seconds {{seconds}}"),
-        CheckStep("ladder", 8, f"bench.speed.ladder --device cuda {to} --pictures {shlex.quote(str(out))}"),
+        CheckStep("ops", 10, f"bench.gpu.ops {to} --seconds {{seconds}}", least=20),
+        CheckStep("ladder", 8, f"bench.speed.ladder --device cuda {to} --pictures {shlex.quote(str(out))}", least=20),
         CheckStep("peers", 6, f"{peers} --limit 10 --device cuda --skip grabcut {to}", lacks=no_peers),
         *(
             CheckStep(name, 4, exercise, (sanitizer, "--tool", name, "--error-exitcode", "9"), no_tool)
             for name in ("memcheck", "racecheck")
         ),
-        CheckStep("compiled", 12, f"bench.gpu.clicks --only compiled {to} --sequences 6"),
+        CheckStep("compiled", 12, f"{clicks} --only compiled --sequences 6", least=40),
         CheckStep("latency suite", 8, f"pytest -q -p no:cacheprovider --benchmark -k cuda {timings}"),
     ]
 
@@ -120,7 +127,7 @@ def dry_steps(out: Path) -> list[CheckStep]:
         CheckStep("compiled", 9, f"bench.gpu.clicks --only compiled --dry-run --out {folder}"),
         CheckStep("compile", 9, "bench.gpu.compile --dry-run"),
         CheckStep("models", 9, f"bench.gpu.clicks --only models --dry-run --out {folder}"),
-        CheckStep("verify", 9, f"bench.gpu.verify --dry-run --out {folder} --seconds {{seconds}}"),
+        CheckStep("verify", 9, f"bench.gpu.verify --dry-run --out {folder}"),
         CheckStep("masks", 9, f"bench.gpu.masks --dry-run --out {folder}"),
         CheckStep("painting", 9, f"bench.gpu.painting --dry-run --out {folder}"),
         CheckStep("kernel tests", 9, f"{tests} tests/kernels/test_distance_cuda.py -k fixed_form"),
@@ -169,7 +176,7 @@ def run(step: CheckStep, seconds: float, environment: dict[str, str]) -> StepOut
     """Run a step, for so many seconds at most; then it is killed, and what it started with it."""
     if step.lacks:
         return StepOutcome(step.name, "skipped", 0, step.lacks)
-    if seconds < WORTH_IT:
+    if seconds < max(WORTH_IT, step.least):
         return StepOutcome(step.name, "skipped", 0, f"no time was left; go on with --only '{step.name}'")
     start = time.monotonic()
     command = step.command.replace("{seconds}", f"{max(1.0, 0.8 * seconds - 5):.0f}")
@@ -317,10 +324,15 @@ def read_ops(file: Path) -> list[Measurement]:
 def limit(step: CheckStep, planned: Sequence[CheckStep], left: float) -> float:
     """Seconds that a step may take when so many are left for it and all that come after it in `planned`.
 
-    Each of them has its share then: nobody's time is taken, and what is not used is passed on.
+    Each of them has its share then: nobody's time is taken, and what is not used is passed on.  But each has what it
+    needs at least, the first ones first where that is too much for all.
     """
-    coming = [s.share for s in planned[planned.index(step) :] if not s.lacks]
-    return left * step.share / sum(coming) if coming else 0.0
+    coming = [s for s in planned[planned.index(step) :] if not s.lacks]
+    if not coming:
+        return 0.0
+    share = left * step.share / sum(s.share for s in coming)
+    kept = sum(max(WORTH_IT, s.least) for s in coming[1:])
+    return max(min(step.least, left), min(share, left - kept))
 
 
 def table(file: Path) -> list[dict[str, str]]:

@@ -1,6 +1,7 @@
 """Masks on the device beside those of the CPU in float32: every size, five shapes of region, fp16 and fp32.
 
     python -m bench.gpu.masks              # writes masks.csv to bench/results/cuda
+    python -m bench.gpu.masks --first      # the default size in fp16
     python -m bench.gpu.masks --dry-run    # on the CPU, one size
 
 Two clicks on a photograph, the second on the first one's answer, each once with an image that is new and once with its
@@ -81,12 +82,14 @@ def right(row: dict[str, Any]) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, one size")
+    parser.add_argument("--first", action="store_true", help="the default size, in fp16")
     parser.add_argument("--out", type=Path, default=rows.RESULTS / "cuda", help="folder of masks.csv")
     arguments = parser.parse_args()
     dry = arguments.dry_run
     device, ratios = ("cpu", RATIOS[-1:]) if dry else ("cuda", RATIOS)
     sizes = [min(SIZES)] if dry else sorted(SIZES, key=lambda size: (size != FIRST, size))
     cases = [(size, precision) for size in sizes for precision in (("fp32",) if dry else LIMITS)]
+    cases = cases[:1] if arguments.first else cases
     about, found, died = Machine(device).describe(), [], []
     with ExitStack() as stack:
         alone = [stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn"))) for _ in cases]

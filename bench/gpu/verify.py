@@ -1,6 +1,7 @@
 """Every kernel in every form in which an engine runs it, beside its reference: the first question on a new device.
 
     python -m bench.gpu.verify              # writes verify.csv to bench/results/cuda
+    python -m bench.gpu.verify --first      # what a click on a square region at the default size runs, in fp16
     python -m bench.gpu.verify --dry-run    # on the CPU, in Triton's interpreter, one network shape
 
 The default size comes first.  Verdicts are kept where engines look for them, so that the next steps pay nothing for
@@ -11,6 +12,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,8 +30,17 @@ from bench.tools.machine import Machine
 FIRST = 384
 """The default size."""
 
-AT_ONCE = 256
-"""Kernels that are tried between two writes of the file."""
+
+def parts(device: torch.device, dry: bool, first: bool) -> Iterator[list[Question]]:
+    """What is tried together, the default size first: starting the processes takes some ten seconds each time."""
+    if dry:
+        yield verify.questions(device, [(64, 32)])
+        return
+    yield verify.questions(device, [(FIRST, FIRST)], precision="fp16")
+    if not first:
+        for precision in ("fp16", "fp32"):
+            for size in sorted(SIZES, key=lambda size: (size != FIRST, size)):
+                yield verify.questions(device, verify.network_shapes(size), precision=precision)
 
 
 def main() -> None:
@@ -37,6 +48,7 @@ def main() -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="on the CPU, one network shape; slow, so say when to stop"
     )
+    parser.add_argument("--first", action="store_true", help="the square network shape of the default size, in fp16")
     parser.add_argument("--out", type=Path, default=rows.RESULTS / "cuda", help="folder of verify.csv")
     parser.add_argument("--seconds", type=float, default=600, help="no trial is begun later")
     arguments = parser.parse_args()
@@ -46,24 +58,20 @@ def main() -> None:
     device = torch.device("cpu") if dry else torch.device("cuda", torch.cuda.current_device())
     about = Machine(device.type).describe()
     verification.PROCESSES = len(os.sched_getaffinity(0))
-    sizes = sorted(SIZES, key=lambda size: (size != FIRST, size))
-    asked: list[Question] = []
-    for size in sizes[:1] if dry else sizes:
-        for precision in ("auto",) if dry else ("fp16", "fp32"):
-            shapes = [(64, 32)] if dry else verify.network_shapes(size)
-            asked += verify.questions(device, shapes, precision=precision)
-    questions, found = list({q.key: q for q in asked}.values()), []
-    for start in tqdm(range(0, len(questions), AT_ONCE), desc="verify", unit=f"{AT_ONCE} kernels"):
+    found, known = [], set[str]()
+    for asked in tqdm(parts(device, dry, arguments.first), desc="verify", unit="part"):
+        questions = [q for q in asked if q.key not in known]
         if time.monotonic() > deadline:
             break
-        for finding in verification.judge(questions[start : start + AT_ONCE], anew=True):
+        for finding in verification.judge(questions, anew=True):
             row = {k: v for k, v in asdict(finding).items() if k not in ("environment", "device", "source")}
             found.append({"key": f"{finding.op} {finding.backend} {finding.size} {finding.dtype}", **row})
+        known |= {q.key for q in questions}
         rows.write(arguments.out / "verify.csv", found, about, replace="key")
     wrong = [row for row in found if not row["ok"]]
     for row in wrong:
         print(f"WRONG {row['key']}: {row['reason']}")
-    print(f"{len(found)} of {len(questions)} forms of kernels tried, {len(wrong)} wrong")
+    print(f"{len(found)} forms of kernels tried, {len(wrong)} wrong")
     sys.exit(1 if wrong else 0)
 
 

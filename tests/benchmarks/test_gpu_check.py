@@ -94,7 +94,7 @@ def test_the_dry_run_does_it_all(tmp_path):
     assert all(row["ok"] == "True" for row in rows.read(tmp_path / "verify.csv"))
     summary = json.loads((tmp_path / "gpu_check.json").read_text())
     assert {s["name"]: s["status"] for s in summary["steps"]} == {
-        s.name: "skipped" if s.name == "racecheck" else "passed" for s in gpu_check.steps(tmp_path, None, None)
+        s.name: "skipped" if s.name == "racecheck" else "passed" for s in gpu_check.dry_steps(tmp_path)
     }
     assert len(summary["targets"]) == 22
     text = (tmp_path / "gpu_check.txt").read_text()
@@ -165,13 +165,23 @@ def test_each_step_has_its_share_and_what_others_left(tmp_path):
 
 def test_what_decides_comes_first(tmp_path):
     names = [s.name for s in gpu_check.steps(tmp_path, None, None)]
-    assert names[:6] == ["verify", "masks", "clicks", "painting", "kernel tests", "click tests"]
-    left, taken = 480.0, {}
-    for step in (planned := gpu_check.steps(tmp_path, Path("data"), Path("weights"))):
+    assert names[:4] == ["verify", "clicks", "masks", "painting"]
+    left, taken = 540.0, {}
+    for step in (planned := [s for s in gpu_check.steps(tmp_path, Path("data"), Path("weights")) if not s.lacks]):
         taken[step.name] = gpu_check.limit(step, planned, left)
         left -= taken[step.name]
+        assert taken[step.name] >= max(gpu_check.WORTH_IT, step.least), "in nine minutes every step has its turn"
     assert left == pytest.approx(0)
-    assert min(taken.values()) >= gpu_check.WORTH_IT, "in eight minutes every step has its turn"
+
+
+def test_few_minutes_go_to_what_comes_first():
+    planned = [CheckStep("a", 1, "", least=40), CheckStep("b", 9, "", least=60), CheckStep("c", 9, "")]
+    a, b, c = planned
+    assert gpu_check.limit(a, planned, 110) == 40, "its share would be 6, with which it could do nothing"
+    assert gpu_check.limit(b, planned, 70) == 60
+    assert gpu_check.limit(c, planned, 10) == 10
+    assert gpu_check.limit(a, planned, 30) == 30
+    assert gpu_check.run(a, 30, {}).status == "skipped"
 
 
 def test_the_file_is_written_after_every_step_and_a_step_that_overruns_takes_no_more(tmp_path, monkeypatch, capsys):
