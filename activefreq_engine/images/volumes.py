@@ -13,12 +13,20 @@ from numpy.typing import NDArray
 
 from activefreq_engine.errors import InvalidImageError, InvalidMaskError
 from activefreq_engine.files import write_file
+from activefreq_engine.images.dicom import Dicom, is_dicom
 from activefreq_engine.images.load import MAX_PIXELS, load_image
-from activefreq_engine.images.volume_files import check_alone, check_one_scale, check_whole, wrongly_added
+from activefreq_engine.images.volume_files import check_alone, check_whole, wrongly_added
 from activefreq_engine.images.window import Window, choose_window
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".nrrd", ".dcm")
 """Endings of files that are read as volumes; DICOM is also told by its first bytes."""
+
+
+_TAGS = {
+    "NiftiImageIO": ("vox_offset", "bitpix", "scl_slope", "scl_inter"),
+    "GDCMImageIO": tuple(f"0028|{n}" for n in ("0004", "0101", "0103", "1050", "1051", "1052", "1053", "1056")),
+}
+"""What is asked of a header.  Others may be anything, of which SimpleITK makes no text."""
 
 
 class TooManyPixelsError(InvalidImageError):
@@ -138,30 +146,31 @@ def _read(path: Path, name: str, max_pixels: int) -> Volume:
             raise InvalidImageError(f"{name} holds {len(series)} DICOM series; expected a folder with one")
         files = list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), series[0]))
     reader = sitk.ImageFileReader()
-    reader.SetFileName(files[0])
     try:
-        reader.ReadImageInformation()
-        size, components = reader.GetSize(), reader.GetNumberOfComponents()
-        of_one = int(np.prod(size, dtype=np.float64))
-        if of_one == 0 or of_one * len(files) > max_pixels:
-            raise TooManyPixelsError(f"{name} has {of_one * len(files)} pixels; allowed are 1 to {max_pixels}")
-        if len(size) not in (2, 3) or components not in (1, 3):
-            raise InvalidImageError(
-                f"{name} has {len(size)} axes and {components} values a pixel; allowed are 2 or 3 axes and 1 value, or "
-                "3 for colour"
-            )
+        kind = _kind(Path(files[0]))
+        reader.SetImageIO(kind)  # which SimpleITK would guess, and another reader may not obey the checks here
         check_alone(path, name)
         scales = set()
         for file in reversed(files):  # the first one's header is that of the volume
+            if kind == "GDCMImageIO":
+                Dicom.of(Path(file).read_bytes(), name)
             reader.SetFileName(file)
             reader.ReadImageInformation()
-            tags = {key: reader.GetMetaData(key).strip() for key in reader.GetMetaDataKeys()}
+            size, components = reader.GetSize(), reader.GetNumberOfComponents()
+            of_one = int(np.prod(size, dtype=np.float64))
+            if of_one == 0 or of_one * len(files) > max_pixels:
+                raise TooManyPixelsError(f"{name} has {of_one * len(files)} pixels; allowed are 1 to {max_pixels}")
+            if len(size) not in (2, 3) or components not in (1, 3):
+                raise InvalidImageError(
+                    f"{name} has {len(size)} axes and {components} values a pixel; allowed are 2 or 3 axes and 1 "
+                    "value, or 3 for colour"
+                )
+            tags = {key: reader.GetMetaData(key).strip() for key in _TAGS.get(kind, ()) if reader.HasMetaDataKey(key)}
             check_whole(Path(file), name, tags, of_one)
-            check_one_scale(Path(file), name, tags)
             scales.add((tags.get("0028|1053"), tags.get("0028|1052")))
         excess = wrongly_added(tags)
         if path.is_dir():  # the first slice's type may not hold the others' values
-            image = sitk.ReadImage(files, sitk.sitkFloat64 if len(scales) > 1 else sitk.sitkUnknown)
+            image = sitk.ReadImage(files, sitk.sitkFloat64 if len(scales) > 1 else sitk.sitkUnknown, kind)
         else:
             image = reader.Execute()
     except InvalidImageError:
@@ -169,7 +178,9 @@ def _read(path: Path, name: str, max_pixels: int) -> Volume:
     except (RuntimeError, ValueError, OSError) as error:  # ValueError: words for numbers in a header
         if "orthonormal" in str(error):
             raise InvalidImageError(f"{name} has sheared axes; resample it to axes at right angles first") from error
-        raise InvalidImageError(f"cannot decode {name}; the file may be truncated or corrupt") from error
+        raise InvalidImageError(
+            f"cannot decode {name}; the file may be truncated or corrupt, or of a kind that SimpleITK does not read"
+        ) from error
     planes = sitk.GetArrayFromImage(image)
     planes = planes[None] if image.GetDimension() == 2 else planes
     planes = planes - planes.dtype.type(excess) if excess else planes
@@ -184,12 +195,23 @@ def _read(path: Path, name: str, max_pixels: int) -> Volume:
     return Volume(np.ascontiguousarray(planes), place, window)
 
 
+def _kind(path: Path) -> str:
+    """SimpleITK's reader for a file: DICOM's by its first bytes, others by the ending."""
+    with path.open("rb") as file:
+        if is_dicom(file.read(132)):
+            return "GDCMImageIO"
+    ending = path.suffix.lower()
+    return {".nii": "NiftiImageIO", ".gz": "NiftiImageIO", ".mha": "MetaImageIO", ".nrrd": "NrrdImageIO"}.get(
+        ending, "GDCMImageIO"
+    )
+
+
 def _window(tags: dict[str, str]) -> Window | None:
     """DICOM's first window, by PS3.3 C.11.2.1.2, for values as SimpleITK gives them."""
     try:
         centre, width = (float(tags[key].split("\\")[0]) for key in ("0028|1050", "0028|1051"))
         slope, intercept = float(tags.get("0028|1053", 1)), float(tags.get("0028|1052", 0))
-        largest = 2 ** int(tags.get("0028|0101", 16)) - 1
+        largest = -1 if tags.get("0028|0103") == "1" else 2 ** int(tags.get("0028|0101", 16)) - 1
     except (KeyError, ValueError):
         return None
     if tags.get("0028|1056") != "LINEAR_EXACT":
@@ -199,9 +221,7 @@ def _window(tags: dict[str, str]) -> Window | None:
         return None
     if tags.get("0028|0004") != "MONOCHROME1":
         return low, high
-    if tags.get("0028|0103") != "0":
-        return None  # signed: how these are turned is nowhere written
-    # white is zero: the stored values were turned round, so the window is
+    # white is zero: the stored values were turned round (signed ones about -1/2), so the window is
     total = slope * largest + 2 * intercept
     return (total - high, total - low)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import struct
 import sys
 from pathlib import Path
@@ -276,6 +277,9 @@ NRRD = "NRRD0004\ntype: uchar\ndimension: 2\nsizes: 8 8\nencoding: raw\n{}\n"
         ("a.mha", META.format("Comment\nElementDataFile = LOCAL\nElementDataFile = {}\n")),
         ("a.mha", META.format("Offset =\nElementDataFile = LOCAL\nElementDataFile = {}\n")),
         ("a.mha", META.format("x" * 499 + "\nElementDataFile = LOCAL\nElementDataFile = {}\n")),
+        ("a.mha", META.format("Offset = 0\nElementDataFile = LOCAL\nElementDataFile = {}\n")),
+        ("a.mha", META.format("Color = 1e39 0 0 0\nElementDataFile = LOCAL\nElementDataFile = {}\n")),
+        ("a.mha", META.format("Comment = :\nElementDataFile = LOCAL\nElementDataFile = {}\n")),
         ("a.nrrd", NRRD.format("data file: {}\n")),
         ("a.nrrd", NRRD.format("DATAFILE: {}\n")),
     ],
@@ -294,3 +298,46 @@ def test_an_empty_volume_is_refused() -> None:
     header = META.replace("8 8", "0 8").format("ElementDataFile = LOCAL\n")
     with pytest.raises(InvalidImageError, match="0 pixels"):
         load_volume(header.encode(), name="a.mha")
+
+
+@pytest.mark.parametrize("line", ["Name = " + "x" * 300, "NDims = 100000000000", "NDims = -1", "NDims = 1e5 1"])
+def test_headers_that_end_metaio_are_refused(line: str) -> None:
+    """It writes beyond its memory at each of these."""
+    header = META.format(line + "\nElementDataFile = LOCAL\n")
+    with pytest.raises(InvalidImageError, match="holds its pixels itself"):
+        load_volume(header.encode() + bytes(64), name="a.mha")
+
+
+def test_of_a_large_volume_only_the_header_is_looked_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from activefreq_engine.images.volume_files import check_alone
+
+    def is_read_whole(path: Path) -> bool:
+        read: list[int] = []
+
+        class Counting(io.BufferedReader):
+            def read(self, size: int | None = -1) -> bytes:
+                read.append(-1 if size is None else size)
+                return super().read(size)
+
+        monkeypatch.setattr(Path, "open", lambda self, mode: Counting(io.FileIO(self, "rb")))
+        try:
+            check_alone(path, path.name)
+        finally:
+            monkeypatch.undo()
+        return -1 in read
+
+    image = sitk.GetImageFromArray(np.zeros((3, 9, 15), np.float32))
+    image.SetOrigin((-12.5, 3e-17, 40))
+    for ending in ("mha", "nrrd"):
+        sitk.WriteImage(image, str(tmp_path / f"a.{ending}"))
+        assert not is_read_whole(tmp_path / f"a.{ending}")
+    unusual = META.format("Mine = 1\nElementDataFile = LOCAL\n").encode() + bytes(64)
+    (tmp_path / "b.mha").write_bytes(unusual)
+    assert is_read_whole(tmp_path / "b.mha")
+    assert load_volume(tmp_path / "b.mha").planes.shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("line", ["Caf\xe9 = 1", "vox_offset = 8", "scl_slope = x", "0028|1050 = 1"])
+def test_other_keys_in_a_header_do_not_matter(line: str) -> None:
+    header = META.format(line + "\nElementDataFile = LOCAL\n")
+    assert load_volume(header.encode("latin-1") + bytes(64), name="a.mha").planes.shape == (1, 8, 8)
