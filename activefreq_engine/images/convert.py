@@ -79,7 +79,7 @@ def is_alpha(band: NDArray[Any], colours: NDArray[Any]) -> bool:
     opaque = opaque_value(band)
     if np.count_nonzero(band == opaque) * 40 >= max(1, np.count_nonzero(band)):
         return True
-    if band.min() > 0.05 * opaque or band.max() < 0.95 * opaque:
+    if band.min() > 0.05 * opaque or band.max() < 0.95 * opaque or band.shape[1] < 2:  # of one column: no edges
         return False
     step = max(1, band.size // 1_000_000)
     edges = np.abs(np.diff(band[::step].astype(np.float64), axis=1)).ravel()

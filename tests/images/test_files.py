@@ -204,6 +204,16 @@ def test_infrared_is_not_alpha(rng, scale):
         assert np.array_equal(load_image(array), load_image(array[..., :3].copy()))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("shape", [(41, 1), (1, 41), (1, 1), (2, 1)])
+def test_a_fourth_band_of_the_thinnest_pictures(rng, shape):
+    """A column has no edges to compare, which NumPy warned of."""
+    for low, high in ((0, 1), (0.01, 0.99)):
+        array = rng.uniform(low, high, (*shape, 4)).astype(np.float32)
+        array[0, 0, 3], array[-1, -1, 3] = 0.01, 0.99
+        assert load_image(array).shape == (*shape, 3)
+
+
 def test_a_file_s_alpha_can_be_left_out(rng):
     image = picture(rng, 4)
     assert np.array_equal(load_image(encoded(image), alpha=False), image[..., :3])
