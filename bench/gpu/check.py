@@ -79,7 +79,7 @@ class StepOutcome:
 def steps(out: Path, data: Path | None, mobile_sam: Path | None) -> list[CheckStep]:
     """On the device."""
     to = f"--out {shlex.quote(str(out))}"
-    tests = "pytest -q --maxfail 9 -p no:cacheprovider --device cuda"
+    tests = "pytest -v --tb=short --maxfail 9 -p no:cacheprovider --device cuda"  # a killed run names what failed too
     if importlib.util.find_spec("xdist"):  # nothing is timed here, and a compiler runs for every size of a map
         tests += f" -n {min(12, len(os.sched_getaffinity(0)))}"
     parity = " ".join(["tests/kernels", *(f"--ignore tests/kernels/test_{n}.py" for n in NO_DEVICE)])
@@ -199,7 +199,8 @@ def run(step: CheckStep, seconds: float, environment: dict[str, str]) -> StepOut
     if code == 0:
         return StepOutcome(step.name, "passed", took, lines[-1][:200])
     why = f"killed after {took} s" if code is None else f"exit status {code}"
-    return StepOutcome(step.name, "failed", took, "\n".join([*lines[-60:], f"{why}: {' '.join(full)}"]))
+    failed = [line for line in lines[:-60] if "FAILED" in line or "ERROR" in line][:40]
+    return StepOutcome(step.name, "failed", took, "\n".join([*failed, *lines[-60:], f"{why}: {' '.join(full)}"]))
 
 
 @dataclass(frozen=True)

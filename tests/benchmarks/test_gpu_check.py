@@ -123,7 +123,9 @@ def test_what_hangs_is_killed_with_all_that_it_started(tmp_path, monkeypatch):
 
 
 def test_how_a_step_went(tmp_path):
-    (tmp_path / "fails.py").write_text("print('reason'); raise SystemExit(3)")
+    (tmp_path / "fails.py").write_text(
+        "print('FAILED first', *range(99), sep='\\n'); print('reason'); raise SystemExit(3)"
+    )
     (tmp_path / "works.py").write_text("import sys; print('first'); print('a bar\\ra', *sys.argv[1:])")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     outcomes = [
@@ -137,6 +139,7 @@ def test_how_a_step_went(tmp_path):
     ]
     assert [o.status for o in outcomes] == ["failed", "passed", "skipped", "skipped"]
     assert "reason\nexit status 3" in outcomes[0].detail
+    assert outcomes[0].detail.startswith("FAILED first\n"), "tests that failed long before a run was killed"
     assert [o.detail for o in outcomes[1:]] == ["a b c", "no time was left; go on with --only 'late'", "no data"]
 
 
