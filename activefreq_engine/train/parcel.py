@@ -1,4 +1,4 @@
-"""A packed folder as one file small enough to travel: images as JPEG, label maps as PNG.
+"""A packed folder as one file small enough to travel: images as WebP, label maps as PNG.
 
 The file is a safetensors file of three tensors, `images` and `labels` (uint8, the files back to back) and `ends` (int64
 `[N, 2]`, where each ends), and the index of the packed folder as metadata.
@@ -27,7 +27,7 @@ from .mix import Source
 SUFFIX = ".safetensors"
 
 
-def make_parcel(sources: Sequence[Source], path: Path, work: Path, max_side: int = 320, quality: int = 75) -> Path:
+def make_parcel(sources: Sequence[Source], path: Path, work: Path, max_side: int = 512, quality: int = 75) -> Path:
     """Pack data folders into one file.
 
     Args:
@@ -35,7 +35,7 @@ def make_parcel(sources: Sequence[Source], path: Path, work: Path, max_side: int
         path (path): the file, replaced whole.
         work (path): folder for the packed images; an existing pack of the same folders is reused.
         max_side (int): longest side of an image, pixels.
-        quality (int): of the JPEG images, 1 to 100.
+        quality (int): of the WebP images, 1 to 100; they take half of what JPEG takes at the same quality.
 
     Raises:
         DatasetError: as `train.data.pack`.
@@ -51,7 +51,7 @@ def make_parcel(sources: Sequence[Source], path: Path, work: Path, max_side: int
         image = images[3 * start : 3 * (start + h * w)].reshape(h, w, 3)[..., ::-1]
         values = labels[start : start + h * w].reshape(h, w)
         small = values.astype(np.uint8) if values.max() < 256 else values
-        return _encode(".jpg", image, cv2.IMWRITE_JPEG_QUALITY, quality), _encode(
+        return _encode(".webp", image, cv2.IMWRITE_WEBP_QUALITY, quality), _encode(
             ".png", small, cv2.IMWRITE_PNG_COMPRESSION, 9
         )
 

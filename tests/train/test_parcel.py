@@ -39,7 +39,7 @@ def test_a_parcel_holds_labels_exactly_and_images_nearly(mix, tmp_path):
     path = make_parcel(sources, tmp_path / "mix.safetensors", tmp_path / "work", quality=95)
     data, whole = PackedDataset(open_parcel(path, tmp_path / "opened")), PackedDataset(tmp_path / "work")
     np.testing.assert_array_equal(data.labels, whole.labels)
-    assert np.abs(data.images.astype(int) - whole.images).mean() < 12  # noise is what JPEG keeps worst
+    assert np.abs(data.images.astype(int) - whole.images).mean() < 12  # noise is what WebP keeps worst
     assert data.entries == whole.entries
     for name in ("values", "entry", "box", "edges"):
         with np.load(tmp_path / "work" / "objects.npz") as a, np.load(tmp_path / "opened" / "objects.npz") as b:
