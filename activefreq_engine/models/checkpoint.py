@@ -18,6 +18,7 @@ from .freqformer import FreqFormer, FreqFormerConfig
 
 FORMAT = "activefreq-1"
 ARCHITECTURE = "FreqFormer"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LATER = {"guide"}
 """Fields of the configuration that older files lack; one that has its default is not written."""
 
@@ -104,8 +105,9 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
             f"{path} has format {header.get('format')!r}, expected {FORMAT!r}: it was not written by save_checkpoint"
         )
     try:
-        return {**header, "config": json.loads(header["config"]), "metadata": json.loads(header["metadata"])}
-    except (KeyError, json.JSONDecodeError) as e:
+        read = {name: json.loads(header[name]) for name in ("config", "metadata")}
+        return {**header, **read, "sha256": header["sha256"], "architecture": header["architecture"]}
+    except (KeyError, ValueError, RecursionError) as e:  # ValueError: also a number of thousands of digits
         raise ModelLoadError(f"{path} has a damaged header: {e!r}") from None
 
 
@@ -149,7 +151,12 @@ def load_checkpoint(path: str | Path, *, expected: FreqFormerConfig | None = Non
         for k in wanted
         if k in state and state[k].shape != wanted[k].shape
     ]
-    problems += [f"{k} is not finite" for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
+    problems += [
+        f"{k} is {state[k].dtype}, expected {'floats of 16 to 64 bits' if v.is_floating_point() else v.dtype}"
+        for k, v in wanted.items()
+        if k in state and state[k].dtype not in (FLOATS if v.is_floating_point() else (v.dtype,))
+    ]
+    problems += [f"{k} is not finite" for k, v in state.items() if v.dtype in FLOATS and not v.isfinite().all()]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise ModelLoadError(f"{path} does not fit its own configuration: {'; '.join(problems[:3])}{more}")

@@ -121,7 +121,7 @@ def pack_command(
     ],
     root: Annotated[Path, typer.Argument(help="The folder that the mix's folders lie in.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.", show_default=False)],
-    side: Annotated[int, typer.Option(min=64, help="Longest side of an image, pixels.")] = 512,
+    side: Annotated[int, typer.Option(min=64, max=4096, help="Longest side of an image, pixels.")] = 512,
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of the WebP images.")] = 75,
 ) -> None:
     """Pack the sets of a mix into one file to train on, small enough to be taken to another machine."""

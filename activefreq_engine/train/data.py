@@ -8,6 +8,7 @@ single affine warp.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -27,8 +28,10 @@ from ..files import beside, write_file
 from ..images import load_image, load_labels
 from ..images.folders import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, listing, match
 from .mix import Objects, Source
+from .packed import LARGEST, read_packed
 from .teacher import Teacher
 
+log = logging.getLogger(__name__)
 MASK_FOLDERS = ("masks", "labels", "instances")  # binary, label values, label values
 DISTRACTED = 0.35  # share of samples that something is added to, see `distract`
 DISTANT = 0.25  # share of samples that are shown small in a larger picture, see `surround`
@@ -116,11 +119,14 @@ def pack(folders: Sequence[Path | Source], target: Path, max_side: int = 384) ->
     """
     sources = [f if isinstance(f, Source) else Source(f) for f in folders]
     described = [{"folder": str(s.folder), "objects": s.objects and [list(v) for v in s.objects]} for s in sources]
-    index_path = target / "index.json"
-    if index_path.exists():
-        index = json.loads(index_path.read_text())
-        if index["sources"] == described and index["max_side"] == max_side:
+    try:
+        index = json.loads((target / "index.json").read_text())
+        if (index["sources"], index["max_side"]) == (described, max_side):
             return target
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        log.warning("%s holds no packed data that can be used (%s): made anew", target, type(error).__name__)
     found = [find_pairs(source.folder) for source in sources]  # before anything is written
     with PackWriter(target) as writer:
         for number, (source, (kind, pairs)) in enumerate(zip(sources, found, strict=True)):
@@ -169,7 +175,13 @@ class PackWriter:
         self._files.__exit__(kind, error, trace)  # nothing is left to do after `finish`
 
     def add(self, image: Pixels, labels: NDArray[Any], objects: Objects | None, source: int, name: str) -> None:
-        """One image `[H, W, 3]` and its label map; it is left out where no object has `MIN_AREA` pixels."""
+        """One image `[H, W, 3]` and its label map; it is left out where no object has `MIN_AREA` pixels.
+
+        Raises:
+            DatasetError: more than `packed.LARGEST` pixels.
+        """
+        if labels.size > LARGEST:
+            raise DatasetError(f"{name} would be packed with {labels.size} pixels; allowed are {LARGEST}: pack smaller")
         areas = np.bincount(labels.ravel())
         groups = [(int(v),) for v in np.flatnonzero(areas) if v > 0] if objects is None else objects
         kept = [list(g) for g in groups if sum(int(areas[v]) for v in g if v < len(areas)) >= MIN_AREA]
@@ -248,10 +260,8 @@ class PackedDataset(Dataset):
         teacher: Teacher | None = None,
         per_crop: int = 1,
     ) -> None:
-        index = json.loads((folder / "index.json").read_text())
-        self.entries = index["entries"]
-        self.images = np.memmap(folder / "images.u8", np.uint8, mode="r")
-        self.labels = np.memmap(folder / "labels.u16", np.uint16, mode="r")
+        packed = read_packed(folder)
+        self.entries, self.images, self.labels = packed.entries, packed.images, packed.labels
         self.seed = seed
         self.per_crop = per_crop
         self.teacher = teacher
@@ -260,7 +270,7 @@ class PackedDataset(Dataset):
         self.sources = sources = np.array([e["source"] for e in self.entries])
         # weights: share of each source folder in an epoch; by default every image counts the same
         self.share = None
-        weights = weights or index.get("weights")
+        weights = weights or packed.weights
         if weights is not None:
             counts = np.bincount(sources, minlength=len(weights))
             p = np.asarray(weights, float)[sources] / counts[sources]
@@ -366,6 +376,8 @@ def random_crop(image: Pixels, mask: Pixels, size: int, rng: np.random.Generator
     h, w = mask.shape
     mode = rng.random()
     ys, xs = np.nonzero(mask)
+    if not len(xs):
+        raise DatasetError("an object of the packed data has no pixels: it is damaged. Remove it, and it is made anew")
     x0, x1, y0, y1 = xs.min(), xs.max() + 1, ys.min(), ys.max() + 1
     box = max(x1 - x0, y1 - y0, 16)
     if mode < 0.40:

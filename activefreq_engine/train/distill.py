@@ -26,6 +26,7 @@ from ..files import write_file
 from ..models import normalise
 from ..models.tinyvit import EMBEDDING, MobileSamEncoder, from_mobile_sam
 from .data import pack
+from .packed import read_packed
 from .teacher import STRIDE, Teacher
 
 SHA256 = "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f"  # of the published mobile_sam.pt
@@ -94,8 +95,8 @@ def make_teacher(
     if side < STRIDE or side % STRIDE:
         raise InvalidArgumentError(f"side is {side}; expected a positive multiple of {STRIDE}")
     folder = pack(data, packed or out / "data")
-    entries: list[dict[str, Any]] = json.loads((folder / "index.json").read_text())["entries"]
-    pixels = np.memmap(folder / "images.u8", np.uint8, mode="r")
+    made_of = read_packed(folder)
+    entries, pixels = made_of.entries, made_of.images
     grid = side // STRIDE
     bytes_each = EMBEDDING * grid * grid * 2
     names = [str(e["id"]) for e in entries]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -26,6 +25,7 @@ from .config import Schedule, Stage, TrainConfig, claim, launched
 from .data import PackedDataset, SizeOf, StepSampler, pack
 from .distill import load_teacher
 from .on_device import DeviceSteps
+from .packed import read_packed
 from .parcel import SUFFIX, open_parcel
 from .record import Record, Validation, plot, require_plotting
 from .sampler import Sampler
@@ -165,7 +165,7 @@ class _Run:
             claim(config, self.out / "config.json")  # a run that found no data leaves its folder free
         if self.world > 1:
             dist.barrier()
-        self.folders = [str(s["folder"]) for s in json.loads((packed / "index.json").read_text())["sources"]]
+        self.folders = [str(s["folder"]) for s in read_packed(packed).sources]
 
         self._build()
         schedule = Schedule(config, self.elapsed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,10 +22,13 @@ from safetensors.numpy import save_file
 
 from ..errors import DatasetError
 from ..files import beside
+from ..images import image_size
 from .data import PackWriter, pack
 from .mix import Source
+from .packed import LARGEST, check_entry, check_index, read_packed
 
 SUFFIX = ".safetensors"
+AHEAD = 64  # images that are decoded before they are wanted
 
 
 def make_parcel(sources: Sequence[Source], path: Path, work: Path, max_side: int = 512, quality: int = 75) -> Path:
@@ -42,9 +46,8 @@ def make_parcel(sources: Sequence[Source], path: Path, work: Path, max_side: int
     """
     pack(sources, work, max_side)
     index = json.loads((work / "index.json").read_text())
-    entries = index["entries"]
-    images = np.memmap(work / "images.u8", np.uint8, mode="r")
-    labels = np.memmap(work / "labels.u16", np.uint16, mode="r")
+    packed = read_packed(work)
+    entries, images, labels = packed.entries, packed.images, packed.labels
 
     def encoded(entry: dict[str, Any]) -> tuple[bytes, bytes]:
         h, w, start = entry["h"], entry["w"], entry["offset"]
@@ -74,36 +77,78 @@ def open_parcel(path: Path, target: Path) -> Path:
         DatasetError: the file is not there or is no such file.
     """
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        stored = target / "index.json"
-        if stored.exists() and json.loads(stored.read_text()).get("parcel") == digest:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
+        if _made_from(target) == digest.hexdigest():
             return target
-        with safe_open(str(path), framework="np") as file:
-            index = json.loads(file.metadata()["index"])
-            ends = file.get_tensor("ends")
-            files = [file.get_tensor(name) for name in ("images", "labels")]
+        with safe_open(str(path), framework="np") as parcel:
+            index = json.loads(parcel.metadata()["index"])
+            ends = parcel.get_tensor("ends")
+            files = [parcel.get_tensor(name) for name in ("images", "labels")]
         entries = index.pop("entries")
+        facts = {name: index.get(name) for name in ("sources", "max_side", "weights")}
+        for number, entry in enumerate(entries):
+            check_entry(entry, len(facts["sources"]), number)
+        check_index({**facts, "entries": [{**entries[0], "h": 1, "w": 1, "offset": 0}]})
+        _check_ends(ends, len(entries), [f.size if f.dtype == np.uint8 and f.ndim == 1 else -1 for f in files])
         starts = np.concatenate([np.zeros((1, 2), np.int64), ends[:-1]])
 
         def decoded(i: int) -> tuple[NDArray[Any], NDArray[Any]]:
-            image, labels = (
-                cv2.imdecode(files[k][starts[i, k] : ends[i, k]], how)
-                for k, how in enumerate((cv2.IMREAD_COLOR, cv2.IMREAD_UNCHANGED))
-            )
-            if image is None or labels is None:
+            picture, png = (files[k][starts[i, k] : ends[i, k]] for k in (0, 1))
+            sizes = {image_size(picture.tobytes()), image_size(png.tobytes())}
+            known = bytes(picture[8:12]) == b"WEBP" or bytes(picture[:2]) == b"\xff\xd8"  # JPEG: as it used to be
+            if not known or bytes(png[:4]) != b"\x89PNG" or len(sizes) != 1:
+                raise ValueError(f"{entries[i]['id']} is no WebP or JPEG with a PNG of its size")
+            if math.prod(*sizes) > LARGEST:
+                raise ValueError(f"{entries[i]['id']} has more than {LARGEST} pixels")
+            image, labels = cv2.imdecode(picture, cv2.IMREAD_COLOR), cv2.imdecode(png, cv2.IMREAD_UNCHANGED)
+            if image is None or labels is None or image.shape[:2] != labels.shape:
                 raise ValueError(f"{entries[i]['id']} is damaged")
             return np.ascontiguousarray(image[..., ::-1]), labels.astype(np.uint16)
 
         with PackWriter(target) as writer, ThreadPoolExecutor() as pool:
-            for entry, (image, labels) in zip(entries, pool.map(decoded, range(len(entries))), strict=True):
-                objects = tuple(tuple(values) for values in entry["objects"])
-                writer.add(image, labels, objects, entry["source"], entry["id"])
-            writer.finish(str(path), **index, parcel=digest)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, IndexError, cv2.error) as e:
+            for first in range(0, len(entries), AHEAD):  # what is decoded waits in memory for the writer
+                some = range(first, min(first + AHEAD, len(entries)))
+                for i, (image, labels) in zip(some, pool.map(decoded, some), strict=True):
+                    objects = tuple(tuple(values) for values in entries[i]["objects"])
+                    writer.add(image, labels, objects, entries[i]["source"], entries[i]["id"])
+            writer.finish(str(path), **facts, parcel=digest.hexdigest())
+    except DatasetError:
+        raise
+    except (
+        OSError,
+        SafetensorError,
+        KeyError,
+        TypeError,
+        ValueError,
+        IndexError,
+        AttributeError,
+        RecursionError,
+        MemoryError,
+        cv2.error,
+    ) as e:
         raise DatasetError(
             f"{path} is no packed data ({type(e).__name__}: {e}); make it with `activefreq pack`"
         ) from None
     return target
+
+
+def _made_from(target: Path) -> str | None:
+    """The sha256 of the file that a packed folder was made from, if it is one."""
+    try:
+        made = json.loads((target / "index.json").read_text()).get("parcel")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return made if isinstance(made, str) else None
+
+
+def _check_ends(ends: NDArray[Any], number: int, sizes: list[int]) -> None:
+    if ends.dtype != np.int64 or ends.shape != (number, 2):
+        raise ValueError(f"its ends are {ends.dtype} {ends.shape}, not int64 {(number, 2)}")
+    if (ends[:1] <= 0).any() or (np.diff(ends, axis=0) <= 0).any() or ends[-1].tolist() != sizes:
+        raise ValueError("its ends do not rise from above 0 to the sizes of its images and labels")
 
 
 def _encode(kind: str, picture: NDArray[Any], option: int, value: int) -> bytes:

@@ -10,7 +10,6 @@ bit of floating-point functions.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .data import DISTANT, DISTRACTED, EDGES, FADED, FAINTEST, LEAST_SHOWN, hair_lines
+from .packed import read_objects, read_packed
 
 NORMALS = 1 << 20  # values of the table of noise
 HAIRS = 64  # drawn pictures of hairs, each shown in eight orientations
@@ -62,28 +62,27 @@ class Sampler:
     """
 
     def __init__(self, folder: Path, seed: int, weights: tuple[float, ...] | None, device: torch.device) -> None:
-        index = json.loads((folder / "index.json").read_text())
-        entries = index["entries"]
+        packed = read_packed(folder)
+        entries = packed.entries
         self.seed, self.device = seed, device
-        self.images = torch.from_numpy(np.memmap(folder / "images.u8", np.uint8, mode="c")).view(-1, 3).to(device)
+        self.images = torch.from_numpy(packed.images).view(-1, 3).to(device)
         # 16 bits are only compared here, so their sign does not matter
-        self.labels = torch.from_numpy(np.memmap(folder / "labels.u16", np.int16, mode="c")).to(device)
-        with np.load(folder / "objects.npz") as objects:
-            self.values = torch.from_numpy(objects["values"].view(np.int16)).to(device)
-            self.box = torch.from_numpy(objects["box"]).float().to(device)
-            self.edges = torch.from_numpy(objects["edges"]).float().to(device)
-            owner = objects["entry"]
+        self.labels = torch.from_numpy(packed.labels.view(np.int16)).to(device)
+        objects = read_objects(folder, entries, EDGES)
+        self.values = torch.from_numpy(objects["values"].view(np.int16)).to(device)
+        self.box = torch.from_numpy(objects["box"]).float().to(device)
+        self.edges = torch.from_numpy(objects["edges"]).float().to(device)
         # places in the pack in 32 bits where they fit: on a GPU this arithmetic is much of the work
         place = torch.int32 if len(self.images) < 2**31 else torch.int64
         self.offset = torch.tensor([e["offset"] for e in entries], dtype=place, device=device)
         self.size = torch.tensor([(e["w"], e["h"]) for e in entries], dtype=torch.float32, device=device)
         source = np.array([e["source"] for e in entries])
-        weights = weights or index.get("weights")
-        share = np.ones(len(entries)) if weights is None else np.asarray(weights, float)[source]
-        share = share if weights is None else share / np.bincount(source)[source]
+        shares = weights or packed.weights
+        share = np.ones(len(entries)) if shares is None else np.asarray(shares, float)[source]
+        share = share if shares is None else share / np.bincount(source)[source]
         self.upto = torch.from_numpy(np.cumsum(share / share.sum())).float().to(device)
         # runs of objects of an entry, and of entries of a source: (first, number)
-        self.own = _runs(owner, len(entries)).to(device)
+        self.own = _runs(objects["entry"], len(entries)).to(device)
         self.alike = _runs(source, int(source.max()) + 1)[torch.from_numpy(source)].to(device)
         self.normals = torch.randn(NORMALS, generator=torch.Generator().manual_seed(0)).to(device)
         self.hairs: dict[int, Tensor] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict
@@ -78,8 +79,11 @@ def load_state(
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         if scaler and facts["scaler"]:  # a run that began without loss scaling may go on with it
             scaler.load_state_dict(facts["scaler"])
-        return int(facts["step"]), float(facts["elapsed"])
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
+        step, elapsed = int(facts["step"]), float(facts["elapsed"])
+        if step < 0 or not 0 <= elapsed < math.inf:
+            raise ValueError(f"step is {step}, seconds are {elapsed}")
+        return step, elapsed
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as e:
         raise InvalidArgumentError(
             f"{path} cannot be resumed from ({e}); it is damaged or of another model. Remove it to start this run anew"
         ) from None

@@ -37,13 +37,16 @@ class Teacher:
             self.channels, self.grid = int(facts["channels"]), int(facts["grid"])
             self.mean = torch.tensor(facts["mean"], dtype=torch.float32).view(-1, 1, 1)
             self.std = torch.tensor(facts["std"], dtype=torch.float32).view(-1, 1, 1)
+            finite = bool(self.mean.isfinite().all()) and bool(self.std.isfinite().all()) and bool((self.std > 0).all())
+            if not len(self.mean) == len(self.std) == self.channels or not 0 < self.grid <= 4096 or not finite:
+                raise ValueError("its grid, channels, means and standard deviations do not fit together")
             self.features = np.memmap(
                 folder / "features.f16",
                 np.float16,
                 mode="r",
                 shape=(len(self.images), self.channels, self.grid, self.grid),
             )
-        except (OSError, ValueError, KeyError, TypeError) as e:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RuntimeError) as e:
             raise DatasetError(f"{folder} holds no teacher's features ({e}); make them with train.distill") from None
 
     def check(self, entries: Sequence[dict[str, Any]]) -> None:

@@ -145,6 +145,10 @@ def test_foreign_safetensors(tmp_path: Path) -> None:
     [
         {"config": "{"},
         {"metadata": "["},
+        {"config": "[" * 100_000},
+        {"metadata": '{"a":' * 100_000},
+        {"config": "1" * 5000},
+        {"metadata": "1" * 5000},
         {"config": "5"},
         {"config": "null"},
         {"config": "[]"},
@@ -173,6 +177,8 @@ def test_header_without_an_entry(saved: Path, key: str) -> None:
     del header[key]
     rewrite(saved, tensors, header, sign=False)
     refused(saved)
+    with pytest.raises(ModelLoadError, match="damaged header"):
+        read_metadata(saved)
 
 
 def test_other_architecture(saved: Path) -> None:
@@ -192,6 +198,9 @@ def test_weights_that_do_not_fit(saved: Path) -> None:
     refused(saved, name, "(2,)", "(1,)")
     rewrite(saved, {name: tensors[name]}, header)
     refused(saved, "more)")
+    for dtype in (torch.float8_e4m3fn, torch.int64, torch.complex64, torch.bool):
+        rewrite(saved, {**tensors, name: tensors[name].to(dtype)}, header)
+        refused(saved, f"{name} is {dtype}, expected floats of 16 to 64 bits")
     for value in (float("nan"), float("inf")):
         rewrite(saved, {**tensors, name: torch.full((1,), value, dtype=torch.float16)}, header)
         refused(saved, f"{name} is not finite")

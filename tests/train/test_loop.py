@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from activefreq_engine.conventions import SLOTS
 from activefreq_engine.errors import ActiveFreqError, BackendUnavailableError, DatasetError, InvalidArgumentError
@@ -24,6 +24,7 @@ from activefreq_engine.train.loop import parameter_groups, pick_device, train
 from activefreq_engine.train.losses import coarse_loss
 from activefreq_engine.train.record import Record, read_log
 from activefreq_engine.train.simulate import THRESHOLD, ClickBatch, simulate
+from activefreq_engine.train.state import Ema, load_state, save_state
 from activefreq_engine.train.steps import CoarseStep, RefinerStep, focus_boxes, norms, placed
 from activefreq_engine.types import Click
 
@@ -243,6 +244,23 @@ def test_damaged_configuration(pairs: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(InvalidArgumentError, match="new folder"):
         train(tiny(pairs), tmp_path, device="cpu")
+
+
+def test_a_state_that_says_what_cannot_be(tmp_path: Path) -> None:
+    model = create_model("freqformer_b0", **OVERRIDES)
+    ema, optimizer, path = Ema(model, 0.9), torch.optim.SGD(model.parameters(), lr=1), tmp_path / "state.safetensors"
+    save_state(path, model, ema, optimizer, None, 3, 1.5)
+    assert load_state(path, model, ema, optimizer, None) == (3, 1.5)
+    tensors, good = load_file(path), '{"step": %s, "elapsed": %s, "scaler": null}'
+    for facts in (
+        *(good % n for n in (("Infinity", 1), (-1, 1), (1, "NaN"), (1, -1))),
+        "[" * 100_000,
+        "[]",
+        "1" * 5000,
+    ):
+        save_file(tensors, path, {"facts": facts})
+        with pytest.raises(InvalidArgumentError, match=r"state\.safetensors cannot be resumed from"):
+            load_state(path, model, ema, optimizer, None)
 
 
 @pytest.mark.parametrize("how", ["cut", "text", "other"])

@@ -65,6 +65,29 @@ def test_features_of_other_images_are_refused(tmp_path, pairs):
         PackedDataset(packed, teacher=teacher)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mean": [float("nan")] * 4},
+        {"std": [0.0, 1, 1, 1]},
+        {"std": [1.0]},
+        {"mean": "abcd"},
+        {"mean": 10**400},
+        {"channels": -4},
+        {"channels": float("inf")},
+        {"grid": 10**12},
+        {"images": 3},
+    ],
+    ids=str,
+)
+def test_features_that_cannot_be_are_refused(tmp_path, change):
+    folder = write_teacher(tmp_path / "t", np.zeros((8, 4, 3, 3)), [f"x{i}" for i in range(8)])
+    facts = json.loads((folder / "teacher.json").read_text())
+    (folder / "teacher.json").write_text(json.dumps({**facts, **change}))
+    with pytest.raises(DatasetError, match="holds no teacher"):
+        Teacher(folder)
+
+
 def test_a_folder_without_features_is_refused(tmp_path):
     with pytest.raises(DatasetError, match="holds no teacher"):
         Teacher(tmp_path)
