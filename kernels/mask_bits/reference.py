@@ -17,7 +17,9 @@ def mask_bits(levels: Tensor, asked: Tensor, bits: Tensor, found: Tensor) -> Non
             continue
         down = _shares(height, levels.shape[1], levels.device)[top : top + rows]
         across = _shares(width, levels.shape[2], levels.device)
-        mask = (down @ levels[image].long() @ across.T) > limit % 2**32
+        # whole numbers below 2^53 are exact in float64; CUDA multiplies no matrices of integers
+        sums = down.double() @ levels[image].double() @ across.double().T
+        mask = sums > limit % 2**32
         words = -(-width // 32)
         padded = torch.nn.functional.pad(mask, (0, 32 * words - width)).view(rows, words, 32)
         new = _signed((padded.long() << torch.arange(32, device=levels.device)).sum(-1))
