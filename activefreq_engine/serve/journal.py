@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,10 @@ except ImportError:  # Windows: nothing keeps two servers from one journal there
 
 FORMAT = "activefreq_engine.journal"
 VERSION = 1
+LARGEST = 2**30
+"""Bytes of a journal that is opened."""
+LONGEST = 2**27
+"""Bytes of a line of it; a mask may be half as long."""
 _ID = re.compile(r"[A-Za-z0-9_-]{16,64}")
 
 
@@ -55,6 +60,21 @@ class Journal:
     def picture(self) -> Path:
         """The file of the picture's bytes, if it came over the network."""
         return self.folder / "picture"
+
+    def read_picture(self, most: int) -> bytes:
+        """The picture's bytes, at most one more than `most`.
+
+        Raises:
+            ConflictError: it is not there, or is no file.
+        """
+        try:
+            if stat.S_ISREG(os.lstat(self.picture).st_mode):  # no link to elsewhere, and nothing without an end
+                with self.picture.open("rb") as file:
+                    return file.read(most + 1)
+            reason = "it is no regular file"
+        except OSError as error:
+            reason = error.strerror or str(error)
+        raise ConflictError(f"the picture of the journal in {self.folder} cannot be read: {reason}")
 
     def write_picture(self, data: bytes) -> None:
         """Keep a picture; whole or not at all."""
@@ -96,38 +116,38 @@ class Journals:
         folder = self._folder(session)
         if not (folder / "events.jsonl").is_file():
             raise NotFoundError(f"there is no session {session!r}")
+        if folder.is_symlink():
+            raise ConflictError(f"the folder of the journal {folder} is a link; put the folder itself in its place")
         file = _locked(folder)
         try:
-            data = (folder / "events.jsonl").read_bytes()
-            whole = data.rfind(b"\n") + 1
-            if whole < len(data):
-                os.ftruncate(file, whole)
-            lines = [json.loads(line) for line in data[:whole].splitlines()]
-            head, *events = lines
+            head, events = _read(file)
             if (head["format"], head["version"]) != (FORMAT, VERSION):
                 raise ConflictError(
-                    f"the journal of session {session!r} has another format: {head}; this server reads version "
-                    f"{VERSION} of {FORMAT}"
+                    f"the journal of session {session!r} has format {str(head['format'])[:80]}, version "
+                    f"{str(head['version'])[:80]}; this server reads {FORMAT}, version {VERSION}"
                 )
             if (head["model"], head["size"]) != (model, size):
+                made = f"{str(head['model'])[:200]} at {str(head['size'])[:20]} px"
                 raise ConflictError(
-                    f"session {session!r} was made with {head['model']} at {head['size']} px, this server runs {model} "
-                    f"at {size} px; its masks would change. Start the server with --model {head['model']}"
+                    f"session {session!r} was made with {made}, this server runs {model} at {size} px; its masks would "
+                    f"change. Start the server with --model {str(head['model'])[:200]}"
                 )
-        except (ValueError, KeyError, TypeError) as error:
+            return Journal(folder, file, _without_void(events))
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError, OSError) as error:
             os.close(file)
-            raise ConflictError(
-                f"the journal in {folder} is damaged: {error}. Move that folder away and begin a new session"
-            ) from error
+            raise damaged(folder, error) from error
         except BaseException:
             os.close(file)
             raise
-        return Journal(folder, file, _without_void(events))
 
     def drop(self, session: str) -> None:
         """Delete a session's journal, picture included."""
+        folder = self._folder(session)
         with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self._folder(session))
+            if folder.is_symlink():
+                folder.unlink()
+            else:
+                shutil.rmtree(folder)
 
     def _folder(self, session: str) -> Path:
         if not _ID.fullmatch(session):
@@ -136,7 +156,12 @@ class Journals:
 
 
 def _locked(folder: Path) -> int:
-    file = os.open(folder / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    # what another may have put there shall not name a file elsewhere, to be cut or written to
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        file = os.open(folder / "events.jsonl", flags, 0o600)
+    except OSError as error:
+        raise ConflictError(f"the journal in {folder} cannot be opened: {error.strerror}") from error
     if fcntl is not None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -144,6 +169,39 @@ def _locked(folder: Path) -> int:
             os.close(file)
             raise ConflictError(f"another server has the session in {folder} open; close that one first") from None
     return file
+
+
+def _read(file: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The head and the events of a journal, of which a torn last line is cut off.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    size = os.fstat(file).st_size
+    if size > LARGEST:
+        raise ValueError(f"it has {size} bytes; allowed are {LARGEST}")
+    lines: list[dict[str, Any]] = []
+    with open(file, "rb", closefd=False) as content:
+        content.seek(0)
+        while line := content.readline(LONGEST):
+            if not line.endswith(b"\n"):
+                if len(line) == LONGEST:
+                    raise ValueError(f"line {len(lines) + 1} has {LONGEST} bytes and more")
+                os.ftruncate(file, size - len(line))
+                break
+            found = json.loads(line)
+            if not isinstance(found, dict):
+                raise ValueError(f"line {len(lines) + 1} is no JSON object")
+            lines.append(found)
+    if not lines:
+        raise ValueError("it is empty")
+    return lines[0], lines[1:]
+
+
+def damaged(folder: Path, error: Exception) -> ConflictError:
+    """The error for a journal that cannot be read, or whose events cannot have happened."""
+    reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
+    return ConflictError(f"the journal in {folder} is damaged: {reason}. Move that folder away and begin a new session")
 
 
 def _without_void(events: list[dict[str, Any]]) -> list[dict[str, Any]]:

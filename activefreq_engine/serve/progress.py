@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import stat
 from pathlib import Path
 from typing import Any, Literal
+
+from activefreq_engine.serve.errors import ConflictError
+
+LARGEST = 2**27
+"""Bytes of a folder's progress."""
+_log = logging.getLogger(__name__)
 
 Status = Literal["open", "done", "skipped"]
 
@@ -64,9 +72,41 @@ class Progress:
             self.status[event["picture"]] = event["status"]
 
     def _read(self, file: Path) -> None:
-        data = file.read_bytes() if file.exists() else b""
+        """What an earlier server noted.  A line that is no event is left out: the journals are whole without it."""
+        if not os.path.lexists(file):
+            return
+        if not stat.S_ISREG(os.lstat(file).st_mode) or file.stat().st_size > LARGEST:
+            raise ConflictError(f"{file} is a link, no file, or has more than {LARGEST} bytes; move it away")
+        data = file.read_bytes()
         whole = data.rfind(b"\n") + 1  # a crash may have cut the last line
         if whole < len(data):
             os.truncate(file, whole)
+        wrong = 0
         for line in data[:whole].splitlines():
-            self._fold(json.loads(line))
+            try:
+                self._fold(_checked(json.loads(line)))
+            except (ValueError, KeyError, TypeError, RecursionError):
+                wrong += 1
+        if wrong:
+            _log.warning("%d lines of %s are no events; they are left out", wrong, file)
+
+
+def _checked(event: Any) -> dict[str, Any]:
+    """An event, if it is one.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is none.
+    """
+    if not isinstance(event, dict):
+        raise TypeError("no object")
+    texts = [event[name] for name in ("picture", "session") if name in event]
+    box = event.get("box", [0, 0, 0, 0])
+    if "picture" not in event or not all(isinstance(text, str) for text in texts):
+        raise ValueError("no picture")
+    if "session" not in event and event["status"] not in ("open", "done", "skipped"):
+        raise ValueError("no status")
+    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(v, int) for v in box)):
+        raise ValueError("no box")
+    if "box" in event and "session" not in event:
+        raise ValueError("a box without a session")
+    return event

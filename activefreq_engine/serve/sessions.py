@@ -11,20 +11,26 @@ from collections import OrderedDict
 from collections.abc import Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from activefreq_engine import Engine
-from activefreq_engine.errors import ActiveFreqError
+from activefreq_engine.errors import ActiveFreqError, InvalidClickError, InvalidMaskError, InvalidPromptError
 from activefreq_engine.serve import ops
 from activefreq_engine.serve.batches import Batches
-from activefreq_engine.serve.errors import ConflictError, FullError, GoneError, NotFoundError, TooLargeError
-from activefreq_engine.serve.journal import Journal, Journals
+from activefreq_engine.serve.errors import (
+    ConflictError,
+    FullError,
+    GoneError,
+    NotFoundError,
+    ServeError,
+    TooLargeError,
+)
+from activefreq_engine.serve.journal import Journal, Journals, damaged
 from activefreq_engine.serve.pictures import Folder, Planes, is_slide, read_picture, read_region
 from activefreq_engine.serve.progress import Progress
-from activefreq_engine.serve.work import Work
+from activefreq_engine.serve.work import Step, Work
 
 _log = logging.getLogger(__name__)
 _REMEMBERED = 10_000  # most ended sessions that are remembered, so that clients are told that theirs has ended
@@ -230,21 +236,41 @@ class Sessions:
         journal = await self._run(self.journals.open, identity, self.engine.name, self.engine.size)
         work = self._add(identity, journal)
         try:
-            for event in journal.events:
-                if event.get("op") == "picture":
-                    work.begin(await self._picture_of(journal, event))
-                else:
-                    work.fold(ops.parse(event))
-        except (ActiveFreqError, KeyError, IndexError, TypeError) as error:
+            async with work.lock:  # nobody else's place meanwhile
+                await self._replay(work, journal)
+        except BaseException:
             self._works.pop(identity).close()
-            if isinstance(error, ActiveFreqError):
-                raise
-            raise ConflictError(
-                f"the journal in {journal.folder} is damaged; move that folder away and begin a new session"
-            ) from error
+            raise
         journal.events = []
         _log.info("session %s is back from its journal", identity)
         return work
+
+    async def _replay(self, work: Work, journal: Journal) -> None:
+        """Bring a session to where a journal's events lead.
+
+        Raises:
+            ConflictError: the events cannot have happened.
+            ActiveFreqError: its picture cannot be opened.
+        """
+        for number, event in enumerate(journal.events, 1):
+            try:
+                if event.get("op") == "picture":
+                    picture = await self._picture_of(journal, event)
+                    work.begin(picture)
+                    continue
+            except ActiveFreqError:
+                raise
+            except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, OSError) as error:
+                raise damaged(journal.folder, error) from error
+            try:
+                op = ops.parse(event)
+                if number < len(journal.events) or not isinstance(op, Step):
+                    work.replay(op)
+                elif not await work.finish(op):
+                    _log.warning("the last step of session %s cannot be carried out; it is taken back", work.id)
+                    journal.append({"op": "void"})
+            except (ServeError, InvalidClickError, InvalidPromptError, InvalidMaskError) as error:
+                raise damaged(journal.folder, error) from error
 
     async def _picture_of(self, journal: Journal, event: dict[str, Any]) -> Planes:
         if "box" in event:
@@ -258,7 +284,7 @@ class Sessions:
         if "path" in event:
             data = await self._run(self.folder_or_refuse()[0].read, event["path"], self.limits.upload)
         else:
-            data = await self._run(Path(journal.picture).read_bytes)
+            data = await self._run(journal.read_picture, self.limits.upload)
         if hashlib.sha256(data).hexdigest() != event["sha256"]:
             raise ConflictError(f"the picture {event['name']} is not the one that was clicked on; bring that one back")
         return await self._decode(data, event["name"])

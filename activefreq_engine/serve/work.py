@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activefreq_engine import Engine, Session, click_batch
-from activefreq_engine.errors import InvalidMaskError
+from activefreq_engine.errors import InvalidClickError, InvalidImageError, InvalidMaskError, InvalidPromptError
 from activefreq_engine.images import Window, image_size, load_labels
 from activefreq_engine.serve import ops
 from activefreq_engine.serve.batches import Batches
@@ -27,6 +28,11 @@ from activefreq_engine.serve.pictures import Planes
 
 OBJECTS = 1000
 """Most objects of a session."""
+SLICE_BYTES = 2**27
+"""Of what the engine keeps for the slices of a session; those beyond, used longest ago, are made again from their
+steps."""
+STEP_BYTES = 2**17
+"""About what one step of an object holds: the network's answer, in levels."""
 
 Step = ops.PromptOp | ops.MaskOp
 
@@ -110,7 +116,7 @@ class Work:
         self.lock = asyncio.Lock()
         self._newest = 1
         self._steps: dict[tuple[int, int], Steps] = {}
-        self._slices: dict[int, _Slice] = {}
+        self._slices: OrderedDict[int, _Slice] = OrderedDict()
         self._engine, self._batches, self._threads = engine, batches, threads
         self._journal, self._fsync, self._most_steps = journal, fsync, most_steps
 
@@ -126,7 +132,7 @@ class Work:
 
     def begin(self, picture: Planes) -> None:
         """Put a picture in place, without any steps."""
-        self._let_go()
+        self.let_go()
         self.picture = picture
         self.objects, self.current, self._newest, self.index = {1: ""}, 1, 1, 0
         self._steps = {}
@@ -185,9 +191,10 @@ class Work:
         if self._fsync and self._journal is not None:
             await self.run(self._journal.sync)
 
-    def _possible(self, op: ops.AnyOp) -> bool:
-        """Whether there is anything to do.  A request that cannot be carried out raises here, before it is written
-        down."""
+    def _possible(self, op: ops.AnyOp, *, decode: bool = True) -> bool:
+        """Whether there is anything to do.  Refuses what cannot be done, before it is written down; a mask that cannot
+        be decoded only with `decode`, since that takes long.
+        """
         picture = self.opened()
         steps = self.steps()
         match op:
@@ -197,7 +204,8 @@ class Work:
                         f"the session has {self._most_steps} steps, the most that this server takes; begin another"
                     )
                 if isinstance(op, ops.MaskOp):
-                    _decode(op, picture)
+                    if decode:
+                        _decode(op, picture)
                 elif isinstance(op, ops.ClickOp) and not (0 <= op.x < picture.width and 0 <= op.y < picture.height):
                     raise ServeError(
                         f"click (x={op.x}, y={op.y}) is outside the picture of width {picture.width}, height "
@@ -251,7 +259,39 @@ class Work:
                 for part in self._slices.values():
                     part.delete(op.object)
             case ops.WindowOp():
-                self._let_go()
+                self.let_go()
+
+    def replay(self, op: ops.AnyOp) -> None:
+        """Note a request that an earlier process carried out.
+
+        Raises:
+            ServeError: it cannot have been.
+        """
+        self._follows(op)
+        self.fold(op)
+
+    def _follows(self, op: ops.AnyOp) -> None:
+        if op.seq is not None and op.seq <= self.seq:
+            raise ConflictError(f"request {op.seq} comes after request {self.seq}")
+        if not self._possible(op, decode=False):
+            raise ConflictError(f"there is nothing to {op.op}")
+
+    async def finish(self, op: Step) -> bool:
+        """Carry out the last request that an earlier process wrote down: it may have ended before it knew whether that
+        can be done.  False if not; then nothing has changed.
+
+        Raises:
+            ServeError, InvalidClickError, InvalidPromptError, InvalidMaskError: nor can what came before.
+        """
+        self._follows(op)
+        await self._slice()
+        try:
+            await self._carry_out(op)
+        except (InvalidClickError, InvalidPromptError, InvalidMaskError, InvalidImageError):
+            self.seq = max(self.seq, op.seq or 0)
+            return False
+        self.fold(op)
+        return True
 
     def fold(self, op: ops.AnyOp) -> None:
         """Note a request that was carried out, now or in an earlier process."""
@@ -377,22 +417,36 @@ class Work:
 
     def close(self) -> None:
         """Let go of everything in memory; the journal stays."""
-        self._let_go()
+        self.let_go()
         self.picture = None
         if self._journal is not None:
             self._journal.close()
             self._journal = None
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
+        """Let go of what the engine keeps, and of nothing that a person made."""
         for part in self._slices.values():
             part.session.close()
-        self._slices = {}
+        self._slices.clear()
 
     async def _slice(self, index: int | None = None) -> _Slice:
         index = self.index if index is None else index
         if index not in self._slices:
             self._slices[index] = await self.run(self._build, index)
+        self._slices.move_to_end(index)
+        kept = sum(map(self._bytes_of, self._slices))
+        while kept > SLICE_BYTES and len(self._slices) > 1:
+            oldest = next(iter(self._slices))
+            kept -= self._bytes_of(oldest)
+            self._slices.pop(oldest).session.close()
         return self._slices[index]
+
+    def _bytes_of(self, index: int) -> int:
+        """About what the engine keeps for a slice: its pixels, two masks, and its steps."""
+        picture = self.opened()
+        channels = 3 if picture.planes.ndim == 4 else 1
+        steps = sum(len(s.done) + len(s.undone) for (where, _), s in self._steps.items() if where == index)
+        return picture.height * picture.width * (channels + 2) + STEP_BYTES * steps
 
     def _build(self, index: int) -> _Slice:
         """The engine's session of a slice, with the slice's steps carried out on it.  Runs in a worker thread."""
