@@ -95,7 +95,7 @@ def test_what_is_no_region_of_a_slide_is_refused(served: tuple[Server, httpx.Cli
     _, http = served
     assert http.post("/v1/sessions", json={"picture": "plain.tif"}).json()["picture"]["region"] is None
     for body, status, words in (
-        ({"picture": "plain.tif", "box": BOX}, 409, "regions are for slides"),
+        ({"picture": "plain.tif", "box": BOX}, 409, "is not a slide"),
         ({"picture": "a slide.svs", "box": [900, 0, 950, 9]}, 400, "no part of the picture"),
         ({"picture": "a slide.svs", "box": [9, 9, 9, 9]}, 400, "no part of the picture"),
         ({"picture": "a slide.svs", "box": [0, 0, 9]}, 422, "box"),
