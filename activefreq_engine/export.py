@@ -1,7 +1,8 @@
-"""Export: the network as ONNX files that any runtime can load, and a manifest that says how to feed them.
+"""Exports the network as ONNX files that any runtime can load, with a manifest that says how to feed them.
 
-The halves of a click are separate files, as in `runtime.plan`: `prepare` once for each image region, `click` for each
-click, `refine` where the model has a refiner.  The Fourier transforms are matrix products of real numbers.
+The parts of a click are separate files, as in `runtime.plan`: `prepare` runs once for each image region, `click` for
+each click, and `refine` after it where the model has a refiner.  Fourier transforms become matrix products of real
+numbers.
 """
 
 from __future__ import annotations
@@ -50,11 +51,11 @@ def export_onnx(
     ``click.onnx``: c1, p1, clicks `[1, 3, H, W]` -> logits `[1, 1, H, W]`, embedding `[1, E, H/4, W/4]`.
     ``refine.onnx``, where the model has a refiner: embedding, logits, boxes `[1, 4]`, image `[1, 3, S, S]`,
     disks `[1, 2, S, S]` -> refined `[1, 1, S, S]` logits.
-    ``manifest.json``: these shapes, what the channels are, normalisation, click radius and threshold.
+    ``manifest.json``: these shapes, the meaning of the channels, normalisation, click radius and threshold.
 
     Args:
         model (str | path | FreqFormer): a name with shipped weights, a checkpoint file, or a model.
-        folder (path): made if it is missing; files of an earlier export are replaced.
+        folder (path): where to write; it is made if it is missing, and files of an earlier export are replaced.
         height (int): of the network input, a multiple of 32. Default: 256.
         width (int, optional): the same. Default: `height`.
 
@@ -102,7 +103,7 @@ def export_onnx(
 
 
 def _convolution(narrow: Any) -> nn.Module:
-    """`layers.NarrowConv` as a plain convolution: its `fold` would be exported as Col2Im, which few runtimes have."""
+    """Compute `layers.NarrowConv` as a plain convolution; its `fold` would become Col2Im, which few runtimes have."""
     import torch
     from torch import nn
 
@@ -126,7 +127,7 @@ _Half = tuple["nn.Module", dict[str, "Tensor"], dict[str, "Tensor"]]
 
 
 def _examples(plan: Any, crop: int) -> dict[str, _Half]:
-    """Each half with named inputs of the right shapes and what it answers."""
+    """Each part to export, with named example inputs of the right shapes and the outputs that it gives for them."""
     import torch
 
     image = torch.zeros(1, 3, plan.height, plan.width)
@@ -146,7 +147,7 @@ def _examples(plan: Any, crop: int) -> dict[str, _Half]:
 
 
 def _named(result: Any) -> dict[str, Tensor]:
-    """A named tuple of tensors, each with the layout in memory that an exported file will see."""
+    """The tensors of a named tuple by name, in the memory layout that an exported file gets them in."""
     return {name: tensor.contiguous() for name, tensor in result._asdict().items()}
 
 
@@ -158,7 +159,7 @@ def _write(half: nn.Module, inputs: dict[str, Tensor], outputs: dict[str, Tensor
     with _hushed():
         program = torch.onnx.export(
             half,
-            tuple(t.clone() for t in inputs.values()),  # made in inference mode, which the exporter refuses
+            tuple(t.clone() for t in inputs.values()),  # the exporter refuses tensors of inference mode
             dynamo=True,
             opset_version=OPSET,
             input_names=list(inputs),
@@ -185,7 +186,7 @@ def _write(half: nn.Module, inputs: dict[str, Tensor], outputs: dict[str, Tensor
 
 
 def _add_zero_bias(proto: Any) -> None:
-    """Give every LayerNormalization its optional bias: ONNX Runtime 1.15 looks for it while it fuses, and dies."""
+    """Give every LayerNormalization its optional bias, without which ONNX Runtime 1.15 crashes while it fuses nodes."""
     from onnx import numpy_helper
 
     tensors = {t.name: t for t in proto.graph.initializer}
@@ -200,7 +201,7 @@ def _add_zero_bias(proto: Any) -> None:
 
 
 def _multiply_before_erf(proto: Any) -> None:
-    """GELU's ``erf(x / sqrt(2))`` as ``erf(x * sqrt(1/2))``: OpenCV 5.0 takes the former for a GELU, and dies."""
+    """Write GELU's ``erf(x / sqrt(2))`` as ``erf(x * sqrt(1/2))``: OpenCV 5.0 crashes on the former."""
     from onnx import numpy_helper
 
     tensors = {t.name: t for t in proto.graph.initializer}
@@ -224,12 +225,12 @@ RUNTIMES = {
     "onnxruntime": "1.15 and newer: prepare, click, refine",
     "opencv dnn": "5.0 and newer: prepare and click; it has no GridSample for refine. 4.x cannot read them",
 }
-"""Where the files were tried, and what answers as the model does."""
+"""Other runtimes that were tried: their versions, and the parts that give the same answers there as the model."""
 
 
 @contextlib.contextmanager
 def _hushed() -> Iterator[None]:
-    """Without the exporter's notes, which are about its own inside: deprecations, and that torchvision is missing."""
+    """Hide the exporter's notes about itself: deprecations, and that torchvision is missing."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -280,7 +281,7 @@ def _manifest(name: str, model: FreqFormer, plan: Any, graphs: dict[str, Any]) -
 
 
 def _prompts() -> dict[str, Any]:
-    """How prompts beyond clicks are written into the three channels of `clicks`."""
+    """Text of the manifest: how prompts other than clicks are drawn into the three channels of `clicks`."""
     from activefreq_engine.session import prompts, zoom
 
     region = {
@@ -318,7 +319,7 @@ def _prompts() -> dict[str, Any]:
 
 
 class Format(str, Enum):
-    """What `activefreq export` can write."""
+    """Formats that `activefreq export` can write."""
 
     onnx = "onnx"
 

@@ -1,7 +1,7 @@
-"""Pictures of a segmentation for people: mask outline, clicks, uncertainty.
+"""Draws segmentations for people to look at: mask outline, prompts, uncertainty.
 
-Nothing is told by red against green: positive clicks are blue disks marked "+", negative ones orange squares marked
-"-", and outlines are white with a dark edge, so they show on any image.
+Red and green are never used to tell things apart.  Positive clicks are blue disks marked "+", negative ones orange
+squares marked "-", and outlines are white with a dark edge, so that they show on any image.
 """
 
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ Picture = NDArray[np.uint8]
 
 
 def draw_mask(image: Picture, mask: NDArray[np.bool_], *, tint: float = 0.2) -> Picture:
-    """The image with the mask tinted blue and its outline, holes included, drawn in white.
+    """The image with the mask tinted blue, and the outline of the mask and of its holes drawn in white.
 
     Args:
         image (array): uint8 ``[H, W, 3]``, RGB; not changed.
@@ -32,7 +32,7 @@ def draw_mask(image: Picture, mask: NDArray[np.bool_], *, tint: float = 0.2) -> 
         tint (float, optional): how much of the inside is blue, 0..1. Default: 0.2.
 
     Raises:
-        InvalidImageError, InvalidMaskError: another shape or type.
+        InvalidImageError, InvalidMaskError: image or mask has another shape or type.
     """
     _check_image(image)
     if mask.shape != image.shape[:2] or mask.dtype != np.bool_:
@@ -102,7 +102,7 @@ def draw_uncertainty(image: Picture, uncertainty: NDArray[np.floating]) -> Pictu
         uncertainty (array): ``[H, W]``, entropy in bits, 0..1.
 
     Raises:
-        InvalidArgumentError: another shape, or a value that is not in 0..1.
+        InvalidArgumentError: `uncertainty` has another shape, or a value that is not in 0..1.
     """
     _check_image(image)
     if uncertainty.shape != image.shape[:2] or not bool(((uncertainty >= 0) & (uncertainty <= 1)).all()):
@@ -122,7 +122,7 @@ def heat_colours(values: NDArray[np.floating]) -> Picture:
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font at `size` pixels; no font file of the system is needed."""
+    """The font that comes with Pillow, at `size` pixels, so that no font file of the system is needed."""
     return ImageFont.load_default(size)
 
 

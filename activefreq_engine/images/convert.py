@@ -12,11 +12,11 @@ from activefreq_engine.errors import InvalidImageError
 from activefreq_engine.images.raster import Raster, say_once, strips, upright
 from activefreq_engine.images.window import Window, choose_window, to_8_bit
 
-_SAME = 2  # grey levels: a profile that moves no colour further is sRGB
+_SAME = 2  # grey levels: a profile that moves no colour by more is taken for sRGB
 
 
 def to_uint8(raster: Raster, window: Window | None) -> NDArray[np.uint8]:
-    """uint8 `[H, W]` or `[H, W, 3]`, upright, C-contiguous.  Takes `raster` apart: it is of no use afterwards."""
+    """uint8 `[H, W]` or `[H, W, 3]`, upright, C-contiguous.  Changes `raster`, which must not be used afterwards."""
     if raster.kind == "index":
         assert raster.palette is not None
         shown = raster.palette[np.minimum(raster.pixels, len(raster.palette) - 1)]
@@ -55,7 +55,8 @@ def to_uint8(raster: Raster, window: Window | None) -> NDArray[np.uint8]:
 
 
 def opaque_value(alpha: NDArray[Any], bits: int = 0) -> float:
-    """The value of a fully opaque pixel: what the declared depth says, or the next customary one above the largest."""
+    """The value of a fully opaque pixel: the largest that `bits` bits hold.  Without `bits` it is guessed: 1 for floats
+    up to 1, else the smallest customary maximum (255, 1023, ..., 65535, ...) that no value exceeds."""
     if bits:
         return float((1 << bits) - 1)
     if alpha.dtype == np.uint8:
@@ -73,13 +74,14 @@ def is_alpha(band: NDArray[Any], colours: NDArray[Any]) -> bool:
     """Whether a fourth band that nobody has named looks like alpha.
 
     Either its largest value is that of a fully opaque pixel, and at least one in forty of the pixels that are not fully
-    transparent has it: infrared is rarely saturated.  Or it runs from nearly transparent to nearly opaque without the
-    edges of the picture: a fade, where infrared shares the edges of the colours.
+    transparent has this value; infrared, the other common fourth band, is rarely saturated.  Or it runs from nearly
+    transparent to nearly opaque and does not have the edges of the picture: then it is a fade, since infrared shares
+    the edges of the colours.
     """
     opaque = opaque_value(band)
     if np.count_nonzero(band == opaque) * 40 >= max(1, np.count_nonzero(band)):
         return True
-    if band.min() > 0.05 * opaque or band.max() < 0.95 * opaque or band.shape[1] < 2:  # of one column: no edges
+    if band.min() > 0.05 * opaque or band.max() < 0.95 * opaque or band.shape[1] < 2:  # a single column has no edges
         return False
     step = max(1, band.size // 1_000_000)
     edges = np.abs(np.diff(band[::step].astype(np.float64), axis=1)).ravel()
@@ -89,7 +91,7 @@ def is_alpha(band: NDArray[Any], colours: NDArray[Any]) -> bool:
 
 
 def _scaled(raster: Raster) -> NDArray[np.uint8]:
-    """Unsigned integers of any depth to 8 bits, full scale to full scale."""
+    """Unsigned integers of any depth, scaled to 8 bits so that the largest possible value becomes 255."""
     pixels, bits = raster.pixels, raster.bits or 8 * raster.pixels.dtype.itemsize
     if pixels.dtype.kind != "u":
         raise InvalidImageError(f"CMYK of {pixels.dtype}; allowed are unsigned integers. Convert it to RGB first")
@@ -107,7 +109,7 @@ def _alpha8(alpha: NDArray[Any], bits: int) -> NDArray[np.uint8]:
 
 
 def _straight(colours: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
-    """Undo the multiplication by alpha; fully transparent pixels stay."""
+    """Undo the multiplication by alpha; fully transparent pixels keep their values."""
     opaque = opaque_value(alpha)
     out = np.empty_like(colours)
     top = np.iinfo(colours.dtype).max if colours.dtype.kind in "ui" else None
@@ -120,7 +122,7 @@ def _straight(colours: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
 
 
 def _over_white(shown: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """`[H, W, 3]`, as a viewer shows a picture with transparency on a white page."""
+    """The picture over white, `[H, W, 3]`, as a viewer shows transparency on a white page."""
     out = np.empty((*shown.shape[:2], 3), np.uint8)
     for y0, y1 in strips(len(shown), shown.shape[1] * 4):
         a = alpha[y0:y1, :, None].astype(np.uint32)
@@ -166,7 +168,7 @@ def _cmyk(pixels: NDArray[np.uint8], profile: bytes | None) -> NDArray[np.uint8]
 
 
 def _profiled(shown: NDArray[np.uint8], profile: bytes) -> NDArray[np.uint8]:
-    """Colours in sRGB.  What is sRGB already keeps every bit."""
+    """Colours converted to sRGB by their profile.  Colours that are sRGB already keep every bit."""
     mode = "L" if shown.ndim == 2 else "RGB"
     transform = _transform(profile, mode)
     if transform is None:
@@ -180,7 +182,7 @@ def _profiled(shown: NDArray[np.uint8], profile: bytes) -> NDArray[np.uint8]:
 
 
 def _transform(profile: bytes, mode: str) -> Any:
-    """To sRGB; None if the profile is of no use, which is said once."""
+    """The transform from a profile to sRGB; None, with a warning in the log, if the profile cannot be used."""
     try:
         return ImageCms.buildTransform(ImageCms.ImageCmsProfile(io.BytesIO(profile)), _srgb(), mode, "RGB")
     except (ImageCms.PyCMSError, ImportError, OSError, ValueError, TypeError) as error:

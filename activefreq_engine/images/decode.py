@@ -31,15 +31,15 @@ except ImportError:  # before Pillow 11.3
     AvifImagePlugin = None  # type: ignore[assignment]
 
 MAX_SCANS = 100
-"""Scans of a progressive JPEG; cameras and editors write about ten."""
+"""A JPEG may have at most so many scans; cameras and editors write about ten."""
 MAX_SCANNED = 2**31
-"""Scans times pixels of a progressive JPEG: some ten seconds at most."""
+"""Limit on scans times pixels of a JPEG, so that decoding takes some ten seconds at most."""
 MAX_EXIF = 2**22
-"""Bytes of EXIF in a JPEG; the standard has 64 kB."""
+"""Limit on the bytes of EXIF in a JPEG; the standard allows 64 kB."""
 
 _FORMATS = "JPEG, PNG, TIFF, WebP, BMP, GIF, PNM, PFM, JPEG 2000 and AVIF"
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
-# (offset, bytes): what it is, and what to do
+# files that are refused: (offset, bytes found there, what the file is and what to do)
 _STRANGERS: tuple[tuple[int, bytes, str], ...] = (
     (128, b"DICM", "a DICOM file; read it with images.load_volume and pass one slice, or convert it to TIFF"),
     (344, b"n+1\0", "a NIfTI volume; read it with images.load_volume and pass one slice"),
@@ -66,13 +66,14 @@ _STRANGERS: tuple[tuple[int, bytes, str], ...] = (
 
 
 def decode(file: IO[bytes], max_pixels: int, name: str) -> tuple[Raster, NDArray[Any] | None]:
-    """Decode the first picture of a seekable binary file.
+    """Decode the first picture of a seekable binary file.  `name` is how messages call it.
 
     Returns:
-        The raster, and a fourth band of which the file does not say whether it is alpha; else None.
+        The raster, and either a fourth band of which the file does not say whether it is alpha, or None.
 
     Raises:
-        InvalidImageError: not a picture of a known format, larger than `max_pixels`, damaged; the message says what.
+        InvalidImageError: the file is not a picture of a known format, is larger than `max_pixels` or is damaged; the
+            message says which.
     """
     try:
         file.seek(0)
@@ -88,7 +89,7 @@ def decode(file: IO[bytes], max_pixels: int, name: str) -> tuple[Raster, NDArray
             check_size(image.height, image.width, max_pixels, name)
             return _read(file, image, head, name), None
     except Image.DecompressionBombError:
-        # WebP alone: Pillow's own limit stands for the whole process, ours was kept above
+        # only a WebP gets here: Pillow's own limit holds for the whole process; ours was checked above
         pixels = _by_opencv(file, name)
         alpha = pixels[..., 3] if pixels.shape[2] == 4 else None
         return Raster(pixels[..., 2::-1], "rgb", alpha=alpha), None
@@ -101,10 +102,10 @@ def decode(file: IO[bytes], max_pixels: int, name: str) -> tuple[Raster, NDArray
 
 
 def decoded_size(file: IO[bytes], name: str) -> tuple[int, int]:
-    """Upright (height, width) from the header.
+    """(height, width) of the upright picture, from the header of the file.
 
     Raises:
-        InvalidImageError: not a picture of a known format, or damaged.
+        InvalidImageError: the file is not a picture of a known format, or is damaged.
     """
     try:
         file.seek(0)
@@ -123,8 +124,8 @@ def decoded_size(file: IO[bytes], name: str) -> tuple[int, int]:
 
 
 def _open(file: IO[bytes], head: bytes, name: str) -> ImageFile.ImageFile:
-    """By class, not by ``Image.open``: that one may pick a decoder which starts other programs, and has a limit of its
-    own, for the whole process, on the number of pixels."""
+    """Open a file with Pillow's class for its format.  ``Image.open`` is not used: it may pick a decoder that starts
+    other programs, and it limits the number of pixels for the whole process."""
     opener = _opener(head)
     if opener is None:
         raise InvalidImageError(f"cannot read {name}: {_stranger(head)}")
@@ -205,10 +206,10 @@ def _read_png(file: IO[bytes], image: ImageFile.ImageFile, head: bytes, name: st
         else:
             add_transparency(raster, int(transparency) * 255 // ((1 << depth) - 1))
     else:
-        raster = from_pillow(image)  # tests the whole file, too
+        raster = from_pillow(image)  # also checks the whole file
     if colour == 0 and depth in (2, 4) and raster.alpha is None:
         raster.pixels, raster.bits = raster.pixels // np.uint8(255 // ((1 << depth) - 1)), depth
-    if depth == 16 and colour != 0:  # Pillow keeps the high bytes
+    if depth == 16 and colour != 0:  # Pillow keeps only the high bytes
         deep = _by_opencv(file, name)
         raster.pixels, raster.alpha = deep[..., 2::-1], deep[..., 3] if deep.shape[2] == 4 else None
         if colour == 4:
@@ -217,7 +218,8 @@ def _read_png(file: IO[bytes], image: ImageFile.ImageFile, head: bytes, name: st
 
 
 def _deep_jpeg2000(file: IO[bytes], name: str) -> Raster | None:
-    """More than 8 bits, which Pillow cuts in colour and stretches in grey; None: 8 bits."""
+    """A JPEG 2000 of more than 8 bits, of which Pillow would cut the colours and stretch the greys; None if it has
+    8."""
     file.seek(0)
     data = file.read(1 << 16)
     at = data.find(b"\xff\x4f\xff\x51")  # start of the codestream and its size marker
@@ -252,7 +254,8 @@ _MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")  # not an escaped byte, not 
 
 
 def _check_jpeg(data: bytes, name: str) -> None:
-    """Refuse what keeps a decoder busy for minutes: hundreds of scans of one picture, megabytes of EXIF."""
+    """Refuse a JPEG that would keep the decoder busy for minutes: hundreds of scans of one picture, megabytes of
+    EXIF."""
     at, scans, exif, pixels = 2, 0, 0, 0
     while (found := _MARKER.search(data, at)) is not None:
         kind, at = data[found.end() - 1], found.end()
@@ -290,7 +293,8 @@ def _is_pnm(head: bytes) -> bool:
 
 
 def _pnm_header(head: bytes, name: str) -> tuple[bytes, int, int, float, int]:
-    """Kind, width, height, the value of white (PFM: byte order and scale), and where the header ends."""
+    """Kind, width, height, the value of white (for PFM the scale, whose sign tells the byte order), length of the
+    header."""
     found = _PNM.match(head)
     if found is None:
         raise InvalidImageError(f"cannot read {name}: its PNM header is damaged")
@@ -302,7 +306,8 @@ def _pnm_header(head: bytes, name: str) -> tuple[bytes, int, int, float, int]:
 
 
 def _read_pnm(file: IO[bytes], max_pixels: int, name: str) -> Raster:
-    """Pillow reads up to 8 bits; above, it rescales the values, and cuts colours to 8 bits."""
+    """Read PNM or PFM: up to 8 bits by Pillow; above, here, since Pillow would rescale greys and cut colours to 8
+    bits."""
     file.seek(0)
     kind, width, height, white, end = _pnm_header(file.read(4608), name)
     check_size(height, width, max_pixels, name)

@@ -26,9 +26,9 @@ _JPEG_2000 = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 92, 93, 201, 202
 _META, _PIXELS, _ITEM, _ITEM_END, _SEQUENCE_END = 0x0002, 0x7FE00010, 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _UNDEFINED = 0xFFFFFFFF
 _LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
-_DEEPEST = 32  # of sequences in one another
-_MOST = 2**21  # elements
-_INFLATED = 2**28  # bytes of a deflated file
+_DEEPEST = 32  # levels of sequences inside sequences
+_MOST = 2**21  # elements in a file
+_INFLATED = 2**28  # bytes of a deflated file once it is inflated
 _SLOPE = re.compile(rb"\x28\x00\x53\x10DS..([-+.0-9eE]+)", re.DOTALL)  # (0028,1053) with its type spelt out
 _UNPACK = "save it uncompressed, as pydicom's `Dataset.decompress` does"
 
@@ -40,26 +40,27 @@ def is_dicom(head: bytes) -> bool:
 
 @dataclass(slots=True)
 class Dicom:
-    """What lies where in a file."""
+    """The parts of a DICOM file that tell whether it can be decoded."""
 
     name: str
-    """For messages."""
+    """How messages call the file."""
     data: bytes = field(repr=False)
     syntax: str = _IMPLICIT
     native: int | None = None
-    """Bytes of its pixels, where these are not compressed."""
+    """Number of bytes of the pixels, where these are not compressed."""
     fragments: list[memoryview] = field(default_factory=list)
-    """Of its compressed pixels."""
+    """The pieces of compressed pixels, in the order of the file."""
     _said: dict[int, bytes] = field(default_factory=dict)
     """Short elements of group 0028, which describes the pixels."""
     _left: int = _MOST
 
     @staticmethod
     def of(data: bytes, name: str) -> Dicom:
-        """Follow a file's elements to its end, and look whether its pixels are what it says.
+        """Read a file's elements to its end, and check that its pixels are what the header says.
 
         Raises:
-            InvalidImageError: they cannot be followed, it has no pixels or too few, or GDCM would decode them wrong.
+            InvalidImageError: the elements cannot be read, there are no pixels or too few of them, or GDCM would decode
+                them wrong.
         """
         file = Dicom(name, data)
         if not is_dicom(data[:132]):
@@ -82,7 +83,7 @@ class Dicom:
         raise InvalidImageError(f"{self.name} is truncated or corrupt: {why}")
 
     def _read_meta(self, at: int) -> int:
-        """The file's own description, of group 2; where it ends."""
+        """Read the elements of group 2, which describe the file, and return where they end."""
         while at < len(self.data) and struct.unpack_from("<H", self.data, at)[0] == _META:
             tag, _, length, at = self._head(at, True, "<")
             if length > len(self.data) - at:
@@ -116,7 +117,7 @@ class Dicom:
         return tag, kind, struct.unpack_from(order + "H", self.data, at + 6)[0], at + 8
 
     def _elements(self, at: int, end: int, depth: int, explicit: bool, open_ended: bool = False) -> int:
-        """Elements up to `end`, or, where that is open, up to the mark that ends their item."""
+        """Read elements up to `end`, or, where their length is undefined, up to the mark that ends their item."""
         filled = len(self.data.rstrip(b"\0")) if depth == 0 else end  # what follows the pixels may be zeros
         order = ">" if self.syntax == _BIG_ENDIAN else "<"
         while at < end:
@@ -151,7 +152,7 @@ class Dicom:
         return at
 
     def _items(self, at: int, end: int, depth: int, explicit: bool, order: str, open_ended: bool) -> int:
-        """The items of a sequence."""
+        """Read the items of a sequence."""
         if depth > _DEEPEST:
             self._refuse(f"more than {_DEEPEST} sequences lie in one another")
         while at < end:
@@ -167,7 +168,8 @@ class Dicom:
         return at
 
     def _pieces(self, at: int, end: int, order: str) -> tuple[list[memoryview], int]:
-        """The fragments of compressed pixels, without the table of where frames begin, and where they end."""
+        """The fragments of compressed pixels, without the first, which is a table of frames; and where the fragments
+        end."""
         found: list[memoryview] = []
         while True:
             tag, _, length, at = self._head(at, False, order)
@@ -179,7 +181,7 @@ class Dicom:
             at += length
 
     def _number(self, element: int, default: int | None = None) -> int:
-        """A number of two bytes of group 0028."""
+        """The two-byte number of an element of group 0028."""
         found = self._said.get(0x00280000 | element)
         if found is None or len(found) < 2:
             if default is None:
@@ -191,7 +193,7 @@ class Dicom:
         return self._said.get(0x00280000 | element, b"").rstrip(b"\0 ").decode("latin-1")
 
     def _check(self) -> None:
-        """Refuse what GDCM would decode wrong, or fill up with zeros."""
+        """Refuse pixels that GDCM would decode wrong or fill up with zeros."""
         meaning, bits, colour = self._text(0x0004), self._number(0x0100), self._number(0x0002, 1) == 3
         try:
             frames = max(1, int(self._text(0x0008) or 1))
@@ -253,7 +255,8 @@ class Dicom:
             self._refuse(f"it says that it has {frames} frames, and holds {len(self.fragments)}")
         wanted = (self._number(0x0010), self._number(0x0011), samples)
         if self.syntax == RLE:
-            # a frame is one fragment, says the standard; a single frame in several ones is read all the same
+            # by the standard a frame of these kinds is one fragment; a single frame in several fragments is read all
+            # the same
             for frame in self.fragments[:frames] if frames > 1 else [memoryview(b"".join(self.fragments))]:
                 if not _good_rle(frame, wanted[0] * wanted[1], samples * bits // 8):
                     self._refuse("a frame is no RLE of its size")
@@ -267,7 +270,8 @@ class Dicom:
 
 
 def _good_rle(frame: memoryview, pixels: int, segments: int) -> bool:
-    """Whether a frame has so many segments, each long enough for its pixels: a byte stands for 64 at most."""
+    """Whether an RLE frame has so many segments, each long enough for its pixels: one byte stands for 64 pixels at
+    most."""
     if len(frame) < 64:
         return False
     count, *starts = struct.unpack_from("<16I", frame)
@@ -278,7 +282,7 @@ def _good_rle(frame: memoryview, pixels: int, segments: int) -> bool:
 
 
 def _jpeg_size(frame: memoryview) -> tuple[int, int, int, int] | None:
-    """Height, width, values a pixel and bits of a JPEG or JPEG-LS image."""
+    """Height, width, values per pixel and bits per value of a JPEG or JPEG-LS image."""
     at = 2 if bytes(frame[:2]) == b"\xff\xd8" else len(frame)
     while at + 9 < len(frame) and frame[at] == 0xFF:
         mark = frame[at + 1]
@@ -290,8 +294,8 @@ def _jpeg_size(frame: memoryview) -> tuple[int, int, int, int] | None:
 
 
 def _jpeg_2000_size(frame: memoryview) -> tuple[int, int, int, int] | None:
-    """Height, width, values a pixel and bits of a JPEG 2000 image."""
-    at = bytes(frame[:4096]).find(b"\xff\x4f\xff\x51")  # behind the boxes of a file, where there are some
+    """Height, width, values per pixel and bits per value of a JPEG 2000 image."""
+    at = bytes(frame[:4096]).find(b"\xff\x4f\xff\x51")  # it follows the boxes of a JP2 file, where there are any
     if at < 0 or len(frame) < at + 43:
         return None
     right, bottom, left, top = struct.unpack_from(">4I", frame, at + 8)

@@ -26,10 +26,10 @@ class Pair:
 
 
 def entries(folder: Path) -> list[Path]:
-    """What is in a folder, sorted by name, but for hidden files, such as the ``._NAME`` that macOS leaves on shares.
+    """The entries of a folder, sorted by name, without hidden files such as the ``._NAME`` that macOS leaves on shares.
 
     Raises:
-        DatasetError: no such folder, or it cannot be read.
+        DatasetError: there is no such folder, or it cannot be read.
     """
     try:
         if folder.is_dir():
@@ -40,12 +40,12 @@ def entries(folder: Path) -> list[Path]:
 
 
 def listing(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Files of a folder with one of the suffixes in small letters or capitals, sorted by name; never empty.
+    """Files of a folder that have one of the suffixes, in small letters or capitals, sorted by name; at least one.
 
     Hidden files do not count.  Other files that could be pictures are left out and named in the log.
 
     Raises:
-        DatasetError: no such folder, it cannot be read, or there is no such file in it.
+        DatasetError: there is no such folder, it cannot be read, or no file in it has one of the suffixes.
     """
     shown = entries(folder)
     files = [p for p in shown if p.suffix.lower() in suffixes]

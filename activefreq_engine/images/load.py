@@ -24,7 +24,7 @@ from activefreq_engine.images.window import Window
 MAX_PIXELS = 2**27
 """Default limit on height * width: 134 megapixels."""
 
-# pathlib makes one slash of two
+# one slash is enough after the names of protocols: pathlib turns two into one
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://|(https?|ftp|file|s3|gs):/|data:[^,]*,", re.IGNORECASE)
 
 
@@ -44,26 +44,29 @@ def load_image(
             tensor (anything with ``__array__``) of shape `[H, W]`, `[H, W, 1]`, `[H, W, 3]` (RGB) or `[H, W, 4]`, with
             any real numeric type.  docs/pictures.md lists the file formats.
 
-            - Files and PIL images are turned upright by their orientation tag; of several pages or frames one is taken:
-              the first, or the full size of a pyramid.
+            - Files and PIL images are turned upright by their orientation tag.  Of several pages or frames the first is
+              taken, of a pyramid the full size.
             - Transparency is composited over white, as image viewers show it.
-            - Colours are converted to sRGB: CMYK, Lab, palettes, and those with an ICC profile.
+            - CMYK, Lab, palettes and colours with an ICC profile are converted to sRGB.
             - uint8 is taken as it is.  Floats that all lie in [0, 1] are scaled by 255.  Everything else (uint16,
               signed integers, other floats) goes through `window`.
         window ((float, float), optional): (low, high), values of the source shown as black and white, applied to every
             input that is not uint8.  Default: the 0.5 and 99.5 percentiles over all channels (of about a million values
-            spread evenly over the image), or minimum and maximum where these coincide.  Two things move them:
+            spread evenly over the image), or minimum and maximum where the two percentiles are equal.  Two rules change
+            this:
 
-            - Pixels without data do not count: NaN, infinite values, masked arrays, fully transparent pixels, the
-              no-data tag of a GeoTIFF; and the smallest or largest value if at least one pixel in a thousand has
-              exactly it and it lies further from the others' percentiles than these lie apart, or half as far and is
-              negative (-9999, -3024).
-              NaN and tagged pixels are shown black, the rest by the window.
-            - If the middle nine tenths of the values are only noise, the window reaches as far as anything that is more
-              than single pixels (the extremes of a 3 x 3 median): a bright cell on dark ground keeps its shades.
-        copy (bool): False uses a C-contiguous uint8 array in place: the caller must not change it afterwards.
+            - Pixels without data are left out.  These are NaN, infinite values, masked pixels of an array, fully
+              transparent pixels, and pixels with the no-data value of a GeoTIFF.  The smallest or largest value is
+              also taken for "no data" if at least one pixel in a thousand has exactly this value, and if its distance
+              from the percentiles of the other values is more than these percentiles lie apart (for a negative value
+              such as -9999 or -3024: more than half of that).
+              NaN, masked and tagged pixels are shown black, all others as the window says.
+            - If the middle nine tenths of the values are only noise, the window is widened to the extremes of the image
+              after a 3 x 3 median, that is, to everything larger than single pixels: a bright cell on dark ground
+              keeps its shades.
+        copy (bool): False may return a C-contiguous uint8 array itself, which must not be changed afterwards.
             Default: True.
-        max_pixels (int): larger images are refused, files before they are decoded. Default: `MAX_PIXELS`.
+        max_pixels (int): larger images are refused; files are refused before they are decoded. Default: `MAX_PIXELS`.
         alpha (bool, optional): whether the fourth channel is alpha.  False leaves it out, e.g. infrared.  Default: as
             the file says; for arrays, if it looks like alpha: its largest value means opaque (255, 4095, 65535, 1.0,
             ...) and at least one in forty of the pixels that are not transparent has it, or it is a fade that shares
@@ -105,17 +108,17 @@ def load_image(
 
 
 def load_values(source: Any, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
-    """Read a picture up to where `load_image` would choose a window, for programs that let people choose it.
+    """Read the values of a picture before any window is applied, for programs in which people choose the window.
 
     Args:
         source: a path, the bytes of a file, a binary file object or a PIL image.
         max_pixels (int): larger ones are refused. Default: `MAX_PIXELS`.
 
     Returns:
-        `[H, W]` or `[H, W, 3]`, upright: uint8 as `load_image` gives it, or values of another type, for which
-        ``load_image(values, window=...)`` is the picture as ``load_image(source, window=...)`` has it.  Pictures of
-        more than 8 bits with transparency, a colour profile, white as zero or marked pixels come as uint8, by the
-        default window.
+        `[H, W]` or `[H, W, 3]`, upright.  Where the picture has 8 bits: uint8, as `load_image` returns it.  Else values
+        of another type; ``load_image(values, window=...)`` then equals ``load_image(source, window=...)``.  But a
+        picture of more than 8 bits that has transparency, a colour profile, white as zero or pixels marked as no data
+        comes as uint8, through the default window.
 
     Raises:
         InvalidImageError: the source cannot be used; the message says why.
@@ -138,12 +141,12 @@ def load_labels(source: Any, *, any_colour: bool = False, max_pixels: int = MAX_
         max_pixels (int): larger ones are refused. Default: `MAX_PIXELS`.
 
     Returns:
-        `[H, W]` of the stored integer type.  Colour pictures whose channels agree count as grey; transparency is left
-        out; white-is-zero files are read so that white is the largest value; floats that are whole numbers become
-        integers.
+        `[H, W]` of the stored integer type.  A colour picture whose channels are equal counts as grey.  Transparency is
+        ignored.  Where zero is stored for white, values are inverted, so that white is the largest.  Floats that are
+        whole numbers become int64.
 
     Raises:
-        InvalidImageError: it cannot be read, has colours, or values that are not whole numbers.
+        InvalidImageError: the source cannot be read, has colours, or has values that are not whole numbers.
     """
     raster, _, name = _decoded(source, _check_limit(max_pixels))
     values = raster.pixels
@@ -166,7 +169,7 @@ def load_labels(source: Any, *, any_colour: bool = False, max_pixels: int = MAX_
 
 
 def image_size(source: str | os.PathLike[str] | bytes) -> tuple[int, int]:
-    """Upright (height, width) of an image file, from its header.
+    """(height, width) of the upright image in a file, from its header.
 
     Raises:
         InvalidImageError: the file cannot be read.
@@ -186,7 +189,7 @@ def check_window(window: Any) -> Window:
     """(low, high) as floats.
 
     Raises:
-        InvalidImageError: not two finite numbers, the lower one first.
+        InvalidImageError: `window` is not two finite numbers with the lower one first.
     """
     try:
         low, high = (float(v) for v in window)
@@ -213,9 +216,9 @@ def _short(value: Any) -> str:
 
 @contextmanager
 def _typed(name: str) -> Iterator[None]:
-    """What a library makes of values that nobody thought of, and too little memory, as the error callers expect."""
+    """Turn whatever a library raises, and a lack of memory, into `InvalidImageError`, which callers expect."""
     try:
-        with np.errstate(all="ignore"):  # what the program around us makes of overflows is for its own numbers
+        with np.errstate(all="ignore"):  # a program may have made NumPy raise on overflows, but for its own numbers
             yield
     except ActiveFreqError:
         raise
@@ -292,7 +295,8 @@ def _from_pil(image: Image.Image, max_pixels: int) -> tuple[Raster, NDArray[Any]
     check_size(image.height, image.width, max_pixels, "image")
     if image.format == "EPS" and isinstance(image, ImageFile.ImageFile) and image.tile:
         raise InvalidImageError("image is PostScript, which is a program and is never run here; save it as PNG")
-    # opened and not yet loaded: nobody can have changed it, and Pillow would keep 8 bits of 16-bit colour
+    # the image was opened but not loaded, so nobody can have changed it: read its file ourselves, since Pillow keeps
+    # 8 bits of 16-bit colour
     if isinstance(image, ImageFile.ImageFile) and image.tile and image.tell() == 0 and image.fp is not None:
         try:
             at = image.fp.tell()
@@ -314,7 +318,7 @@ def as_array(source: Any) -> NDArray[Any] | None:
     """The array behind arrays and tensors of any library, on the CPU; None for other sources.
 
     Raises:
-        InvalidImageError: a tensor that has no such array.
+        InvalidImageError: no array can be made of it (meta, sparse and quantised tensors).
     """
     if isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)):
         return None
@@ -369,7 +373,7 @@ def _from_array(
 
 
 def _fourth(raster: Raster, band: NDArray[Any], alpha: bool | None) -> None:
-    """Give the raster its fourth band as alpha, or leave it out."""
+    """Set a fourth band as the raster's alpha if the caller says so, or if nobody says and it looks like alpha."""
     if alpha or (alpha is None and is_alpha(band, raster.pixels)):
         raster.alpha = band
     elif alpha is None:

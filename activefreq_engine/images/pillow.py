@@ -1,4 +1,4 @@
-"""Pillow's pictures -> `Raster`."""
+"""Converts the pictures of Pillow to `Raster`."""
 
 import re
 from typing import Any
@@ -13,18 +13,18 @@ _ORIENTATION = 0x0112  # the EXIF and TIFF tag
 
 
 def from_pillow(image: Image.Image) -> Raster:
-    """Load a picture, of any mode, with the orientation that is still to be undone.
+    """Load a picture of any mode; the raster keeps the orientation that is still to be undone.
 
     Raises:
-        Exception: whatever the decoder makes of hostile bytes; the caller gives it a type.
+        Exception: whatever the decoder raises on damaged or hostile bytes; callers turn it into `InvalidImageError`.
     """
-    image.load()  # before the orientation is asked for: Pillow turns a TIFF upright here, and forgets its tag
+    image.load()  # must come before the orientation is asked for: here Pillow turns a TIFF upright and drops its tag
     orientation = _orientation(image)
     transparency = image.info.get("transparency")
     profile = image.info.get("icc_profile")
     mode = image.mode
     if mode in ("La", "RGBa", "RGBX", "HSV", "YCbCr"):
-        # premultiplied alpha converts only to its plain counterpart
+        # Pillow converts premultiplied alpha to plain alpha only
         mode = {"La": "LA", "RGBa": "RGBA"}.get(mode, "RGB")
     pixels = _pixels(image, mode)
     raster = Raster(pixels, orientation=orientation, profile=profile if isinstance(profile, bytes) else None)
@@ -57,7 +57,7 @@ def add_transparency(raster: Raster, colour: Any) -> None:
 def _orientation(image: Image.Image) -> Any:
     try:
         return image.getexif().get(_ORIENTATION, 1)
-    except Exception as error:  # EXIF is written by all the world, often wrongly; the picture is none the worse
+    except Exception as error:  # many programs write EXIF wrongly, and the picture can be shown all the same
         say_once(f"unreadable EXIF ({error}): the picture is taken as stored. Said once for each such message")
         return 1
 
@@ -78,7 +78,7 @@ def header_orientation(image: Image.Image) -> int:
 
 
 def _pixels(image: Image.Image, mode: str) -> NDArray[Any]:
-    """By strips of rows: Pillow's own conversions and its export to NumPy hold several copies of the whole picture."""
+    """The pixels as an array, converted in strips of rows: Pillow would hold several copies of the whole picture."""
     width, height = image.size
     out: NDArray[Any] | None = None
     for y0, y1 in strips(height, 4 * width):

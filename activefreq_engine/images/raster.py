@@ -13,19 +13,19 @@ from activefreq_engine.errors import InvalidImageError
 _log = logging.getLogger(__name__)
 
 CHUNK = 4_000_000
-"""Values converted at once: bounds temporary float64 arrays to 32 MB."""
+"""How many values are converted at once, so that temporary float64 arrays stay below 32 MB."""
 
 
 @dataclass(slots=True)
 class Raster:
-    """One picture.  `pixels` has the type of the file; `to_uint8` and `load_labels` say what they make of it."""
+    """One picture.  `pixels` has the type of the file; `to_uint8` and `load_labels` convert it."""
 
     pixels: NDArray[Any]
     """`[H, W]` for kinds grey and index, else `[H, W, C]`: colour channels only, without alpha."""
     kind: Literal["grey", "rgb", "cmyk", "lab", "index"] = "grey"
-    """lab: bytes, L * 2.55, signed a and b, white D50.  cmyk: 0 is no ink."""
+    """What the channels mean.  lab: bytes that hold L * 2.55 and signed a and b, white is D50.  cmyk: 0 is no ink."""
     bits: int = 0
-    """Significant bits of unsigned integers; 0: all bits of the type."""
+    """Significant bits of unsigned integers; 0 means all bits of the type."""
     palette: NDArray[np.uint8] | None = None
     """`[N, 3]` or, with alpha, `[N, 4]`; for kind index."""
     alpha: NDArray[Any] | None = None
@@ -72,5 +72,5 @@ def check_size(height: int, width: int, max_pixels: int, name: str) -> None:
 
 @functools.lru_cache(maxsize=256)
 def say_once(message: str) -> None:
-    """Warn in the log, the first time in this process only."""
+    """Write a warning to the log; the same text is written once in a process."""
     _log.warning(message)

@@ -15,10 +15,11 @@ from activefreq_engine.types import Box
 
 
 class Slide:
-    """A TIFF file (SVS, OME-TIFF, BigTIFF, ... as tifffile reads them) of which only what is asked for is decoded.
+    """A large TIFF file (SVS, OME-TIFF, BigTIFF and others that tifffile reads); only the parts that you ask for are
+    decoded.
 
     Args:
-        path: the file.  Of several series the first is read, of a pyramid all levels.
+        path: the file.  Of several series the first is read, with all levels of its pyramid.
 
     Example:
         >>> with Slide("slide.svs") as slide, Session() as session:  # doctest: +SKIP
@@ -65,10 +66,12 @@ class Slide:
         return [(int(h), int(w)) for h, w in sizes]
 
     def covered(self, box: Box, level: int = 0) -> tuple[float, float, float, float]:
-        """(x0, y0, x1, y1) in pixels of the full size: what `read` gives of a box, which are whole pixels of the level.
+        """The area that `read` returns for a box, as (x0, y0, x1, y1) in pixels of the full size.
+
+        It may differ from the box, since `read` returns whole pixels of the level and nothing outside the picture.
 
         Raises:
-            InvalidArgumentError: as `read`.
+            InvalidArgumentError: as for `read`.
         """
         rows, columns = self._cells(box, level)
         (height, width), (h, w) = self.shape, self.levels[level]
@@ -76,18 +79,19 @@ class Slide:
         return columns.start * x, rows.start * y, columns.stop * x, rows.stop * y
 
     def read(self, box: Box, level: int = 0) -> NDArray[Any]:
-        """A part of the picture, in the file's own type.
+        """Read a part of the picture, in the file's own type.
 
         Args:
-            box: (x0, y0, x1, y1) in pixels of the full size, half-open; what lies outside is cut off.
-            level (int): of the pyramid. Default: the full size.
+            box: (x0, y0, x1, y1) in pixels of the full size, half-open; what lies outside the picture is cut
+                off.
+            level (int): level of the pyramid, as numbered in `levels`. Default: 0, the full size.
 
         Returns:
             `[h, w]` or `[h, w, 3]`: the pixels of the level that the box covers, as `Session.set_image` takes them.
 
         Raises:
-            InvalidArgumentError: no such level, or no part of the picture.
-            InvalidImageError: more than `MAX_PIXELS`, or the file is damaged there.
+            InvalidArgumentError: there is no such level, or the box has no part of the picture.
+            InvalidImageError: the part has more than `MAX_PIXELS`, or the file is damaged there.
         """
         rows, columns = self._cells(box, level)
         shape = rows.stop - rows.start, columns.stop - columns.start
@@ -104,7 +108,7 @@ class Slide:
         return np.ascontiguousarray(np.moveaxis(found, 0, -1) if self._first else found)
 
     def _cells(self, box: Box, level: int) -> tuple[slice, slice]:
-        """Rows and columns of a level that a box of the full size touches."""
+        """The rows and columns of a level that a box, in pixels of the full size, touches."""
         if not 0 <= level < len(self._levels):
             raise InvalidArgumentError(f"level is {level!r}; allowed are 0 to {len(self._levels) - 1}")
         (height, width), (h, w) = self.shape, self.levels[level]
@@ -127,7 +131,7 @@ class Slide:
 
 
 def _channels_first(axes: str, name: str) -> bool:
-    """Whether colours come before rows; refuses what is no picture."""
+    """Whether the axis of colours comes before rows; refuses an array that is not a picture."""
     if axes in ("YX", "YXS"):
         return False
     if axes in ("SYX", "CYX"):

@@ -1,8 +1,8 @@
-"""TIFF, from the samples up: every type, depth and layout that microscopes, scanners and satellites write.
+"""Reads TIFF in every sample type, depth and layout that microscopes, scanners and satellites write.
 
-Pillow knows a fixed list of combinations, keeps 8 bits of 16-bit colour and takes planes for pixels.  So the tags are
-read here, libtiff (through Pillow) undoes the compression only, and NumPy makes samples of the bytes.  What is 8-bit by
-nature (JPEG, CCITT, WebP compression) Pillow decodes as a whole.
+Pillow alone is not enough: it knows a fixed list of combinations, keeps 8 bits of 16-bit colour and mistakes planes for
+pixels.  So this module reads the tags, libtiff (through Pillow) only undoes the compression, and NumPy turns the bytes
+into samples.  Compressions that store 8 bits at most (JPEG, CCITT, WebP) are decoded by Pillow as a whole.
 """
 
 import io
@@ -45,7 +45,7 @@ _TAGS = {
     34675: "profile",
     42113: "nodata",
 }
-_MAX_PAGES = 4096  # looked at; a longer stack is read all the same
+_MAX_PAGES = 4096  # so many pages are looked at; a longer stack is read all the same
 _MAX_TAG = 2**26  # bytes of one tag: the offsets of 8 million tiles
 _GROUP = 2**25  # bytes of decompressed strips handled at once
 
@@ -64,21 +64,22 @@ def is_tiff(head: bytes) -> bool:
 
 
 def tiff_size(file: IO[bytes], name: str) -> tuple[int, int]:
-    """Upright (height, width) of the page that `read_tiff` reads."""
+    """(height, width), upright, of the page that `read_tiff` reads."""
     page, _, _ = _pick_page(file, name)
     height, width = page["height"], page["width"]
     return (width, height) if page["orientation"] >= 5 else (height, width)
 
 
 def read_tiff(file: IO[bytes], max_pixels: int, name: str) -> tuple[Raster, NDArray[Any] | None]:
-    """Decode one page of a TIFF.
+    """Decode one page of a TIFF: the full size of the first picture.
 
     Returns:
-        The raster, and a fourth band of which the file does not say whether it is alpha; else None.
+        The raster, and either a fourth band of which the file does not say whether it is alpha, or None.
 
     Raises:
-        InvalidImageError: larger than `max_pixels`, damaged, or of a kind that is not read; the message says which.
-        Exception: whatever libtiff, struct and NumPy make of hostile bytes; the caller gives it a type.
+        InvalidImageError: the page is larger than `max_pixels`, damaged, or of a kind that is not read; the message
+            says which.
+        Exception: whatever libtiff, struct and NumPy raise on hostile bytes; callers turn it into `InvalidImageError`.
     """
     page, number, order = _pick_page(file, name)
     check_size(page["height"], page["width"], max_pixels, name)
@@ -124,7 +125,7 @@ def read_tiff(file: IO[bytes], max_pixels: int, name: str) -> tuple[Raster, NDAr
         table = np.asarray(page["colour_map"], np.uint16)
         if dtype.kind != "u" or raster.bits > 16 or table.size != 3 << raster.bits:
             raise InvalidImageError(f"{name} has {table.size} palette values for {raster.bits} bits; it is damaged")
-        if table.max() > 255:  # else an old writer left them at 8 bits, against the standard; libtiff guesses so too
+        if table.max() > 255:  # else an old writer stored 8 bits, against the standard; libtiff guesses this, too
             table = (table >> 8).astype(np.uint16)
         raster.kind, raster.palette = "index", table.reshape(3, -1).T.astype(np.uint8)
     elif photometric == _CMYK:
@@ -150,7 +151,7 @@ def _pick_page(file: IO[bytes], name: str) -> tuple[Tags, int, str]:
     # 1: reduced in size, 4: a transparency mask
     full = [i for i, p in enumerate(pages) if not p["subfile"] & 5] or list(range(len(pages)))
     number = full[0]
-    for i in full:  # a pyramid that starts with its small end
+    for i in full:  # a pyramid may begin with its smallest level
         first, page = pages[number], pages[i]
         alike = abs(page["width"] * first["height"] / max(1, first["width"] * page["height"]) - 1) < 0.02
         if alike and page["width"] >= 2 * first["width"]:
@@ -182,7 +183,7 @@ def _pages(file: IO[bytes], name: str) -> tuple[list[Tags], str]:
         except InvalidImageError:
             if not pages:
                 raise
-            break  # the picture is there; what is cut off is another page
+            break  # the picture is complete; only a later page is cut off
         pages.append(_tags(file, table[: -struct.calcsize(offset_format)], order, big, name))
         offset = struct.unpack(order + offset_format, table[-struct.calcsize(offset_format) :])[0]
     if not pages:
@@ -272,13 +273,13 @@ def _sample_type(page: Tags, name: str) -> np.dtype[Any]:
 
 
 def _colours(page: Tags, name: str) -> int:
-    """Samples of a pixel that are colours."""
+    """How many samples of a pixel are colours."""
     samples, photometric, extra = page["samples"], page["photometric"], page["extra"]
     if photometric == _YCBCR and page["subsampling"] != (1, 1):
         raise InvalidImageError(f"{name} holds subsampled YCbCr without JPEG; convert it to RGB first")
     grey = photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO)
     if grey and (samples == 4 or (samples == 3 and not {1, 2} & set(extra))):
-        # GDAL and tifffile call three bands of more than 8 bits "grey and two more"
+        # GDAL and tifffile label three bands of more than 8 bits as grey with two extra samples
         page["extra"] = extra[2:]
         colours = 3
     else:
@@ -316,7 +317,7 @@ def _colours(page: Tags, name: str) -> int:
 
 
 def _decode(file: IO[bytes], page: Tags, order: str, dtype: np.dtype[Any], name: str) -> NDArray[Any]:
-    """All samples, `[H, W, samples]` in native byte order."""
+    """All samples of a page, `[H, W, samples]` in native byte order."""
     height, width, samples, bits = page["height"], page["width"], page["samples"], page["bits"][0]
     rows, columns = page["tile"]
     if not 1 <= samples <= 64 or rows < 1 or columns < 1:
@@ -430,7 +431,7 @@ def _samples(
         return _unpack(data, columns * together, bits).reshape(rows, columns, together).astype(dtype)
     size = bits // 8
     if predictor == 3:
-        # differences of bytes; each row holds all highest bytes, then all second ones, ...
+        # stored are differences of bytes; each row has the highest byte of all samples, then the second of all, ...
         data = np.cumsum(data.reshape(rows, -1, together), axis=1, dtype=np.uint8)
         data = np.ascontiguousarray(data.reshape(rows, size, columns * together).swapaxes(1, 2))
         return data.reshape(rows, -1).view(f">f{size}").reshape(rows, columns, together).astype(dtype)
@@ -454,7 +455,7 @@ def _unpack(data: NDArray[np.uint8], values: int, bits: int) -> NDArray[np.uint1
 
 
 def _no_data(pixels: NDArray[Any], text: bytes | None) -> NDArray[np.bool_] | None:
-    """Where all bands have the value of GDAL's tag."""
+    """bool `[H, W]`: where all bands have the no-data value of GDAL's tag."""
     try:
         value = float((text or b"").strip(b"\0 \n"))
     except ValueError:

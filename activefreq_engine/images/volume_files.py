@@ -1,4 +1,5 @@
-"""What SimpleITK does not check in NIfTI, MetaImage and NRRD files: that they are whole, and alone.  Not DICOM's."""
+"""Checks of NIfTI, MetaImage and NRRD files that SimpleITK leaves out: the file is whole, and refers to no other
+file."""
 
 from __future__ import annotations
 
@@ -24,20 +25,20 @@ _TEXT = re.compile(rb".{1,250}")
 _COUNT = re.compile(rb"-?\d{1,9}")
 _FLOAT = re.compile(rb"[-+]?\d{1,20}(?:\.\d{0,30})?(?:[eE][-+]?[0-3]?\d)?")
 _OVERFLOWS = re.compile(rb"Name\s*[=:][^\n]{250}|NDims\s*[=:]\s*(?![1-9]\s|\s)")
-"""What makes MetaIO, SimpleITK's reader, write beyond its memory."""
+"""Header entries that make MetaIO, SimpleITK's reader, write beyond its memory."""
 _HEADER = 2**20
 _BLANK = re.compile(rb"\n\r?\n")
 _ELSEWHERE = re.compile(rb"data\s*file\s*:", re.IGNORECASE)
-_SMALLEST = 2.0**-126  # of normal numbers in float32
+_SMALLEST = 2.0**-126  # smallest normal number of float32
 
 
 def check_alone(path: Path, name: str) -> None:
     """Refuse a .mha or .nrrd file whose header says that its pixels are in another file.
 
-    Whoever may hand in such a header may not be allowed to see that other file.
+    Else a client of a server could read files of the server by naming them in a header.
 
     Raises:
-        InvalidImageError: it does, or its header cannot be read.
+        InvalidImageError: the header names another file, or cannot be read.
     """
     ending = path.suffix.lower()
     if ending not in (".mha", ".nrrd"):
@@ -48,7 +49,7 @@ def check_alone(path: Path, name: str) -> None:
             end = _BLANK.search(head)
             alone = end is not None and _ELSEWHERE.search(head, 0, end.start()) is None
         elif not (alone := _plainly_local(file)):
-            # ITK skips some lines, and takes a later ElementDataFile than it seems: then there must be no second one
+            # ITK skips some lines and may take a later ElementDataFile than this one: in that case refuse a second one
             file.seek(0)
             data = file.read()
             at = data.find(b"ElementDataFile")
@@ -61,7 +62,8 @@ def check_alone(path: Path, name: str) -> None:
 
 
 def _plainly_local(file: BinaryIO) -> bool:
-    """Whether the header of a .mha file has only lines that are read in one way, and says that the pixels follow."""
+    """Whether every line of a .mha header can be read in only one way, and the header says that the pixels follow
+    it."""
     axes = 0
     for _ in range(100):
         line = _LINE.fullmatch(file.readline(_HEADER))
@@ -89,11 +91,11 @@ def check_whole(path: Path, name: str, tags: Mapping[str, str], values: int) -> 
     """Refuse a NIfTI file that is too short for its pixels: what is missing would be read as zeros.
 
     Args:
-        tags: its header, as SimpleITK tells it.
-        values (int): pixels of the file, over all slices.
+        tags: the header of the file, as SimpleITK returns it.
+        values (int): how many values the file must hold, over all slices.
 
     Raises:
-        InvalidImageError: it is too short.
+        InvalidImageError: the file is too short.
     """
     if "vox_offset" not in tags:
         return
@@ -104,7 +106,7 @@ def check_whole(path: Path, name: str, tags: Mapping[str, str], values: int) -> 
 
 
 def _unzips_to(path: Path, size: int) -> bool:
-    """Whether a gzip file holds so many bytes; no more are unpacked."""
+    """Whether a gzip file unpacks to at least so many bytes; no more than these are unpacked."""
     try:
         with gzip.open(path) as file:
             while size > 0 and (part := file.read(min(1 << 20, size))):
@@ -115,9 +117,10 @@ def _unzips_to(path: Path, size: int) -> bool:
 
 
 def wrongly_added(tags: Mapping[str, str]) -> float:
-    """What SimpleITK added to a NIfTI file's values and should not have: 0, or the intercept beside a slope that is
-    none (NIfTI-1: "If the scl_slope field is nonzero, then each voxel value should be scaled").
-    What is no number arrives here as 0.
+    """The number that SimpleITK has wrongly added to the values of a NIfTI file; 0 if there is none.
+
+    It adds the intercept even where the slope is 0; but NIfTI-1 says "If the scl_slope field is nonzero, then each
+    voxel value should be scaled".  A header entry that is not a number arrives here as 0.
     """
     slope, intercept = float(tags.get("scl_slope", 1)), float(tags.get("scl_inter", 0))
     return intercept if abs(slope) < _SMALLEST else 0.0

@@ -1,4 +1,4 @@
-"""Volumes: DICOM, NIfTI, MetaImage, NRRD, slice by slice, with where they lie in space.  Needs SimpleITK."""
+"""Reads volumes (DICOM, NIfTI, MetaImage, NRRD) as slices, with their position in space.  Needs SimpleITK."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _TAGS = {
     "NiftiImageIO": ("vox_offset", "bitpix", "scl_slope", "scl_inter"),
     "GDCMImageIO": tuple(f"0028|{n}" for n in ("0004", "0101", "0103", "1050", "1051", "1052", "1053", "1056")),
 }
-"""What is asked of a header.  Others may be anything, of which SimpleITK makes no text."""
+"""The header entries that are read.  Others may hold bytes that SimpleITK cannot turn into text."""
 
 
 class TooManyPixelsError(InvalidImageError):
-    """A volume with more pixels than allowed."""
+    """A volume has more pixels than allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Where a volume or a picture lies in space, as SimpleITK has it: x first, millimetres, LPS."""
+    """Where a volume or a picture lies in space, in SimpleITK's conventions: x first, millimetres, LPS."""
 
     origin: tuple[float, ...]
     spacing: tuple[float, ...]
@@ -44,39 +44,42 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Volume:
-    """Slices of one size, along the file's slowest axis as stored: nothing is resampled or turned."""
+    """A stack of slices of one size, along the slowest axis of the file as stored: nothing is resampled or turned."""
 
     planes: NDArray[Any]
-    """`[Z, H, W]` or `[Z, H, W, 3]`, in the units of the file: rescaled, white the larger value."""
+    """`[Z, H, W]` or `[Z, H, W, 3]`, in the units of the file: slope and intercept are applied, and larger values are
+    brighter."""
     geometry: Geometry
     window: Window | None = None
-    """Values shown as black and white, where the file says so (DICOM's first window)."""
+    """(low, high), the values shown as black and white, if the file has such a window (the first one of a DICOM
+    file)."""
 
     def default_window(self) -> Window:
-        """`window`, else what `load_image` would choose, over all slices."""
+        """`window` if the file has one, else what `load_image` would choose for all slices together."""
         low, high = self.window or choose_window(self.planes.reshape(-1, *self.planes.shape[2:]))
         return (low, high) if low < high else (low, low + 1)
 
     def pixels(self, index: int, window: Window | None = None) -> NDArray[np.uint8]:
-        """uint8 `[H, W]` or `[H, W, 3]`: a slice as `Session.set_image` takes it.
+        """A slice as `Session.set_image` takes it, uint8 `[H, W]` or `[H, W, 3]`.
 
         Args:
-            index (int): counted from 0.
+            index (int): number of the slice, counted from 0.
             window ((float, float), optional): values shown as black and white. Default: `default_window`.
         """
         shown = None if self.planes.dtype == np.uint8 else window or self.default_window()
         return load_image(self.planes[index], window=shown, copy=False)
 
     def save_labels(self, path: str | os.PathLike[str], labels: Any) -> None:
-        """Write labels as a volume with this one's origin, spacing and direction; the ending says the format.
+        """Write labels as a volume with the origin, spacing and direction of this one, in the format that the ending
+        names.
 
         Args:
-            path: ends in .nii, .nii.gz, .mha or .nrrd.
+            path: target; it ends in .nii, .nii.gz, .mha or .nrrd.
             labels: integers or bool `[Z, H, W]`, of this volume's size.
 
         Raises:
-            InvalidMaskError: another size, or no integers.
-            InvalidImageError: SimpleITK is missing, or cannot write it; the target is then as it was.
+            InvalidMaskError: the labels have another size than the volume, or are not integers.
+            InvalidImageError: SimpleITK is missing, or cannot write the file; the target is then as it was.
         """
         array = np.asarray(labels)
         if array.shape != self.planes.shape[:3] or array.dtype.kind not in "bui":
@@ -93,7 +96,7 @@ class Volume:
         target = Path(path)
         try:
             with tempfile.TemporaryDirectory() as folder:
-                written = Path(folder) / target.name  # the writer goes by the ending
+                written = Path(folder) / target.name  # the writer chooses the format by the ending
                 sitk.WriteImage(image, str(written), True)
                 write_file(target, written.read_bytes())
         except (RuntimeError, OSError) as error:
@@ -105,14 +108,15 @@ def load_volume(
 ) -> Volume:
     """Read a volume, or a single medical picture as a volume of one slice.
 
-    DICOM: slope and intercept are applied, the first window becomes `Volume.window`; where white is zero (MONOCHROME1)
-    stored values and window are turned round; frames are slices; a folder is one series, in the order in space.
-    NIfTI's slope and intercept are applied as well.
+    DICOM: slope and intercept are applied, and the first window becomes `Volume.window`.  Where white is zero
+    (MONOCHROME1), values and window are inverted.  Frames become slices.  A folder holds one series, which is put in
+    its order in space.  NIfTI: slope and intercept are applied.
 
     Args:
-        source: a file, the bytes of one, or a folder with one DICOM series.
-        name (str, optional): for bytes, the file's name, whose ending tells the format. Default: DICOM.
-        max_pixels (int): more, over all slices, are refused before anything is decoded. Default: 134 million.
+        source: a file, the bytes of a file, or a folder with one DICOM series.
+        name (str, optional): for bytes, the name of the file, whose ending tells the format. Default: DICOM.
+        max_pixels (int): a volume with more pixels, over all slices, is refused before it is decoded. Default:
+            `MAX_PIXELS`, 134 million.
 
     Raises:
         InvalidImageError: SimpleITK is missing, or the source cannot be used; the message says why.
@@ -131,7 +135,7 @@ def load_volume(
     path = Path(source)
     try:
         if not path.is_dir():
-            path.open("rb").close()  # SimpleITK would not say why it cannot
+            path.open("rb").close()  # tells why a file cannot be opened, which SimpleITK does not
     except (OSError, ValueError) as error:
         raise InvalidImageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     return _read(path, path.name, max_pixels)
@@ -148,10 +152,10 @@ def _read(path: Path, name: str, max_pixels: int) -> Volume:
     reader = sitk.ImageFileReader()
     try:
         kind = _kind(Path(files[0]))
-        reader.SetImageIO(kind)  # which SimpleITK would guess, and another reader may not obey the checks here
+        reader.SetImageIO(kind)  # SimpleITK would guess one, and the checks made here are for this reader only
         check_alone(path, name)
         scales = set()
-        for file in reversed(files):  # the first one's header is that of the volume
+        for file in reversed(files):  # the first file comes last: its header becomes that of the volume
             if kind == "GDCMImageIO":
                 Dicom.of(Path(file).read_bytes(), name)
             reader.SetFileName(file)
@@ -169,13 +173,13 @@ def _read(path: Path, name: str, max_pixels: int) -> Volume:
             check_whole(Path(file), name, tags, of_one)
             scales.add((tags.get("0028|1053"), tags.get("0028|1052")))
         excess = wrongly_added(tags)
-        if path.is_dir():  # the first slice's type may not hold the others' values
+        if path.is_dir():  # the type of the first slice may be too small for values of the others
             image = sitk.ReadImage(files, sitk.sitkFloat64 if len(scales) > 1 else sitk.sitkUnknown, kind)
         else:
             image = reader.Execute()
     except InvalidImageError:
         raise
-    except (RuntimeError, ValueError, OSError) as error:  # ValueError: words for numbers in a header
+    except (RuntimeError, ValueError, OSError) as error:  # ValueError: words in place of numbers in a header
         if "orthonormal" in str(error):
             raise InvalidImageError(f"{name} has sheared axes; resample it to axes at right angles first") from error
         raise InvalidImageError(
@@ -190,13 +194,13 @@ def _read(path: Path, name: str, max_pixels: int) -> Volume:
     if planes.ndim == 4:
         window = None
     elif window is not None and planes.dtype == np.uint8:
-        planes = planes.astype(np.int16)  # which a window applies to
+        planes = planes.astype(np.int16)  # so that a window applies to it
     place = Geometry(image.GetOrigin(), image.GetSpacing(), image.GetDirection())
     return Volume(np.ascontiguousarray(planes), place, window)
 
 
 def _kind(path: Path) -> str:
-    """SimpleITK's reader for a file: DICOM's by its first bytes, others by the ending."""
+    """The name of SimpleITK's reader for a file: DICOM is known by its first bytes, other formats by the ending."""
     with path.open("rb") as file:
         if is_dicom(file.read(132)):
             return "GDCMImageIO"
@@ -207,7 +211,7 @@ def _kind(path: Path) -> str:
 
 
 def _window(tags: dict[str, str]) -> Window | None:
-    """DICOM's first window, by PS3.3 C.11.2.1.2, for values as SimpleITK gives them."""
+    """The first window of a DICOM file (PS3.3 C.11.2.1.2), for the values that SimpleITK returns."""
     try:
         centre, width = (float(tags[key].split("\\")[0]) for key in ("0028|1050", "0028|1051"))
         slope, intercept = float(tags.get("0028|1053", 1)), float(tags.get("0028|1052", 0))
@@ -221,7 +225,7 @@ def _window(tags: dict[str, str]) -> Window | None:
         return None
     if tags.get("0028|0004") != "MONOCHROME1":
         return low, high
-    # white is zero: the stored values were turned round (signed ones about -1/2), so the window is
+    # white is zero: SimpleITK has inverted the stored values (signed ones about -1/2), so the window is inverted, too
     total = slope * largest + 2 * intercept
     return (total - high, total - low)
 

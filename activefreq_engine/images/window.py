@@ -1,4 +1,4 @@
-"""Which values are shown as black and as white, when nobody says."""
+"""Chooses which values are shown as black and as white where the caller does not say."""
 
 from typing import Any
 
@@ -13,17 +13,17 @@ Window = tuple[float, float]
 """(low, high): the values shown as black and as white."""
 
 _PERCENTILES = (0.5, 99.5)
-_SAMPLES = 1_000_000  # values looked at for the percentiles
+_SAMPLES = 1_000_000  # about so many values are sorted for the percentiles
 _SPIKE = 1e-3  # share of the pixels that one value must have to be taken for "no data"
 _GROUND = (5.0, 95.0)  # percentiles between which the ground of a sparse picture lies
 _NOISE = 0.25  # share of the ground's variance that survives averaging over blocks, if the ground is only noise
 
 
 def choose_window(pixels: NDArray[Any], invalid: NDArray[np.bool_] | None = None) -> Window:
-    """Window of a picture; `load_image` states the rule.
+    """The default window of a picture; `load_image` states the rule.
 
     Args:
-        pixels (integers or floats `[H, W]` or `[H, W, C]`): NaN is no data; infinite values are ignored.
+        pixels (integers or floats `[H, W]` or `[H, W, C]`): NaN means "no data"; infinite values are ignored.
         invalid (bool `[H, W]`, optional): pixels without data.
 
     Raises:
@@ -53,9 +53,9 @@ def choose_window(pixels: NDArray[Any], invalid: NDArray[np.bool_] | None = None
 
 
 def to_8_bit(array: NDArray[Any], window: Window) -> NDArray[np.uint8]:
-    """`window` to 0..255, clipped; NaN becomes 0."""
+    """Scale values so that `window` becomes 0..255, and clip them: uint8 of the same shape.  NaN becomes 0."""
     low, high = window
-    halved = not np.isfinite(high - low)  # values at both ends of float64
+    halved = not np.isfinite(high - low)  # the difference overflows: values at both ends of float64
     low, high = (low / 2, high / 2) if halved else (low, high)
     scale = 255.0 / (high - low) if high > low else 0.0
     out = np.empty(array.shape, np.uint8)
@@ -88,12 +88,12 @@ def _range(pixels: NDArray[Any], invalid: NDArray[np.bool_] | None, ignored: tup
 
 
 def no_data_values(values: NDArray[np.float64], pixels: NDArray[Any], invalid: Any = None) -> tuple[float, ...]:
-    """Values that stand for "no data": the smallest or largest, exactly repeated, and further from the rest than the
-    rest is wide (half as far will do below 0).
+    """Values that stand for "no data": the smallest or the largest one if many pixels have it exactly, and if it is
+    further from the other values than these spread (below 0: further than half of that).  At most three are found.
 
     Args:
-        values (floats `[N]`): finite values, or a sample of them.
-        pixels, invalid: what they are taken from, as for `choose_window`.
+        values (floats `[N]`): the finite values of the picture, or a sample of them.
+        pixels, invalid: the picture, as for `choose_window`.
     """
     found: list[float] = []
     for _ in range(3):  # some pictures have two
@@ -115,7 +115,7 @@ def _is_spike(value: float, values: NDArray[np.float64], pixels: NDArray[Any], i
     # a background may well be 0, but hardly exactly -3024
     gap = (0.5 if value < 0 else 1.0) * (high - low)
     far = value < low - gap or value > high + gap
-    if not far or len(np.unique(rest[:: max(1, rest.size // 4096)])) < 16:  # a picture of few values has no spikes
+    if not far or len(np.unique(rest[:: max(1, rest.size // 4096)])) < 16:  # with few values, any is frequent
         return False
     # a saturated object on a ground of noise is what the picture shows
     return value < low or not _is_noise(pixels, invalid, (value,), rest)
@@ -131,7 +131,7 @@ def _sparse(
     values: NDArray[np.float64],
     window: Window,
 ) -> Window:
-    """A wider window where the ground is only noise, and what stands out of it is more than single pixels."""
+    """The window, widened where the ground is only noise and something larger than single pixels stands out of it."""
     if not _is_noise(pixels, invalid, ignored, values):
         return window
     low, high = window
@@ -188,7 +188,7 @@ def _flat(
         bad |= np.isin(part, ignored)
     part[bad] = filler
     if part.ndim == 3:
-        # the channel that is furthest from the filler
+        # of each pixel the channel that is furthest from the filler
         part = np.take_along_axis(part, np.abs(part - filler).argmax(axis=2)[..., None], axis=2)[..., 0]
     if invalid is not None:
         part[invalid[rows]] = filler

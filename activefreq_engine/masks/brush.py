@@ -1,4 +1,4 @@
-"""Label Studio's run lengths of brush strokes."""
+"""Writes masks in the run-length format of Label Studio's brush."""
 
 from typing import Any
 
@@ -14,14 +14,17 @@ _WORD = 8
 
 
 def to_label_studio_rle(mask: Any) -> list[int]:
-    """The bytes of ``value["rle"]`` in a brush region of Label Studio.
+    """The bytes of ``value["rle"]`` in a brush region of Label Studio, as a list of integers.
 
-    The mask as RGBA, row by row, 255 and 0, in one stream of bits: how many values there are (32 bits), the bits of a
-    value less one (5), those of the four classes of lengths less one (4 each); then each run as a 1, its class (2), its
-    length less one, its value.
+    They are one stream of bits.  It stores the mask as RGBA values of 255 and 0, row by row.  First comes the number of
+    values (32 bits), then the bits of a value less one (5 bits), then for each of four classes of lengths how many bits
+    they take, less one (4 bits each).  Each run follows as a 1, its class (2 bits), its length less one, its value.
+
+    Args:
+        mask: see `as_mask`.
 
     Raises:
-        InvalidMaskError: not a mask, see `as_mask`.
+        InvalidMaskError: the argument is not a mask, see `as_mask`.
     """
     flat = as_mask(mask).ravel()
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
@@ -44,6 +47,6 @@ def to_label_studio_rle(mask: Any) -> list[int]:
 
 
 def _bits(codes: NDArray[np.uint64], widths: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """The lowest `widths` bits of each code, the highest first, one after another; at most 32."""
+    """The lowest `widths` bits (at most 32) of each code, highest bit first, one code after the other."""
     all_bits = np.unpackbits(codes.astype(">u4").view(np.uint8).reshape(-1, 4), axis=1)
     return all_bits[np.arange(32) >= 32 - widths[:, None]]

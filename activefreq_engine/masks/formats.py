@@ -1,4 +1,4 @@
-"""Masks as the annotation tools write them: COCO, GeoJSON, LabelMe, YOLO.  All values are plain JSON."""
+"""Converts masks to and from what annotation tools read: COCO, GeoJSON, LabelMe, YOLO.  All values are plain JSON."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ def to_coco_annotation(
     category_id: int = 1,
     annotation_id: int = 1,
 ) -> dict[str, Any]:
-    """One entry of a COCO file's ``annotations``.
+    """Make one entry of the list ``annotations`` of a COCO file.
 
     Args:
         mask: see `as_mask`.
-        segmentation: "rle" is exact and compact.  "polygons" is what tools that know no run lengths read: rings
-            along the pixels' edges, exact in pycocotools; COCO's polygons have no holes, so pieces with holes are cut.
-        image_id, category_id, annotation_id (int): as the file numbers them.
+        segmentation: "rle" is exact and compact.  "polygons" is for tools that cannot read run lengths: rings along the
+            edges of the pixels, which pycocotools fills exactly.  COCO's polygons have no holes, so pieces with holes
+            are cut into several.
+        image_id, category_id, annotation_id (int): the numbers that the file uses.
 
     Returns:
         ``id, image_id, category_id, segmentation, area`` (pixels), ``bbox`` (x, y, width, height), ``iscrowd`` 0.
 
     Raises:
-        InvalidMaskError: not a mask, or an empty one.
-        InvalidArgumentError: another kind of segmentation.
+        InvalidMaskError: the argument is not a mask, or an empty one.
+        InvalidArgumentError: `segmentation` is neither "rle" nor "polygons".
     """
     mask = as_mask(mask)
     if not isinstance(segmentation, str) or segmentation not in ("rle", "polygons"):
@@ -59,7 +60,9 @@ def to_coco_annotation(
 
 
 def to_geojson(mask: Any, *, tolerance: float = 0.0) -> dict[str, Any]:
-    """A GeoJSON geometry, Polygon or MultiPolygon, in pixels with y down, holes kept; QuPath and shapely read it.
+    """Make a GeoJSON geometry, Polygon or MultiPolygon, in pixels with y down, for QuPath, shapely and others.
+
+    Holes are kept.
 
     Args:
         mask: see `as_mask`.
@@ -75,10 +78,10 @@ def to_geojson(mask: Any, *, tolerance: float = 0.0) -> dict[str, Any]:
 
 
 def from_geojson(geometry: Mapping[str, Any], height: int, width: int) -> NDArray[np.bool_]:
-    """bool `[height, width]` of a Polygon or MultiPolygon, or of a Feature that has one.
+    """Read a Polygon or MultiPolygon, or a Feature that has one: bool `[height, width]`.
 
     Raises:
-        InvalidMaskError: anything else, or points outside the image.
+        InvalidMaskError: the argument is anything else, or has points outside the image.
     """
     try:
         if geometry["type"] == "Feature":
@@ -95,17 +98,17 @@ def from_geojson(geometry: Mapping[str, Any], height: int, width: int) -> NDArra
 def to_labelme(
     masks: Mapping[str, Any] | Sequence[tuple[str, Any]], image_path: str, *, tolerance: float = 0.0
 ) -> dict[str, Any]:
-    """The content of a LabelMe file.
+    """Make the content of a LabelMe file.
 
     LabelMe's polygons have no holes, so pieces with holes are cut; the pieces of an object share its ``group_id``.
 
     Args:
-        masks (dict or pairs): label and mask of each object; all of one size.
-        image_path (str): as LabelMe shall find the picture, seen from the file.
+        masks (dict or pairs): label and mask of each object; all masks have one size.
+        image_path (str): path of the picture, relative to the file.
         tolerance (float): as for `to_polygons`; above 0 holes are filled.
 
     Raises:
-        InvalidMaskError: not masks of one size, or none.
+        InvalidMaskError: there is no mask, or they are not masks of one size.
     """
     objects = [(str(label), as_mask(mask)) for label, mask in _pairs(masks)]
     if not objects or len({mask.shape for _, mask in objects}) > 1:
@@ -136,10 +139,10 @@ def to_labelme(
 
 
 def from_labelme(document: Mapping[str, Any]) -> list[tuple[str, NDArray[np.bool_]]]:
-    """Label and mask of each object of a LabelMe file: polygons of one label and ``group_id`` are one object.
+    """Read label and mask of each object of a LabelMe file; polygons of the same label and ``group_id`` are one object.
 
     Raises:
-        InvalidMaskError: damaged, or shapes other than polygons.
+        InvalidMaskError: the content is damaged, or has shapes other than polygons.
     """
     found: dict[tuple[str, Any], list[Polygon]] = {}
     try:
@@ -156,10 +159,10 @@ def from_labelme(document: Mapping[str, Any]) -> list[tuple[str, NDArray[np.bool
 
 
 def to_yolo(mask: Any, *, category: int = 0, tolerance: float = 0.0) -> str:
-    """One line of a YOLO segmentation file: the category, then x and y of one ring, each from 0 to 1.
+    """Make one line of a YOLO segmentation file: the category, then x and y of each point of one ring, from 0 to 1.
 
-    A line holds one ring.  Several pieces and holes are joined by paths that run there and back, as ultralytics joins
-    them; filled by even and odd they are the mask.
+    A line can hold only one ring.  So several pieces and holes are joined by paths that run there and back, as
+    ultralytics joins them; filled by the even-odd rule, the ring gives the mask.
 
     Args:
         mask: see `as_mask`.
@@ -183,10 +186,10 @@ def to_yolo(mask: Any, *, category: int = 0, tolerance: float = 0.0) -> str:
 
 
 def from_yolo(line: str, height: int, width: int) -> tuple[int, NDArray[np.bool_]]:
-    """Category and bool `[height, width]` of a line of a YOLO segmentation file.
+    """Read a line of a YOLO segmentation file: its category, and the mask, bool `[height, width]`.
 
     Raises:
-        InvalidMaskError: not such a line, or points outside the image.
+        InvalidMaskError: the text is not such a line, or has points outside the image.
     """
     try:
         category, *numbers = line.split()
@@ -197,7 +200,7 @@ def from_yolo(line: str, height: int, width: int) -> tuple[int, NDArray[np.bool_
     except (ValueError, AttributeError, TypeError) as error:
         raise InvalidMaskError(f"not a line of a YOLO segmentation file: {error}") from error
     near = np.rint(points)
-    # nine digits bring corners of pixels back only nearly
+    # with nine digits the corners of pixels are read back only nearly
     points = np.where(np.abs(points - near) < 1e-4, near, points)
     return int(category), from_polygons([Polygon(points)], height, width)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Masks <-> polygons along the edges of the pixels, exact both ways."""
+"""Converts masks to polygons along the edges of their pixels, and back, exactly."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from activefreq_engine.values import finite, short, whole
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Polygon:
-    """One 4-connected piece of a mask.  Rings are int32 `[N, 2]` (x, y), N >= 4, open (the last point is not the first
-    one again); a ring touches neither itself nor its like along an edge.
+    """One 4-connected piece of a mask.
+
+    Each ring is int32 `[N, 2]` (x, y) with N >= 4.  It is open: the first point is not repeated at the end.  No edge of
+    a ring runs along another edge of the same or another ring.
 
     Points lie on the corners of pixels: pixel column i spans ``i <= x <= i + 1``.  One pixel is a square of area 1, and
     the area of a polygon is the number of its pixels.
@@ -41,13 +43,14 @@ def to_polygons(mask: Any, *, holes: Literal["keep", "drop"] = "keep", tolerance
 
     Args:
         mask: see `as_mask`.
-        holes: "keep" lists them with their piece, and `from_polygons` restores the mask exactly; "drop" fills them.
+        holes: "keep" lists the holes with their piece, so that `from_polygons` restores the mask exactly; "drop" fills
+            them.
         tolerance (float): leave out corners that lie within so many pixels of the line that replaces them
-            (Douglas-Peucker).  0 keeps the outline exact.  Polygons stay valid, and apart from each other, also where
+            (Douglas-Peucker).  0 keeps the outline exact.  Polygons stay valid and do not cross each other, even where
             the mask is thinner than the tolerance: there more corners are kept.
 
     Raises:
-        InvalidMaskError: not a mask.
+        InvalidMaskError: the argument is not a mask.
         InvalidArgumentError: `tolerance` is not a number from 0 up.
     """
     if not isinstance(holes, str) or holes not in ("keep", "drop"):
@@ -88,8 +91,8 @@ def to_polygons(mask: Any, *, holes: Literal["keep", "drop"] = "keep", tolerance
 def from_polygons(polygons: Sequence[Polygon], height: int, width: int) -> NDArray[np.bool_]:
     """Fill polygons: bool `[height, width]`.
 
-    A pixel belongs to a polygon if its centre lies inside the exterior and in none of the holes (even-odd, also where
-    a ring crosses itself).  A piece inside another one's hole keeps its pixels, whatever the order of the list.
+    A pixel belongs to a polygon if its centre lies inside the exterior and in none of the holes, by the even-odd rule,
+    also where a ring crosses itself.  A polygon inside a hole of another keeps its pixels, whatever the order.
 
     Raises:
         InvalidMaskError: a point lies outside the image, or is not an (x, y) pair of finite numbers.
@@ -143,9 +146,9 @@ def enclosed(line: NDArray[np.float64], height: int, width: int) -> NDArray[np.b
 
 
 def hole_free(mask: NDArray[np.bool_], x: int = 0, y: int = 0) -> list[Ring]:
-    """A mask as rings without holes, for formats that have none: pieces with holes are cut through them.
+    """The rings of a mask for formats that have no holes: pieces with holes are cut through their holes.
 
-    The rings do not overlap and are exact together.  (x, y) is added to all points.
+    The rings do not overlap, and together they cover exactly the mask.  (x, y) is added to all points.
     """
     rings = []
     for polygon in to_polygons(mask):
@@ -154,7 +157,7 @@ def hole_free(mask: NDArray[np.bool_], x: int = 0, y: int = 0) -> list[Ring]:
             continue
         left, top = polygon.exterior.min(axis=0)
         right, bottom = polygon.exterior.max(axis=0)
-        # cut in the middle of all holes: the depth of the cuts is then the logarithm of their number
+        # cut in the middle of all holes, so that the depth of the recursion is the logarithm of their number
         cut = int(np.median([(r[:, 0].min() + r[:, 0].max()) / 2 for r in polygon.holes])) - int(left)
         cut = min(max(cut, 1), int(right - left) - 1)
         piece = from_polygons([polygon], *mask.shape)[top:bottom, left:right]
@@ -164,7 +167,7 @@ def hole_free(mask: NDArray[np.bool_], x: int = 0, y: int = 0) -> list[Ring]:
 
 
 def _rings(image: NDArray[np.uint8]) -> list[Ring]:
-    """All simple rings of a mask, the mask on the right of each edge, the first edge along x."""
+    """All simple rings of a mask.  The mask lies on the right of each edge, and the first edge runs along x."""
     padded = np.pad(image, 1)
     # at each corner of the grid, the four pixels around it
     nw, ne, sw, se = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
@@ -174,7 +177,7 @@ def _rings(image: NDArray[np.uint8]) -> list[Ring]:
     touch = (upper & lower)[ys, xs]
     if not len(ys):
         return []
-    # there two rings pass, so it counts twice
+    # two rings pass through such a corner, so it counts twice
     second = np.concatenate([np.zeros(len(ys), np.bool_), np.ones(np.count_nonzero(touch), np.bool_)])
     ys, xs, touch = (np.concatenate([v, v[touch]]) for v in (ys, xs, touch))
     # along x, the first of the two ends the edge that comes from the west, the second begins the one to the east
@@ -214,7 +217,7 @@ def _rings(image: NDArray[np.uint8]) -> list[Ring]:
 
 
 def _split(ring: Ring) -> list[Ring]:
-    """A ring that may meet itself in a corner as rings that do not."""
+    """Split a ring that may touch itself in corners into rings that do not."""
     rings = []
     path: list[tuple[int, int]] = []
     seen: dict[tuple[int, int], int] = {}
@@ -237,8 +240,8 @@ def _from_an_edge_along_x(ring: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _spans(rings: list[NDArray[np.float64]], owner: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
-    """(row, first column, end column) of all runs of pixels whose centres lie inside, by row; even and odd count
-    for each owner of rings alone."""
+    """(row, first column, end column) of all runs of pixels whose centres lie inside, sorted by row.  The even-odd rule
+    is applied to the rings of each owner separately."""
     start = np.concatenate(rings)
     end = np.concatenate([np.roll(r, -1, axis=0) for r in rings])
     owner = np.repeat(owner, [len(r) for r in rings])
@@ -248,7 +251,7 @@ def _spans(rings: list[NDArray[np.float64]], owner: NDArray[np.int64]) -> tuple[
 
 
 def _crossings(start: NDArray[np.float64], end: NDArray[np.float64]) -> tuple[NDArray[np.int64], ...]:
-    """(edge, row, first column right of it) wherever an edge passes the centres of a row."""
+    """(edge, row, first column right of the edge) wherever an edge crosses the line through the centres of a row."""
     top = np.ceil(np.minimum(start[:, 1], end[:, 1]) - 0.5).astype(np.int64)  # rows whose centre the edge passes
     count = np.ceil(np.maximum(start[:, 1], end[:, 1]) - 0.5).astype(np.int64) - top
     edge = np.repeat(np.arange(len(start)), count)

@@ -1,4 +1,4 @@
-"""What a mask is, and masks and label maps as PNG."""
+"""Checks masks, and reads and writes masks and label maps as PNG."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from activefreq_engine.values import short, whole
 
 
 def as_mask(mask: Any, shape: tuple[int, int] | None = None) -> NDArray[np.bool_]:
-    """Check a mask.
+    """Check a mask and return it as bool `[H, W]`.
 
     Args:
         mask: array or tensor `[H, W]` of bool, or of integers that are all 0 or 1, or all 0 or 255.
         shape ((int, int), optional): the (height, width) it must have.
 
     Raises:
-        InvalidMaskError: wrong type, shape or values.
+        InvalidMaskError: the mask has a wrong type, shape or value.
     """
     array = array_of(mask, "mask")
     if shape is not None:
@@ -47,17 +47,17 @@ def as_mask(mask: Any, shape: tuple[int, int] | None = None) -> NDArray[np.bool_
 
 
 def save_png(path: str | os.PathLike[str], mask: Any) -> None:
-    """Write a mask as an 8-bit grey PNG, 0 and 255; the file is written whole or not at all.
+    """Write a mask as an 8-bit grey PNG of 0 and 255.  The file is written whole or not at all.
 
     Raises:
-        InvalidMaskError: not a mask, see `as_mask`.
+        InvalidMaskError: the argument is not a mask, see `as_mask`.
         FileWriteError: the file cannot be written.
     """
     _save(path, Image.fromarray(as_mask(mask).astype(np.uint8) * np.uint8(255)))
 
 
 def save_labels_png(path: str | os.PathLike[str], labels: NDArray[np.integer[Any]]) -> None:
-    """Write a label map: an indexed PNG with a colour for each label up to 255, else a 16-bit grey one.
+    """Write a label map as PNG: indexed, with a colour for each label, up to 255 labels; 16-bit grey above.
 
     Args:
         path: target file.
@@ -82,10 +82,10 @@ def save_labels_png(path: str | os.PathLike[str], labels: NDArray[np.integer[Any
 
 
 def load_labels_png(path: str | os.PathLike[str]) -> NDArray[np.int32]:
-    """Read what `save_png` or `save_labels_png` wrote: int32 `[H, W]`, palette indices or grey values as stored.
+    """Read a file of `save_png` or `save_labels_png`: int32 `[H, W]`, the palette indices or grey values as stored.
 
     Raises:
-        InvalidMaskError: not readable, or a colour image.
+        InvalidMaskError: the file cannot be read, or is a colour image.
     """
     try:
         labels = load_labels(path)
@@ -111,10 +111,10 @@ def _size(shape: Any) -> tuple[int, int]:
 
 
 def array_of(source: Any, what: str) -> NDArray[Any]:
-    """The array behind arrays, tensors and lists.
+    """The array behind an array, a tensor or a list.
 
     Raises:
-        InvalidMaskError: there is none.
+        InvalidMaskError: no array can be made of it.
     """
     try:
         array = as_array(source)
@@ -124,12 +124,12 @@ def array_of(source: Any, what: str) -> NDArray[Any]:
         ValueError,
         TypeError,
         RuntimeError,
-    ) as error:  # rows of different lengths, tensors elsewhere
+    ) as error:  # lists with rows of different lengths, tensors on another device
         raise InvalidMaskError(f"{what}: no array can be made of a {type(source).__name__}: {error}") from error
 
 
 def _palette() -> list[int]:
-    """256 RGB colours: black, then bright ones that differ from their neighbours (steps of the golden angle in hue)."""
+    """256 RGB colours: black, then bright ones, each far in hue from the one before (by the golden angle)."""
     hue = (np.arange(256) * 0.618034 % 1 * 180).astype(np.uint8)
     value = np.where(np.arange(256) % 2, 255, 200).astype(np.uint8)
     hsv = np.stack([hue, np.full(256, 200, np.uint8), value], axis=1)[None]

@@ -1,4 +1,4 @@
-"""COCO run-length encoding, exact."""
+"""Converts masks to COCO's run-length encoding and back, exactly."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ from activefreq_engine.values import truth
 
 
 def to_coco_rle(mask: Any, *, compressed: bool = True) -> dict[str, Any]:
-    """COCO run-length encoding: ``{"size": [height, width], "counts": ...}``, as pycocotools reads it.
+    """COCO's run-length encoding of a mask: ``{"size": [height, width], "counts": ...}``, as pycocotools reads it.
 
-    Runs go down the columns and start with background.  `counts` is an ASCII string (JSON-able) when compressed,
-    else a list of integers.
+    Runs go down the columns, one column after the other, and the first is a run of background.  `counts` is an ASCII
+    string when compressed, else a list of integers; JSON can hold both.
 
     Raises:
-        InvalidMaskError: not a mask, see `as_mask`.
+        InvalidMaskError: the argument is not a mask, see `as_mask`.
     """
     mask = as_mask(mask)
     flat = mask.ravel(order="F")
@@ -32,10 +32,10 @@ def to_coco_rle(mask: Any, *, compressed: bool = True) -> dict[str, Any]:
 
 
 def from_coco_rle(rle: Any) -> NDArray[np.bool_]:
-    """bool `[H, W]` from either form of `to_coco_rle`; compressed counts may be str or bytes.
+    """The mask, bool `[H, W]`, of either form of `to_coco_rle`; compressed counts may be str or bytes.
 
     Raises:
-        InvalidMaskError: damaged, or larger than `MAX_PIXELS`.
+        InvalidMaskError: the encoding is damaged, or its mask larger than `MAX_PIXELS`.
     """
     try:
         height, width = rle["size"]
@@ -44,7 +44,7 @@ def from_coco_rle(rle: Any) -> NDArray[np.bool_]:
         raise InvalidMaskError("RLE is not a dictionary with size [height, width] and counts") from error
     if not all(isinstance(s, (int, np.integer)) and not isinstance(s, bool) and s > 0 for s in (height, width)):
         raise InvalidMaskError(f"RLE size is {rle['size']!r}; expected two positive integers [height, width]")
-    height, width = int(height), int(width)  # NumPy's own would overflow
+    height, width = int(height), int(width)  # NumPy's integers would overflow
     if height * width > MAX_PIXELS:
         raise InvalidMaskError(f"RLE size {height}x{width} has {height * width} pixels; allowed are {MAX_PIXELS}")
     runs = _decompress(counts) if isinstance(counts, (str, bytes)) else counts
@@ -59,8 +59,10 @@ def from_coco_rle(rle: Any) -> NDArray[np.bool_]:
 
 
 def _compress(runs: list[int]) -> str:
-    """COCO's text form: from the fourth run on the difference to the run two before, in base 32, low digits first,
-    bit 5 marking "more to come", characters counted from '0'."""
+    """COCO's text form of run lengths.
+
+    The first three runs are stored as they are, each later one as its difference from the run two before it.  Numbers
+    are in base 32, lowest digit first; bit 5 says that another digit follows; '0' is the character for digit 0."""
     out = []
     for i, run in enumerate(runs):
         x = run - runs[i - 2] if i > 2 else run

@@ -1,9 +1,9 @@
-"""Fewer corners for outlines: none crosses another one, and none is left behind by more than the tolerance.
+"""Simplifies outlines: they get fewer corners, do not cross each other, and move by no more than the tolerance.
 
 After Saalfeld, "Topologically consistent line simplification with the Douglas-Peucker algorithm" (1999): a piece of an
-outline may become a straight line only if no other corner lies between the two.  Nothing that was outside a ring can
-then come to lie inside, and lines that did not cross do not cross afterwards, since a straight line that enters the
-space between must have an end in it.
+outline may be replaced by a straight line only if no other corner lies between the piece and the line.  So nothing that
+was outside a ring can come to lie inside, and lines that did not cross do not cross afterwards: a straight line could
+enter the space between piece and line only with one of its ends in it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ Ring = NDArray[np.int32]
 
 
 def simplified(rings: list[Ring], tolerance: float) -> list[Ring]:
-    """Rings of a mask (`outlines`) with some of their corners, in the same order.
+    """The rings of a mask (see `outlines`) with fewer corners, in the same order.
 
-    Every corner that is left out lies within `tolerance` pixels of the line that replaces it.  A ring of which fewer
-    than three corners would be left stays as it is.
+    Every corner that is left out lies within `tolerance` pixels of the line that replaces it.  A ring that would have
+    fewer than three corners stays as it is.
     """
     starts = np.cumsum([0, *map(len, rings)])[:-1]
     turned, chosen = zip(*(_chosen(ring, tolerance) for ring in rings), strict=True)
@@ -52,7 +52,7 @@ def simplified(rings: list[Ring], tolerance: float) -> list[Ring]:
 
 
 def _chosen(ring: Ring, tolerance: float) -> tuple[Ring, NDArray[np.bool_]]:
-    """The ring from a corner on that Douglas and Peucker keep, and which ones they keep."""
+    """A ring, turned to begin at a corner that Douglas-Peucker keeps, and which of its corners are kept."""
     fewer = cv2.approxPolyDP(ring[:, None], tolerance, closed=True)[:, 0]
     if len(fewer) < 3:
         return ring, np.ones(len(ring), np.bool_)
@@ -63,15 +63,16 @@ def _chosen(ring: Ring, tolerance: float) -> tuple[Ring, NDArray[np.bool_]]:
 
 
 def _distances(points: Ring, start: Ring, end: Ring) -> NDArray[np.float64]:
-    """From each point to the line from its start to its end."""
+    """Distance of each point from the straight line between its `start` and its `end`."""
     along, to = (end - start).astype(np.float64), (points - start).astype(np.float64)
     share = np.clip((along * to).sum(axis=1) / (along * along).sum(axis=1), 0, 1)
     return np.hypot(*(to - share[:, None] * along).T)
 
 
 def _something_between(line: Ring, corners: NDArray[np.uint8]) -> bool:
-    """Whether a corner of another line, or of another part of the ring, lies between a line and what joins its ends, or
-    on either.  `corners` counts them, over the box around the line."""
+    """Whether a corner of another ring, or of another part of this one, lies between a line and the straight line that
+    would replace it, or on either.  `corners` holds how many corners there are at each point of the box around the
+    line."""
     corners = corners.copy()
     corners[line[:, 1], line[:, 0]] -= 1
     ys, xs = np.nonzero(corners)

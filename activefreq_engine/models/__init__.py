@@ -1,4 +1,4 @@
-"""The reference: plain modules, readable in one sitting, and what is trained."""
+"""The models: plain PyTorch modules, which training uses, and the reference for all faster ways to run them."""
 
 from .checkpoint import load_checkpoint, read_metadata, save_checkpoint
 from .freqformer import (

@@ -24,7 +24,7 @@ LATER = {"guide"}
 
 
 def weights_digest(state: dict[str, torch.Tensor]) -> str:
-    """sha256 over names, dtypes, shapes and values, in name order."""
+    """sha256 (hex) over names, dtypes, shapes and values of tensors, in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -44,12 +44,12 @@ def save_checkpoint(
 
     Args:
         model (FreqFormer): the model; its floating-point weights are stored as `dtype`.
-        path (path): target, written whole or not at all.
+        path (path): the target, which is written whole or not at all.
         metadata (dict, optional): JSON-able facts: training data, metrics, licence, recipe.
         dtype (torch.dtype): storage type. Default: float16.
 
     Raises:
-        ValueError: a weight is not finite as `dtype`; the file would never load.
+        ValueError: a weight is not finite as `dtype`, so that the file could not be loaded.
     """
     path = Path(path)
     state = {
@@ -72,21 +72,21 @@ def save_checkpoint(
 
 
 def _described(config: FreqFormerConfig) -> dict[str, Any]:
-    """The configuration as it is stored: older versions read the file of a model that has nothing new."""
+    """The configuration as it is stored: newer fields only where they are used, for older versions to read."""
     default = asdict(FreqFormerConfig())
     return {k: v for k, v in asdict(config).items() if k not in LATER or v != default[k]}
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """The facts stored in a checkpoint: format, architecture, config, sha256, metadata.  Reads no weights.
+    """Read what a checkpoint says about itself: format, architecture, config, sha256, metadata.  Reads no weights.
 
     Raises:
-        ModelLoadError: if the file is missing, damaged, or not one of our checkpoints.
+        ModelLoadError: the file is missing, damaged, or not one of our checkpoints.
     """
     from ..errors import ModelLoadError
 
     try:
-        with open(path, "rb"):  # says why it cannot be; safetensors says "No such file" to anything
+        with open(path, "rb"):  # tells why it cannot be opened; safetensors says "No such file" in every case
             pass
     except FileNotFoundError:
         raise ModelLoadError(f"no checkpoint at {path}") from None

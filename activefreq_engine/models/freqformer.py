@@ -1,4 +1,4 @@
-"""FreqFormer: SegFormer encoder, late click fusion, FreqNet decoder, refiner (ActiveFreq, Figures 2 and 3)."""
+"""FreqFormer: encoder, late click fusion, FreqNet decoder and refiner (ActiveFreq, Figures 2 and 3)."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ a file may hold any of them: without bounds one could ask for a million blocks o
 
 
 class ImageFeatures(NamedTuple):
-    """What depends on the image alone and may be kept for every further click on the same crop."""
+    """Maps that depend on the image alone, so that they can be kept for every further click on the same crop."""
 
     c1: Tensor  # [B, C1, H/4, W/4], stage 1, before the clicks are added
     f1: Tensor  # [B, C1, H/4, W/4], c1 after its Freq layer
 
 
 class GuidedFeatures(NamedTuple):
-    """`ImageFeatures` of a network with a guide, and what the guide adds to the tokens of stages 2 to 4."""
+    """As `ImageFeatures`, for a network with a guide, which adds g2, g3, g4 to the tokens of stages 2, 3, 4."""
 
     c1: Tensor  # [B, C1, H/4, W/4]
     f1: Tensor  # [B, C1, H/4, W/4]
@@ -69,7 +69,7 @@ class GuidedFeatures(NamedTuple):
 
 
 class Coarse(NamedTuple):
-    """The coarse answer to a set of clicks."""
+    """The decoder's answer to a set of clicks, before the refiner."""
 
     logits: Tensor  # [B, 1, H, W]
     embedding: Tensor  # [B, E, H/4, W/4]
@@ -122,10 +122,14 @@ class FreqFormer(nn.Module):
         return self.decode_clicks(self.encode_image(image), clicks).logits
 
     def encode_image(self, image: Tensor, seen: Sequence[Tensor] | None = None) -> ImageFeatures | GuidedFeatures:
-        """Everything that does not depend on clicks: `[B, 3, H, W]` -> `ImageFeatures`; with a guide
-        `GuidedFeatures`.
+        """Compute everything that does not depend on clicks.
 
-        `seen`: what the guide's frozen part saw in the image (`Guide.look`), where that is known already.
+        Args:
+            image (Tensor): `[B, 3, H, W]`, normalised.
+            seen (optional): result of `Guide.look` for this image, where it is known already.
+
+        Returns:
+            `ImageFeatures`, or `GuidedFeatures` for a network with a guide.
         """
         stage, freq = self.encoder.stages[0], self.decoder.freq_layers[0]
         if self.guide is None:
@@ -136,21 +140,21 @@ class FreqFormer(nn.Module):
         return GuidedFeatures(c1, freq(c1), *rest)
 
     def decode_clicks(self, features: ImageFeatures | GuidedFeatures, clicks: Tensor) -> Coarse:
-        """The part that runs at every click: features and clicks `[B, 3, H, W]` -> `Coarse`."""
+        """The part that runs at every click: from the image's features and clicks `[B, 3, H, W]` to `Coarse`."""
         return self.decode_maps(features, self.encode_clicks(features, clicks))
 
     def encode_clicks(self, features: ImageFeatures | GuidedFeatures, clicks: Tensor) -> list[Tensor]:
-        """The clicks' way through the encoder: the outputs of stages 2 to 4, at strides 8, 16, 32."""
+        """Run stages 2 to 4 of the encoder with the clicks; their outputs, at strides 8, 16, 32."""
         x = features.c1 + to_map(*self.click_embed(clicks))
         maps = []
-        added = features[2:]  # a guide's
+        added = features[2:]  # the maps of a guide
         for i, stage in enumerate(list(self.encoder.stages)[1:]):
             x = stage(x, added[i]) if added else stage(x)
             maps.append(x)
         return maps
 
     def decode_maps(self, features: ImageFeatures | GuidedFeatures, maps: list[Tensor]) -> Coarse:
-        """Features and what `encode_clicks` made of them -> `Coarse`."""
+        """Run the decoder: from the image's features and the outputs of `encode_clicks` to `Coarse`."""
         out = self.decoder([features.f1, *maps], first_is_filtered=True)
         size = [4 * side for side in features.c1.shape[2:]]
         return Coarse(F.interpolate(out.logits, size=size, mode="bilinear", align_corners=False), out.embedding)
@@ -159,7 +163,7 @@ class FreqFormer(nn.Module):
         """Redraw the mask inside focus boxes.
 
         Args:
-            coarse (Coarse): of a batch of B.
+            coarse (Coarse): the decoder's answer for a batch of B.
             boxes (Tensor): `[B, 4]` float, (x0, y0, x1, y1), half-open, in network pixels.
             image_crop (Tensor): `[B, 3, S, S]` the boxes' image content, normalised, S = `config.refine_size`.
             disks (Tensor): `[B, 2, S, S]` positive and negative disks in crop pixels.
@@ -168,12 +172,12 @@ class FreqFormer(nn.Module):
             Tensor: `[B, 1, S, S]` logits on the boxes.
 
         Raises:
-            ValueError: if this model has no refiner.
+            ValueError: this model has no refiner.
         """
         return self.refine_maps(coarse, boxes, image_crop, disks).logits
 
     def refine_maps(self, coarse: Coarse, boxes: Tensor, image_crop: Tensor, disks: Tensor) -> Refined:
-        """As `refine`, with the maps that the training losses need."""
+        """As `refine`, but returns all maps that the training losses need."""
         if self.refiner is None:
             raise ValueError("this model has no refiner (config.refiner_width is 0)")
         return self.refiner(image_crop, disks, coarse.embedding, coarse.logits, boxes)
@@ -189,7 +193,7 @@ def build_encoder(name: str, drop_path: float) -> MixTransformer | TinyViT:
 
 
 def check_inputs(image: Tensor, clicks: Tensor) -> None:
-    """Raise ValueError unless image and clicks fit the calling convention."""
+    """Raise ValueError unless image and clicks have the shapes that `FreqFormer.forward` states."""
     for name, t in (("image", image), ("clicks", clicks)):
         if t.dim() != 4 or t.shape[1] != 3:
             raise ValueError(f"{name} has shape {tuple(t.shape)}; expected [B, 3, H, W]")
@@ -200,7 +204,7 @@ def check_inputs(image: Tensor, clicks: Tensor) -> None:
 
 
 def normalise(image: Tensor) -> Tensor:
-    """uint8 or [0, 255] float RGB `[B, 3, H, W]` -> the network's normalised float32."""
+    """Normalise RGB images `[B, 3, H, W]`, uint8 or float in [0, 255], as the network expects them: float32."""
     mean = torch.tensor(IMAGE_MEAN, dtype=torch.float32, device=image.device).view(1, 3, 1, 1)
     std = torch.tensor(IMAGE_STD, dtype=torch.float32, device=image.device).view(1, 3, 1, 1)
     return (image.float() / 255.0 - mean) / std

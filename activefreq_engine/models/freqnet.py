@@ -1,8 +1,8 @@
 """FreqNet, the decoder of FreqFormer (ActiveFreq, Figures 3 and 4).
 
-A FreqModule splits its channels in four: one quarter goes through a depth-wise convolution, three quarters through a
-2-D DFT, a learned filter and the inverse DFT, each over its own pair of axes.  See docs/reconstruction.md for what
-the paper states and what is inferred.
+A FreqModule splits its channels into quarters.  One goes through a depth-wise convolution; each of the other three goes
+through a 2-D DFT over its own pair of axes, a learned filter and the inverse DFT.  docs/reconstruction.md says what the
+paper states and what is inferred.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ def resample_axis(filters: Tensor, dim: int, positions: Tensor) -> Tensor:
 
 
 def resize_half_axis(filters: Tensor, dim: int, size: int) -> Tensor:
-    """From the half spectrum of BASE samples to that of `size` samples: bins 0..size//2 at equal relative frequency."""
+    """Resize a half spectrum from BASE to `size` samples: to bins 0..size//2, at the same relative frequencies."""
     k = torch.arange(size // 2 + 1, device=filters.device, dtype=torch.float64)
     return resample_axis(filters, dim, k * BASE / size)
 
 
 def resize_full_axis(filters: Tensor, dim: int, size: int) -> Tensor:
-    """The same for a full axis in FFT order.
+    """As `resize_half_axis`, for a full axis in FFT order.
 
-    The axis is put into centred order first: in FFT order its neighbours in the middle are the highest positive and
-    the highest negative frequency, which interpolation would blend.  DC lands on DC.
+    The axis is put into centred order first: in FFT order the highest positive and the highest negative frequency are
+    neighbours, and interpolation would blend them.  DC stays DC.
     """
     centred = torch.fft.fftshift(filters, dim)
     k = torch.fft.fftshift(torch.fft.fftfreq(size, d=1.0 / size, device=filters.device, dtype=torch.float64))
@@ -72,7 +72,7 @@ class SpectralFilter(nn.Module):
             self.weight = nn.Parameter(weight)
 
     def spectrum(self, height: int, width: int) -> Tensor:
-        """The filter at a map's size, complex64 (complex128 for a float64 module).
+        """The filter, resized for a map of H x W, complex64 (complex128 for a float64 module).
 
         `[C', H, W//2+1]` for "hw", `[C', W//2+1]` for "cw", `[C', H//2+1]` for "ch": what
         `activefreq_engine.kernels.freq_module` takes.
@@ -94,7 +94,7 @@ class SpectralFilter(nn.Module):
         elif self.pair == "ch":
             spectrum = spectrum[:, :, None]  # shared by all columns
         dims = PAIR_DIMS[self.pair]
-        real = x if x.dtype == torch.float64 else x.float()  # half-precision FFTs exist for powers of two only
+        real = x if x.dtype == torch.float64 else x.float()  # PyTorch has half-precision FFTs for powers of two only
         y = torch.fft.rfft2(real, dim=dims, norm="ortho") * spectrum
         return torch.fft.irfft2(y, s=[x.shape[d] for d in dims], dim=dims, norm="ortho").to(x.dtype)
 
@@ -102,7 +102,7 @@ class SpectralFilter(nn.Module):
 class FreqModule(nn.Module):
     """The Fourier module (Figure 4): `[B, C, H, W]` -> the same shape, C a multiple of 4.
 
-    Quarters in the order of `pairs`, then the depth-wise one.
+    The quarters of the channels are in the order of `pairs`, the depth-wise one last.
     """
 
     def __init__(self, channels: int, axes: Axes = "multi", kind: Filter = "complex", kernel: int = 3) -> None:
@@ -141,7 +141,7 @@ class FreqBlock(nn.Module):
 
 
 class DecoderOutput(NamedTuple):
-    """What the decoder hands on."""
+    """Maps that the decoder returns."""
 
     logits: Tensor  # [B, 1, H/4, W/4]
     embedding: Tensor  # [B, E, H/4, W/4], the fused map that the refiner reads
@@ -167,14 +167,16 @@ class FreqNet(nn.Module):
         self.fuse = nn.Conv2d(len(channels) * embed_dim, embed_dim, 1, bias=False)
         self.norm = nn.BatchNorm2d(embed_dim)
         self.head = nn.Conv2d(embed_dim, 1, 1)
-        self.compose_fuse = False  # set by training: the same function, several times cheaper
+        self.compose_fuse = False  # set by training: computes the same, several times cheaper
         self.apply(init_weights)
 
     def forward(self, maps: list[Tensor], *, first_is_filtered: bool = False) -> DecoderOutput:
-        """`maps`: stage outputs `[B, C_i, H/2^(i+2), W/2^(i+2)]`, i = 0..3.
+        """Run the decoder.
 
-        `first_is_filtered`: `maps[0]` has been through its Freq layer already (it does not depend on the clicks, so
-        callers keep it).
+        Args:
+            maps: the outputs of the stages, `[B, C_i, H/2^(i+2), W/2^(i+2)]`, i = 0..3.
+            first_is_filtered (bool): `maps[0]` has been through its Freq layer already; it does not depend on the
+                clicks, so callers keep it.
         """
         filtered = [
             x if i == 0 and first_is_filtered else layer(x)

@@ -1,7 +1,8 @@
-"""A guide: a frozen encoder that was trained on far more pictures and sees the image alone.
+"""A guide: a frozen encoder that was trained on far more pictures and sees only the image, not the clicks.
 
-What it sees is added to the tokens of every encoder stage, so that the stages which the clicks pass through work with
-it: a click costs no more than without.  The encoder is MobileSAM's TinyViT (arXiv 2306.14289) with its own weights.
+Its maps are projected and added to the tokens of every encoder stage, so that the stages through which the clicks pass
+can use them; a click costs no more than without a guide.  The frozen encoder is MobileSAM's TinyViT (arXiv 2306.14289)
+with MobileSAM's weights.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from .layers import ChannelNorm
 from .tinyvit import TINYVIT_SPECS, TinyViT
 
 ENLARGED = 2
-"""How much larger than the network the guide sees the image.  MobileSAM was trained at 1024 pixels, on objects that are
-as large; enlarged twice, its maps at strides 8 and 16 have strides 4 and 8."""
+"""Factor by which the image is enlarged for the guide.  MobileSAM was trained on pictures of 1024 pixels, with objects
+of that scale.  On an image enlarged twice, its maps of strides 8 and 16 have strides 4 and 8 in the original."""
 
 
 class Guide(nn.Module):
-    """A TinyViT and what brings its maps to the widths and strides of four encoder stages.
+    """A TinyViT, with projections of its maps to the widths and strides of four encoder stages.
 
     Args:
-        name (str): which TinyViT, of `TINYVIT_SPECS`.
-        channels: of the stages.  Their maps have strides 4, 8, 16, 32.
+        name (str): which TinyViT, a key of `TINYVIT_SPECS`.
+        channels: widths of the four stages, whose maps have strides 4, 8, 16, 32.
 
-    The projections begin at zero: a network that is given a guide goes on as it was until it is trained.
+    The projections begin at zero, so that adding a guide to a trained network changes nothing before it is trained.
     """
 
     def __init__(self, name: str, channels: Sequence[int]) -> None:
@@ -45,19 +46,29 @@ class Guide(nn.Module):
             nn.init.zeros_(projection.bias)  # type: ignore[arg-type]  # it has one
 
     def train(self, mode: bool = True) -> Guide:
-        """As any module, but the trunk, which is frozen, stays in evaluation mode."""
+        """As `nn.Module.train`, but the frozen trunk stays in evaluation mode."""
         super().train(mode)
         self.trunk.eval()
         return self
 
     def look(self, image: Tensor) -> list[Tensor]:
-        """The frozen part: normalised image `[B, 3, H, W]` -> the trunk's maps `[B, C, H/4, W/4]`, and two of
-        `[B, C, H/8, W/8]`.  Without gradient."""
+        """Run the frozen part, without gradients.
+
+        Args:
+            image (Tensor): `[B, 3, H, W]`, normalised.
+
+        Returns:
+            Three maps: one `[B, C, H/4, W/4]` and two `[B, C, H/8, W/8]`.
+        """
         with torch.no_grad():
             return self.trunk(enlarge(image))[1:]
 
     def forward(self, seen: Sequence[Tensor]) -> list[Tensor]:
-        """What is added to the tokens of each stage, `[B, channels[i], H/2^(i+2), W/2^(i+2)]`, from `look`'s maps."""
+        """Project the maps of `look` to the maps that are added to the tokens of the stages.
+
+        Returns:
+            For stage i, `[B, channels[i], H/2^(i+2), W/2^(i+2)]`.
+        """
         fine, *coarse = (norm(x) for norm, x in zip(self.norms, seen, strict=True))
         maps = [fine, torch.cat(coarse, dim=1)]
         maps += [F.avg_pool2d(maps[1], 2), F.avg_pool2d(maps[1], 4)]
@@ -65,5 +76,5 @@ class Guide(nn.Module):
 
 
 def enlarge(image: Tensor) -> Tensor:
-    """The image as the guide sees it: `[B, 3, H, W]` -> `[B, 3, ENLARGED * H, ENLARGED * W]`."""
+    """Enlarge the image for the guide: `[B, 3, H, W]` -> `[B, 3, ENLARGED * H, ENLARGED * W]`."""
     return F.interpolate(image, scale_factor=ENLARGED, mode="bilinear", align_corners=False)

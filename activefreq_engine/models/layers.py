@@ -1,4 +1,4 @@
-"""What encoders and decoder share."""
+"""Modules that encoders and decoder share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Encoder(nn.Module):
-    """Stages one after the other: an image `[B, 3, H, W]` -> the map of each stage."""
+    """A chain of stages: from an image `[B, 3, H, W]` to the list of maps, one for each stage."""
 
     def __init__(self, stages: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class DropPath(nn.Module):
 
 
 def drop_path_rates(depths: Sequence[int], last: float) -> list[float]:
-    """Of each block of an encoder: they rise evenly from 0 to `last`."""
+    """The rate of stochastic depth for each block of an encoder; rates rise evenly from 0 to `last`."""
     blocks = sum(depths)
     return [last * i / (blocks - 1) for i in range(blocks)]
 
@@ -55,7 +55,7 @@ class ChannelNorm(nn.LayerNorm):
 def init_weights(module: nn.Module) -> None:
     """SegFormer's initialisation: truncated normal 0.02 for linear layers, fan-out normal for convolutions.
 
-    A 1x1 convolution is a linear layer; fan-out would give a one-channel head logits of +-10 at the start.
+    A 1x1 convolution counts as a linear layer: with fan-out, a head of one channel would begin with logits of +-10.
     """
     if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)):
         nn.init.trunc_normal_(module.weight, std=0.02)

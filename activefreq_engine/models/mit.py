@@ -85,7 +85,7 @@ class EfficientAttention(nn.Module):
 
 
 class MixFFN(nn.Module):
-    """Linear, 3x3 depth-wise convolution, GELU, linear.  The convolution is what tells tokens where they are."""
+    """Linear, 3x3 depth-wise convolution, GELU, linear.  Only the convolution tells tokens where they are."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class MiTStage(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
-        """`added`: `[B, O, H/stride, W/stride]`, added to the tokens before the blocks."""
+        """Run the stage; `added`, `[B, O, H/stride, W/stride]`, is added to the tokens before the blocks."""
         x, height, width = self.embed(x)
         if added is not None:
             x = x + to_tokens(added)

@@ -1,8 +1,9 @@
-"""Convolutions in half precision on a CPU whose output is one pixel wide or high.
+"""Works around a fault of half-precision convolutions on CPUs whose output is one pixel wide or high.
 
 On CPUs with AMX, oneDNN's bfloat16 convolution with stride 2 reads memory that nobody wrote where its output is one
-pixel wide, through `F.conv2d` as well: random numbers, or NaN.  So such a map is given zeros for one more column (or
-row) of output, which is cut off again.  They are zeros that the padding means anyway: the result is the same.
+pixel wide, and returns random numbers or NaN; `F.conv2d` uses it.  So such a map is padded with zeros until the output
+has a second column (or row), which is cut off again.  The padding of the convolution stands for the same zeros, so the
+result does not change.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ def convolve(
     stride: tuple[int, ...],
     padding: tuple[int, ...],
 ) -> Tensor:
-    """``run(x)``, a convolution of maps `[B, C, H, W]` with this kernel, stride and zero padding, each (rows, columns).
+    """Return ``run(x)``, a convolution of maps `[B, C, H, W]`, without the fault.
 
-    The output has two columns and two rows at least when `run` is called in half precision on a CPU.
+    `kernel`, `stride` and zero `padding` are those of the convolution, each (rows, columns).  In half precision on a
+    CPU, `run` is only called with maps that give an output of at least two columns and two rows.
     """
     if x.device.type != "cpu" or not (x.dtype in HALF or torch.is_autocast_enabled("cpu")):
         return run(x)

@@ -1,7 +1,7 @@
 """The refiner: a light local head that redraws the mask inside a focus box (ActiveFreq, Figure 2(c); inferred).
 
-It follows the local-refinement idea of FocalClick (arXiv 2204.02574): coarse logits and decoder features are aligned to
-the box, meet a finer crop of the image, and a boundary gate decides where the detail replaces the coarse mask.
+It follows FocalClick's local refinement (arXiv 2204.02574): coarse logits and decoder features are aligned to the box
+and combined with a finer crop of the image; a boundary gate decides where the detail replaces the coarse mask.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class SeparableBlock(nn.Module):
 class Refined(NamedTuple):
     """The refiner's maps on the focus box, each `[B, 1, S, S]`."""
 
-    logits: Tensor  # the blend: what is used
+    logits: Tensor  # the blend of coarse and detail, which is the result
     detail: Tensor  # logits of the detail branch
     boundary: Tensor  # logits of the boundary gate
 

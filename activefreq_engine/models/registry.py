@@ -1,4 +1,4 @@
-"""Models by name."""
+"""Creates models by name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WEIGHTS = Path(__file__).parent.parent / "weights"
 
 
 def list_models(*, pretrained: bool = False) -> list[str]:
-    """Names that `create_model` knows; with `pretrained`, only those whose weights are shipped."""
+    """The names that `create_model` knows; with `pretrained`, only those with shipped weights."""
     return [name for name in CONFIGS if not pretrained or (WEIGHTS / f"{name}.safetensors").exists()]
 
 
@@ -35,7 +35,7 @@ def create_model(
     Args:
         name (str): one of `list_models()`.
         pretrained (bool): load the weights shipped with the package.
-        checkpoint (path, optional): load these weights instead; its configuration must equal the model's.
+        checkpoint (path, optional): a file with weights to load instead; its configuration must equal the model's.
         overrides: fields of `FreqFormerConfig`, for a model without shipped weights.
 
     Example:

@@ -28,12 +28,12 @@ class TinyViTSpec:
 
 TINYVIT_SPECS = {"tinyvit_5m": TinyViTSpec((64, 128, 160, 320), (2, 2, 6, 2), (2, 4, 5, 10), (7, 7, 14, 7))}
 EXPANSION = 4
-STRIDES = (2, 2, 1)  # of the transitions between stages; a SAM encoder ends at stride 16, a classifier at 32
+STRIDES = (2, 2, 1)  # of the three transitions between stages; a SAM encoder ends at stride 16, a classifier at 32
 EMBEDDING = 256  # width of SAM's image embedding
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution without bias, then BatchNorm; the sides shrink by the stride alone."""
+    """Convolution without bias, then BatchNorm; it is padded so that only the stride shrinks the sides."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Bottleneck(nn.Module):
 
 
 class Transition(nn.Module):
-    """Between two stages: 1x1 to the new width, depth-wise 3x3 with the stride, 1x1."""
+    """The transition between two stages: 1x1 to the new width, depth-wise 3x3 with the stride, 1x1."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class WindowAttention(nn.Module):
         x = x.view(b, rows, side, columns, side, c).transpose(2, 3).reshape(-1, side * side, c)
         qkv = self.qkv(self.norm(x)).view(len(x), side * side, self.heads, 3, c // self.heads)
         q, k, v = qkv.permute(3, 0, 2, 1, 4)
-        bias = self.attention_biases[:, self.distance]  # a fast kernel wants a mask with a batch axis
+        bias = self.attention_biases[:, self.distance]  # PyTorch's fast kernels need a mask with a batch axis
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
         y = self.proj(y.transpose(1, 2).reshape(-1, side * side, c))
         y = y.view(b, rows, columns, side, side, c).transpose(2, 3).reshape(b, rows * side, columns * side, c)
@@ -150,8 +150,8 @@ class TinyViTStage(nn.Module):
 class TinyViT(Encoder):
     """The four-stage encoder: an image `[B, 3, H, W]` -> maps at strides 4, 8, 16 and 16.
 
-    Stage 4 keeps stage 3's stride, as in MobileSAM: its weights were trained so, and at stride 32 they would see
-    objects at half their size.
+    Stage 4 has the stride of stage 3, as in MobileSAM, whose weights were trained so: at stride 32 they would see
+    objects at half the size.
     """
 
     def __init__(self, spec: TinyViTSpec, drop_path: float = 0.0) -> None:
@@ -214,7 +214,7 @@ def from_mobile_sam(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ``norm_head.*``, ``head.*``               (a classifier that nothing uses: left out)
     ========================================  ===========================
 
-    For the encoder of a FreqFormer take the names that begin with ``trunk.``, without it.
+    For the encoder of a FreqFormer take the names that begin with ``trunk.``, and remove this prefix.
     """
     prefix = "image_encoder."
     renamed = {}

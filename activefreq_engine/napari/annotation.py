@@ -1,4 +1,4 @@
-"""Objects in an image of two or more axes, slice by slice; the labels that a viewer shows."""
+"""Segments objects in an image of two or more axes, slice by slice, and keeps the labels that a viewer shows."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from activefreq_engine.errors import InvalidImageError
 from activefreq_engine.images import Window
 
 MOST_OBJECTS = 65535
-"""Labels are uint16."""
+"""Highest number of an object, since labels are uint16."""
 
 
 class Plane(NamedTuple):
-    """A slice of an image: rows run along the first of two axes, columns along the second."""
+    """A slice of an image: rows run along the first of `axes`, columns along the second."""
 
     axes: tuple[int, int]
     at: tuple[int, ...]
-    """Where it lies on the other axes, in their order."""
+    """Index of the slice on each of the other axes, in their order."""
 
     def of(self, array: Any) -> Any:
-        """The slice `[H, W]`, or `[H, W, C]` where the array has an axis of colours more; a view, if it can be."""
+        """This slice of an array, `[H, W]`, or `[H, W, C]` where the array also has an axis of colours; a view if
+        possible."""
         where: list[Any] = list(self.at)
         for axis in self.axes:
             where.insert(axis, slice(None))
         return array[tuple(where)]
 
     def point(self, row: float, column: float) -> list[float]:
-        """A point of the slice among all axes."""
+        """Coordinates of a point of the slice on all axes."""
         where: list[float] = list(self.at)
         for axis, value in zip(self.axes, (row, column), strict=True):
             where.insert(axis, value)
@@ -39,25 +40,25 @@ class Plane(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What a step did to the labels."""
+    """A rectangle of labels that a step has changed."""
 
     plane: Plane
     rows: slice
     columns: slice
     labels: NDArray[np.uint16]
-    """`[h, w]`: what is there now."""
+    """`[h, w]`: the new labels of the rectangle."""
     elapsed_ms: float
 
 
 class _Slice:
-    """The engine's side of a slice: one session, its objects by our numbers."""
+    """One slice in the engine: its session, and which of the session's objects has which number of ours."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.numbers: dict[int, int] = {}
 
     def select(self, number: int) -> None:
-        """Make an object the session's current one, beginning it where it is new here."""
+        """Make an object the session's current one; an object that this slice does not have yet is begun."""
         if number not in self.numbers:
             self.numbers[number] = 1 if not self.numbers else self.session.object_count + 1
             if self.session.object_count < self.numbers[number]:
@@ -65,7 +66,7 @@ class _Slice:
         self.session.select_object(self.numbers[number])
 
     def labels(self, rows: slice, columns: slice) -> NDArray[np.uint16]:
-        """A part of the labels; where objects overlap, the higher number wins."""
+        """The labels of a rectangle, uint16 `[h, w]`; where objects overlap, the higher number wins."""
         out = np.zeros(self.session.shape, np.uint16)[rows, columns]
         for number in sorted(self.numbers):
             out[self.session.mask_of(self.numbers[number])[rows, columns]] = number
@@ -73,16 +74,16 @@ class _Slice:
 
 
 class Annotation:
-    """An image with its objects.  Not for several threads at once.
+    """An image with its objects.  Must not be used by several threads at once.
 
     Args:
         data: the image, an array or anything that is sliced like one (dask, zarr); colours are its last axis.
         rgb (bool): whether it has colours.
-        window ((float, float), optional): values shown as black and white, for other types than uint8.
-        engine (Engine): answers.
+        window ((float, float), optional): values shown as black and white; not used for uint8.
+        engine (Engine): segments the slices.
 
     Raises:
-        InvalidImageError: less than two axes.
+        InvalidImageError: the image has less than two axes.
     """
 
     def __init__(self, data: Any, *, rgb: bool, window: Window | None, engine: Engine) -> None:
@@ -90,9 +91,9 @@ class Annotation:
         if len(self.shape) < 2:
             raise InvalidImageError(f"the image has the shape {self.shape}; expected at least two axes")
         self.labels = np.zeros(self.shape, np.uint16)
-        """The objects, for the viewer to show; `paint` writes it."""
+        """The objects, as a label map for the viewer to show; `paint` writes into it."""
         self.number = 1
-        """The current object."""
+        """Number of the current object."""
         self._data, self._engine = data, engine
         self._window = None if data.dtype == np.uint8 else window
         self._slices: dict[Plane, _Slice] = {}
@@ -100,38 +101,38 @@ class Annotation:
         self._undone: list[tuple[Plane, int]] = []
 
     def click(self, plane: Plane, x: float, y: float, positive: bool) -> Change:
-        """Click on the current object, as `Session.click`."""
+        """Click on the current object; (x, y) in pixels of the slice, as for `Session.click`."""
         return self._step(plane, lambda session: session.click(x, y, positive))
 
     def box(self, plane: Plane, x0: float, y0: float, x1: float, y1: float) -> Change:
-        """Draw a box around the current object, as `Session.box`."""
+        """Draw a box around the current object, in pixels of the slice, as for `Session.box`."""
         return self._step(plane, lambda session: session.box(x0, y0, x1, y1))
 
     def scribble(self, plane: Plane, points: Sequence[tuple[float, float]], positive: bool) -> Change:
-        """Scribble on the current object, as `Session.scribble`."""
+        """Scribble on the current object; points (x, y) in pixels of the slice, as for `Session.scribble`."""
         return self._step(plane, lambda session: session.scribble(points, positive))
 
     def undo(self) -> Change | None:
-        """Take back the last step, on whatever slice and object it was; None when there is none."""
+        """Take back the last step, whichever slice and object it was on; None when there is none."""
         return self._back(self._done, self._undone, Session.undo)
 
     def redo(self) -> Change | None:
-        """Do the last step that was taken back again."""
+        """Repeat the step that `undo` took back last; None when there is none."""
         return self._back(self._undone, self._done, Session.redo)
 
     def next_object(self) -> int:
-        """Go to a new object; its number."""
+        """Begin a new object and return its number; at `MOST_OBJECTS` it stays there."""
         used = max((number for _, number in (*self._done, *self._undone)), default=0)
         self.number = min(used + 1, MOST_OBJECTS)
         return self.number
 
     def suggest(self, plane: Plane, k: int = 1) -> list[Suggestion]:
-        """Where a click on the current object is worth most; none where it was not begun."""
+        """Where a click on the current object is worth most; empty on a slice where the object has no prompt yet."""
         found = self._begun(plane)
         return [] if found is None else found.session.suggest(k)
 
     def uncertainty(self, plane: Plane) -> NDArray[np.float32] | None:
-        """Entropy in bits `[H, W]` of the current object; None where it was not begun."""
+        """Entropy in bits `[H, W]` of the current object; None on a slice where the object has no prompt yet."""
         found = self._begun(plane)
         return None if found is None else found.session.uncertainty
 
@@ -140,7 +141,7 @@ class Annotation:
         change.plane.of(self.labels)[change.rows, change.columns] = change.labels
 
     def close(self) -> None:
-        """Let go of the sessions."""
+        """Close the sessions of all slices."""
         for found in self._slices.values():
             found.session.close()
         self._slices.clear()

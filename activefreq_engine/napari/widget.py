@@ -1,4 +1,5 @@
-"""The widget: mouse and keys on the viewer, layers with the outcome.  The network runs in a thread of its own."""
+"""The widget: takes mouse and keys from the viewer and shows the result in layers.  The network runs in its own
+thread."""
 
 from __future__ import annotations
 
@@ -18,19 +19,20 @@ from activefreq_engine.errors import ActiveFreqError
 from activefreq_engine.napari.annotation import Annotation, Change, Plane
 
 MODEL = "freqformer_b0_general"
-"""What is chosen at first."""
+"""The weights that are chosen when the widget opens."""
 _TOOLS = ("Point", "Box", "Scribble")
 _STILL = 4
-"""A mouse that moved less, in pixels of the screen, has clicked and not dragged."""
+"""Pixels of the screen: a mouse that moves less between press and release has clicked, not dragged."""
 _COLOURS = {True: "deepskyblue", False: "orange"}
 _log = logging.getLogger(__name__)
 
 
 class SegmentWidget(QWidget):  # type: ignore[misc]
-    """Left button: this belongs to the object.  Right button: it does not.
+    """The dock widget.  A click of the left button says that a place belongs to the object, one of the right that it
+    does not.
 
     Args:
-        napari_viewer (napari.Viewer): napari gives it.
+        napari_viewer (napari.Viewer): the viewer; napari itself passes it, by this name.
     """
 
     _finished = Signal(object)
@@ -95,7 +97,8 @@ class SegmentWidget(QWidget):  # type: ignore[misc]
     # --- what a person does ---
 
     def start(self, layer: Any = None) -> None:
-        """Begin on an image layer: the given one, else the active one."""
+        """Begin to segment an image layer: the given one, else the active one.  What was segmented before stays as
+        labels."""
         layer = self.viewer.layers.selection.active if layer is None else layer
         if not isinstance(layer, Image):
             show_warning("Select an image layer first.")
@@ -146,7 +149,7 @@ class SegmentWidget(QWidget):  # type: ignore[misc]
             self._do(self.annotation.undo, self._changed)
 
     def redo(self) -> None:
-        """Do it again."""
+        """Repeat the step that was taken back last."""
         if self.annotation is not None:
             self._do(self.annotation.redo, self._changed)
 
@@ -160,14 +163,14 @@ class SegmentWidget(QWidget):  # type: ignore[misc]
         self._look_again()
 
     def accept(self, inside: bool) -> None:
-        """Make the suggested click."""
+        """Click where the suggestion is, positive if `inside`."""
         if self.annotation is not None and self._hint is not None:
             plane, hint = self._hint
             self._hint = None
             self._do(self.annotation.click, self._changed, plane, hint.x + 0.5, hint.y + 0.5, inside)
 
     def _on_mouse(self, viewer: Any, event: Any) -> Iterator[None]:
-        """A click, a box or a scribble, while the active layer's own tools are not in use."""
+        """Take a click, a box or a scribble from the mouse, unless one of the active layer's own tools is in use."""
         active = viewer.layers.selection.active
         ours = self.annotation is not None and active is not None and str(active.mode) == "pan_zoom"
         plain = event.button in (1, 2) and not event.modifiers
@@ -203,7 +206,7 @@ class SegmentWidget(QWidget):  # type: ignore[misc]
     # --- where ---
 
     def _plane(self) -> Plane | None:
-        """The slice of the image that is shown; None where none is."""
+        """The slice of the image that the viewer shows; None where it shows none."""
         dims = self.viewer.dims
         more = dims.ndim - self.image.ndim
         axes = sorted(a - more for a in dims.displayed)
@@ -217,14 +220,15 @@ class SegmentWidget(QWidget):  # type: ignore[misc]
         return Plane((axes[0], axes[1]), index)
 
     def _xy(self, plane: Plane, event: Any) -> tuple[float, float]:
-        """Where the mouse is on the slice; napari counts from the middle of the first pixel."""
+        """Where the mouse is on the slice, (x, y) in pixels; napari's 0 is the middle of the first pixel, ours its
+        corner."""
         where = self.image.world_to_data(np.asarray(event.position)[-self.image.ndim :])
         return float(where[plane.axes[1]]) + 0.5, float(where[plane.axes[0]]) + 0.5
 
     # --- the thread ---
 
     def _do(self, job: Callable[..., Any], then: Callable[[Any], None], *arguments: Any) -> None:
-        """Run a job in the thread, in turn, and then a function with its outcome in this one."""
+        """Queue a job for the worker thread; call `then` with its result in this thread, that of the window."""
         self.pending += 1
         future = self._thread.submit(job, *arguments)
         future.add_done_callback(lambda done: self._finished.emit((done, then)))
@@ -255,7 +259,7 @@ class SegmentWidget(QWidget):  # type: ignore[misc]
         self._look_again()
 
     def _look_again(self, _: Any = None) -> None:
-        """Suggestion and uncertainty of the slice that is shown, once nothing else is to be done."""
+        """Ask for suggestion and uncertainty of the slice that is shown, unless a job is still waiting or running."""
         annotation, plane = self.annotation, self._plane() if self.annotation is not None else None
         if annotation is None or plane is None or self.pending:
             return

@@ -1,4 +1,5 @@
-"""What the user says about each image: clicks and other prompts, a mask to start from; and the files that hold it."""
+"""The prompts that a user gives for each image (clicks, boxes, lines, a mask to start from), and how to read them from
+files."""
 
 from __future__ import annotations
 
@@ -15,12 +16,12 @@ from activefreq_engine.errors import InvalidArgumentError, InvalidClickError, In
 from activefreq_engine.types import BoxPrompt, Click, Lasso, Prompt, Scribble
 
 _SIGNS: dict[str, bool] = {"+": True, "-": False, "1": True, "0": False, "true": True, "false": False, "": True}
-_MOST_BYTES = 1 << 28  # of a file of clicks
+_MOST_BYTES = 1 << 28  # size limit of a file of clicks
 
 
 @dataclass(slots=True)
 class Prompts:
-    """About one object in one image."""
+    """What the user says about one object in one image."""
 
     prompts: list[Prompt] = field(default_factory=list)
     """In the order in which they are made.  A box, if there is one, comes first."""
@@ -28,14 +29,14 @@ class Prompts:
     """File with the mask to go on from."""
 
     def __add__(self, more: Prompts) -> Prompts:
-        """These and more; the later box and mask count."""
+        """These prompts, then those of `more`.  Where both have a box, or both a start mask, that of `more` is kept."""
         box = [p for p in (*self.prompts, *more.prompts) if isinstance(p, BoxPrompt)][-1:]
         rest = [p for p in (*self.prompts, *more.prompts) if not isinstance(p, BoxPrompt)]
         return Prompts([*box, *rest], more.start_mask or self.start_mask)
 
 
 def parse_click(text: str) -> Click:
-    """The click that ``x,y``, ``x,y,+`` or ``x,y,-`` means.
+    """Read a click from ``x,y``, ``x,y,+`` or ``x,y,-``, with x and y in image pixels.
 
     Raises:
         InvalidClickError: the text is none of these.
@@ -51,34 +52,37 @@ def parse_click(text: str) -> Click:
 
 
 def parse_box(text: str) -> BoxPrompt:
-    """The box that ``x0,y0,x1,y1`` means.
+    """Read a box from ``x0,y0,x1,y1``, in image pixels.
 
     Raises:
-        InvalidPromptError: the text is no such thing.
+        InvalidPromptError: the text does not have this form, or the box is empty.
+        InvalidClickError: one of the four is not a finite number.
     """
     return _box(text.split(","), f"--box {text!r}")
 
 
 def parse_scribble(text: str) -> Scribble:
-    """The scribble that ``x,y x,y ...`` means, with ``+`` or ``-`` behind it.
+    """Read a scribble from ``x,y x,y ...``, in image pixels; ``+`` or ``-`` may follow as the last word.
 
     Raises:
-        InvalidPromptError: the text is no such thing.
+        InvalidPromptError: the text does not have this form.
+        InvalidClickError: a coordinate is not a finite number.
     """
     return Scribble(*_line(text, None, f"--scribble {text!r}"))
 
 
 def parse_lasso(text: str) -> Lasso:
-    """The lasso that ``x,y x,y x,y ...`` means, with ``+`` or ``-`` behind it.
+    """Read a lasso from ``x,y x,y x,y ...``, in image pixels; ``+`` or ``-`` may follow as the last word.
 
     Raises:
-        InvalidPromptError: the text is no such thing.
+        InvalidPromptError: the text does not have this form.
+        InvalidClickError: a coordinate is not a finite number.
     """
     return Lasso(*_line(text, None, f"--lasso {text!r}"))
 
 
 def read_prompts(path: Path, text: str | None = None) -> dict[str, Prompts]:
-    """Read a file of clicks: for each image name what is said about it.
+    """Read a file of clicks: the prompts of each image, by its name.
 
     JSON: an object with an entry for each image name, or a list (or one a line) of entries with the key ``image``.  An
     entry is a list of clicks or an object with ``clicks``, ``box`` ``[x0, y0, x1, y1]`` and ``start_mask`` (a path,
@@ -86,17 +90,17 @@ def read_prompts(path: Path, text: str | None = None) -> dict[str, Prompts]:
     place of ``clicks`` and ``box`` is a list of any kind, in order: clicks, ``{"box": [x0, y0, x1, y1]}``,
     ``{"scribble": [[x, y], ...], "positive": true}``, ``{"lasso": [[x, y], ...], "positive": true}``.
 
-    CSV: columns ``image``, ``x``, ``y`` and, if wanted, ``positive`` (1 or 0, + or -, true or false); a row with
-    ``x0, y0, x1, y1`` in place of x and y is a box, one with ``scribble`` or ``lasso`` (``x,y x,y ...``) is that.  Rows
-    of an image are made in their order, a box first.
+    CSV: columns ``image``, ``x``, ``y`` and, if wanted, ``positive`` (1 or 0, + or -, true or false).  A row with
+    ``x0, y0, x1, y1`` in place of x and y is a box; a row with ``scribble`` or ``lasso`` (``x,y x,y ...``) is a line of
+    that kind.  The prompts of an image are made in the order of their rows, but a box comes first.
 
     Args:
-        path: the file; its ending says which format it is, JSON where it is none of ``.csv`` and ``.json``.
-        text: its content, if it was read already.
+        path: the file; one that ends in ``.csv`` is read as CSV, any other as JSON.
+        text: the content of the file, if it was read already.
 
     Raises:
-        InvalidArgumentError: unreadable, or not of this form; the message says where.
-        InvalidClickError, InvalidPromptError: a click or another prompt is none.
+        InvalidArgumentError: the file cannot be read, or does not have this form; the message says where.
+        InvalidClickError, InvalidPromptError: a click or another prompt in it is malformed.
     """
     if text is None:
         try:
@@ -132,7 +136,7 @@ def read_prompts(path: Path, text: str | None = None) -> dict[str, Prompts]:
 
 
 def _json(text: str) -> Any:
-    """One JSON value, or a list of those that stand one a line."""
+    """The JSON value of a text; where each line holds a value of its own (JSON Lines), a list of them."""
     try:
         return json.loads(text)
     except ValueError:
@@ -205,7 +209,7 @@ def _sign(value: Any, prompt: Any, where: str) -> bool:
 
 
 def _line(text: str, sign: str | None, where: str) -> tuple[tuple[tuple[float, float], ...], bool]:
-    """Points and sign of ``x,y x,y ...``; `sign` where it stands elsewhere, else the last of the text, if any."""
+    """Points and sign of ``x,y x,y ...``.  `sign` is given where it stands elsewhere, else it may be the last word."""
     parts = text.split()
     if sign is None and parts and parts[-1] in ("+", "-"):
         sign = parts.pop()

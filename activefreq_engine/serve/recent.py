@@ -1,4 +1,4 @@
-"""The pictures that clients without sessions ask about: those send the whole picture with each request."""
+"""A memory of recent pictures, for clients without sessions, which send the whole picture with each request."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from activefreq_engine.images import load_image
 Opened = TypeVar("Opened")
 
 KEPT = 8
-"""Pictures of each protocol."""
+"""How many pictures each protocol remembers."""
 
 
 class Recent(Generic[Opened]):
-    """What was made of the last pictures, by their content.  Safe in several threads.
+    """Remembers what `make` returned for the last `KEPT` pictures, by their content.  Safe in several threads.
 
     Args:
-        make: opens a picture, uint8 `[H, W]` or `[H, W, 3]`.
-        max_pixels: more are refused before anything is decoded.
+        make: called with each new picture, uint8 `[H, W]` or `[H, W, 3]`; its result is remembered.
+        max_pixels: a larger picture is refused before it is decoded.
     """
 
     def __init__(self, make: Callable[[NDArray[np.uint8]], Opened], max_pixels: int) -> None:
@@ -36,10 +36,10 @@ class Recent(Generic[Opened]):
         self._lock = threading.Lock()
 
     def of(self, text: str) -> Opened:
-        """What was made of a picture that comes as base64, with or without the head of a data URI.
+        """What `make` returned for a picture that comes as base64, with or without the head of a data URI.
 
         Raises:
-            InvalidImageError: it is none.
+            InvalidImageError: the text is not base64, or not a picture that can be read.
         """
         body = text.partition(",")[2] if text.startswith("data:") else text
         key = hashlib.sha256(body.encode()).hexdigest()

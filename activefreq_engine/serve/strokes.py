@@ -1,4 +1,4 @@
-"""Strokes that come as pixels, as the lines that were drawn."""
+"""Recover the lines that a person drew from the pixels of the drawing."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_PIXELS = 20_000
-"""Of a stroke that are followed one by one; a larger one is followed on a coarser grid."""
+"""A drawing of up to so many pixels is followed pixel by pixel, a larger one on a coarser grid."""
 MOST_LINES = 16
-"""Of one stroke; what is left then are specks."""
+"""At most so many lines are returned; what they leave uncovered are specks."""
 
 
 def paths(drawn: NDArray[np.bool_]) -> list[list[tuple[int, int]]]:
-    """Lines of pixels (x, y) along a drawing, each step to a neighbour: for each 8-connected piece the longest of the
-    shortest ways through it, then through what lies farther away from it than the stroke is thick.
+    """Lines along a drawing, each a list of pixels (x, y).
+
+    In each 8-connected piece the first line is the longest of the shortest ways through it.  The pixels that lie
+    farther from that line than the stroke is thick are then treated in the same way, until none is left.  Each step of
+    a line goes to a neighbouring pixel, or to a neighbouring cell of the coarser grid.
 
     Args:
         drawn: bool `[H, W]` with at least one pixel.
     """
-    step = int(np.ceil((np.count_nonzero(drawn) / MOST_PIXELS) ** 0.5))  # a coarser grid has a pixel for each cell
+    step = int(np.ceil((np.count_nonzero(drawn) / MOST_PIXELS) ** 0.5))
+    # in a coarser grid one pixel stands for each cell
     at = {(y // step, x // step): (x, y) for y, x in np.argwhere(drawn).tolist()}
     thick = float(cv2.distanceTransform(np.pad(drawn.view(np.uint8), 1), cv2.DIST_L2, 5).max()) / step + 1.5
     left = set(at)
@@ -41,7 +45,7 @@ _Cell = tuple[int, int]
 
 
 def _ways(start: _Cell, cells: set[_Cell]) -> tuple[_Cell, dict[_Cell, _Cell]]:
-    """The cell that is farthest from a start, and from where each was reached first."""
+    """The cell that is farthest from `start`, and for each cell the one from which it was first reached."""
     came, waiting, last = {start: start}, deque([start]), start
     while waiting:
         last = y, x = waiting.popleft()
@@ -53,7 +57,7 @@ def _ways(start: _Cell, cells: set[_Cell]) -> tuple[_Cell, dict[_Cell, _Cell]]:
 
 
 def _apart(cells: set[_Cell], line: list[_Cell], distance: float) -> set[_Cell]:
-    """The cells that are farther from a line than so."""
+    """The cells that are farther from a line than `distance`."""
     rest = np.array(sorted(cells))
     low = rest.min(0)
     away = np.ones(rest.max(0) - low + 1, np.uint8)
