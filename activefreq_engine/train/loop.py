@@ -300,8 +300,7 @@ class _Run:
                 self.state_path, self.step_module, self.ema, self.optimizer, self.scaler
             )
             log.info("resuming %s at step %d", self.out, self.step)
-        if isinstance(self.step_module, CoarseStep):
-            self.step_module.hasten(precision(device) or torch.float32)
+        self.step_module.look.hasten(precision(device) or torch.float32)
         if self.world > 1:
             cuda = device.type == "cuda"
             if cuda:

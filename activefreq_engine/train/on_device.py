@@ -235,7 +235,7 @@ class DeviceSteps:
             value.fill_(number)
         if batch.crops != crops:
             self._run(("sample", size), lambda: self._sample(batch, size))
-            if self.module.look is not None:
+            if self.module.look:
                 self._run(("look", size), lambda: self._look(batch))
             batch.crops = crops
         self._run(("begin", size), lambda: self._begin(batch))
@@ -328,8 +328,9 @@ class DeviceSteps:
     @torch.no_grad()
     def _look(self, batch: Batch) -> None:
         """What a guide sees: the same for every answer to the crops."""
-        assert self.module.look is not None
-        batch.seen = _kept(batch.seen, self.module.look(batch.image))
+        seen = self.module.look(batch.image)
+        assert seen is not None
+        batch.seen = _kept(batch.seen, seen)
 
     @torch.no_grad()
     def _encode(self, batch: Batch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
@@ -54,6 +53,31 @@ def keep_norms(model: nn.Module, frozen: bool) -> None:
         norm.train(not frozen)
 
 
+class Look:
+    """What a network's guide sees of images, without gradient; nothing where it has none.
+
+    Not a module: what it holds is stored with the network already.
+    """
+
+    def __init__(self, model: FreqFormer) -> None:
+        self._guide = model.guide
+        self._run = None if model.guide is None else model.guide.look
+
+    def __bool__(self) -> bool:
+        return self._run is not None
+
+    def hasten(self, dtype: torch.dtype) -> None:
+        """Let the guide's frozen part run in this precision; call it once its weights are there."""
+        if self._guide is not None:
+            self._run = FrozenTrunk(self._guide.trunk, dtype).forward
+
+    def __call__(self, image: Tensor) -> list[Tensor] | None:
+        if self._run is None:
+            return None
+        with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
+            return self._run(image)
+
+
 class CoarseStep(nn.Module):
     """Clicks in, loss out, for the network without its refiner.
 
@@ -72,13 +96,7 @@ class CoarseStep(nn.Module):
         self.teacher_head = nn.Conv2d(channels[2] + channels[3], teacher_channels, 1) if teacher_channels else None
         if model.refiner is not None:
             model.refiner.requires_grad_(False)
-        self.look: Callable[[Tensor], list[Tensor]] | None = None if model.guide is None else model.guide.look
-
-    def hasten(self, dtype: torch.dtype) -> None:
-        """Let the guide's frozen part run in this precision; call it once its weights are there."""
-        if self.model.guide is not None:
-            # not a module of this one: what it holds is stored with the model already
-            self.look = FrozenTrunk(self.model.guide.trunk, dtype).forward
+        self.look = Look(model)
 
     def forward(
         self,
@@ -102,8 +120,7 @@ class CoarseStep(nn.Module):
         model, per_crop = self.model.eval(), labels.shape[1]
         labels = labels.flatten(0, 1)[:, None]
         with torch.no_grad():
-            with torch.autocast(image.device.type, enabled=False):
-                seen = None if self.look is None else self.look(image)
+            seen = self.look(image)
             known = _repeated(model.encode_image(image, seen), per_crop) if iterations else None
             clicks, _ = simulate(model, image, labels, iterations, rng, self.clicker, self.prompts, known)
         torch.clear_autocast_cache()  # casts made without gradient must not serve the pass that is learnt from
@@ -157,6 +174,7 @@ class RefinerStep(nn.Module):
         self.model = model
         self.clicker, self.prompts = clicker, prompts
         self.frozen = False  # BatchNorm's statistics, see `keep_norms`
+        self.look = Look(model)
         model.requires_grad_(False)
         model.refiner.requires_grad_(True)
 
@@ -168,8 +186,9 @@ class RefinerStep(nn.Module):
         small = F.interpolate(image, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
         small_labels = F.interpolate(labels.float(), size=(size, size), mode="nearest-exact").to(torch.int8)
         with torch.no_grad():
-            given, clicks = simulate(model, small, small_labels, iterations, rng, self.clicker, self.prompts)
-            coarse = model.decode_clicks(model.encode_image(small), given)
+            known = model.encode_image(small, self.look(small))
+            given, clicks = simulate(model, small, small_labels, iterations, rng, self.clicker, self.prompts, known)
+            coarse = model.decode_clicks(known, given)
             coarse = Coarse(coarse.logits.float(), coarse.embedding.float())
         before = given[:, 0] if iterations else torch.zeros_like(given[:, 0])  # a box or a lasso is no answer
         boxes = focus_boxes(before, coarse.logits[:, 0].sigmoid(), clicks, rng).to(image.device)
