@@ -28,9 +28,9 @@ except ImportError:  # Windows: nothing keeps two servers from one journal there
 FORMAT = "activefreq_engine.journal"
 VERSION = 1
 LARGEST = 2**30
-"""Bytes of a journal that is opened."""
+"""Limit on the bytes of a journal; a larger one is not opened."""
 LONGEST = 2**27
-"""Bytes of a line of it; a mask may be half as long."""
+"""Limit on the bytes of a line of a journal; a mask may have half as many."""
 _ID = re.compile(r"[A-Za-z0-9_-]{16,64}")
 
 
@@ -62,13 +62,13 @@ class Journal:
         return self.folder / "picture"
 
     def read_picture(self, most: int) -> bytes:
-        """The picture's bytes, at most one more than `most`.
+        """The bytes of the picture, cut off after `most` + 1 of them.
 
         Raises:
-            ConflictError: it is not there, or is no file.
+            ConflictError: the picture is missing, cannot be read, or is not a regular file.
         """
         try:
-            if stat.S_ISREG(os.lstat(self.picture).st_mode):  # no link to elsewhere, and nothing without an end
+            if stat.S_ISREG(os.lstat(self.picture).st_mode):  # not a link, pipe or device
                 with self.picture.open("rb") as file:
                     return file.read(most + 1)
             reason = "it is no regular file"
@@ -156,7 +156,7 @@ class Journals:
 
 
 def _locked(folder: Path) -> int:
-    # what another may have put there shall not name a file elsewhere, to be cut or written to
+    # somebody may have put a link there; do not follow it, or a file elsewhere would be cut or written to
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     try:
         file = os.open(folder / "events.jsonl", flags, 0o600)
@@ -172,10 +172,10 @@ def _locked(folder: Path) -> int:
 
 
 def _read(file: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The head and the events of a journal, of which a torn last line is cut off.
+    """The head and the events of a journal.  A last line that is incomplete is cut off the file.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: the journal is empty, too large, or has lines that are not JSON objects.
     """
     size = os.fstat(file).st_size
     if size > LARGEST:

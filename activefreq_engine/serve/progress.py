@@ -13,7 +13,7 @@ from typing import Any, Literal
 from activefreq_engine.serve.errors import ConflictError
 
 LARGEST = 2**27
-"""Bytes of a folder's progress."""
+"""Limit on the bytes of the file with a folder's progress."""
 _log = logging.getLogger(__name__)
 
 Status = Literal["open", "done", "skipped"]
@@ -72,7 +72,8 @@ class Progress:
             self.status[event["picture"]] = event["status"]
 
     def _read(self, file: Path) -> None:
-        """What an earlier server noted.  A line that is no event is left out: the journals are whole without it."""
+        """Read what an earlier server noted.  A line that is not an event is skipped; the journals are complete without
+        it."""
         if not os.path.lexists(file):
             return
         if not stat.S_ISREG(os.lstat(file).st_mode) or file.stat().st_size > LARGEST:
@@ -92,10 +93,10 @@ class Progress:
 
 
 def _checked(event: Any) -> dict[str, Any]:
-    """An event, if it is one.
+    """Return `event` if it is a well-formed event of this file.
 
     Raises:
-        ValueError, KeyError, TypeError: it is none.
+        ValueError, KeyError, TypeError: it is not.
     """
     if not isinstance(event, dict):
         raise TypeError("no object")

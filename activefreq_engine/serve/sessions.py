@@ -236,7 +236,7 @@ class Sessions:
         journal = await self._run(self.journals.open, identity, self.engine.name, self.engine.size)
         work = self._add(identity, journal)
         try:
-            async with work.lock:  # nobody else's place meanwhile
+            async with work.lock:  # so that `make_room` does not close it meanwhile
                 await self._replay(work, journal)
         except BaseException:
             self._works.pop(identity).close()
@@ -246,11 +246,11 @@ class Sessions:
         return work
 
     async def _replay(self, work: Work, journal: Journal) -> None:
-        """Bring a session to where a journal's events lead.
+        """Carry out the events of a journal on a new session.
 
         Raises:
-            ConflictError: the events cannot have happened.
-            ActiveFreqError: its picture cannot be opened.
+            ConflictError: the events are not possible in this order.
+            ActiveFreqError: the picture of the session cannot be opened.
         """
         for number, event in enumerate(journal.events, 1):
             try:

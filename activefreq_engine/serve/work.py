@@ -29,10 +29,10 @@ from activefreq_engine.serve.pictures import Planes
 OBJECTS = 1000
 """Most objects of a session."""
 SLICE_BYTES = 2**27
-"""Of what the engine keeps for the slices of a session; those beyond, used longest ago, are made again from their
-steps."""
+"""Limit on the bytes that the engine keeps for the slices of a session.  Beyond it, the slices that were not used for
+longest are dropped, and rebuilt from their steps when they are needed."""
 STEP_BYTES = 2**17
-"""About what one step of an object holds: the network's answer, in levels."""
+"""Bytes that one step of an object takes, roughly: the network's answer, in levels."""
 
 Step = ops.PromptOp | ops.MaskOp
 
@@ -192,8 +192,10 @@ class Work:
             await self.run(self._journal.sync)
 
     def _possible(self, op: ops.AnyOp, *, decode: bool = True) -> bool:
-        """Whether there is anything to do.  Refuses what cannot be done, before it is written down; a mask that cannot
-        be decoded only with `decode`, since that takes long.
+        """Whether a request has anything to do.
+
+        Refuses a request that cannot be carried out, so that it is not written down.  Whether a mask can be decoded is
+        checked only with `decode`, since that takes long.
         """
         picture = self.opened()
         steps = self.steps()
@@ -265,7 +267,7 @@ class Work:
         """Note a request that an earlier process carried out.
 
         Raises:
-            ServeError: it cannot have been.
+            ServeError: the request is not possible here.
         """
         self._follows(op)
         self.fold(op)
@@ -277,11 +279,16 @@ class Work:
             raise ConflictError(f"there is nothing to {op.op}")
 
     async def finish(self, op: Step) -> bool:
-        """Carry out the last request that an earlier process wrote down: it may have ended before it knew whether that
-        can be done.  False if not; then nothing has changed.
+        """Carry out the last request that an earlier process wrote down.
+
+        That process may have stopped before it knew whether the request can be carried out.
+
+        Returns:
+            False if it cannot; then nothing has changed.
 
         Raises:
-            ServeError, InvalidClickError, InvalidPromptError, InvalidMaskError: nor can what came before.
+            ServeError, InvalidClickError, InvalidPromptError, InvalidMaskError: an earlier request cannot be carried
+                out, either, or this one does not fit them.
         """
         self._follows(op)
         await self._slice()
@@ -424,7 +431,7 @@ class Work:
             self._journal = None
 
     def let_go(self) -> None:
-        """Let go of what the engine keeps, and of nothing that a person made."""
+        """Drop what the engine keeps for the slices; nothing that a person made is lost."""
         for part in self._slices.values():
             part.session.close()
         self._slices.clear()
