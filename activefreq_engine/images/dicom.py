@@ -26,6 +26,7 @@ _JPEG_2000 = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 92, 93, 201, 202
 _META, _PIXELS, _ITEM, _ITEM_END, _SEQUENCE_END = 0x0002, 0x7FE00010, 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _UNDEFINED = 0xFFFFFFFF
 _LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
+_MEANINGS = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _DEEPEST = 32  # levels of sequences inside sequences
 _MOST = 2**21  # elements in a file
 _INFLATED = 2**28  # bytes of a deflated file once it is inflated
@@ -224,7 +225,11 @@ class Dicom:
     def _check_kind(self, meaning: str, colour: bool, bits: int, slope: float) -> None:
         """Refuse kinds of files of which GDCM 3.0 was seen to give wrong pixels."""
         wrong, stored, planes = None, self._number(0x0101, bits), self._number(0x0006, 0) == 1
-        if self._number(0x0102, stored - 1) != stored - 1:
+        if bits not in (1, 8, 16, 32) or not 1 <= stored <= bits or (bits == 32 and stored < 32):
+            wrong = f"{stored} of {bits} bits"
+        elif self._number(0x0002, 1) not in (1, 3) or self._number(0x0103, 0) not in (0, 1) or meaning not in _MEANINGS:
+            wrong = f"{self._number(0x0002, 1)} values a pixel, {meaning or 'of no meaning'}"
+        elif self._number(0x0102, stored - 1) != stored - 1:
             wrong = "bits that do not begin at the lowest one"
         elif slope == 0:
             wrong = "a rescale slope of 0"
@@ -234,7 +239,7 @@ class Dicom:
             wrong = "a palette of fewer than 65536 colours for 16 bits"
         elif bits > 16 and (self.syntax == _BIG_ENDIAN or (colour and planes)):
             wrong = f"{bits} bits, big-endian or in planes"
-        elif colour and self.syntax == RLE and (bits > 8 or (planes and meaning != "RGB")):
+        elif colour and self.syntax == RLE and (bits > 8 or (planes and meaning != "RGB") or meaning.endswith("_422")):
             wrong = f"{meaning} of {bits} bits in RLE"
         elif colour and planes and self.syntax in _JPEG_LS + _JPEG_2000:
             wrong = "planes of colour in JPEG-LS or JPEG 2000, which have none"

@@ -86,6 +86,8 @@ def from_geojson(geometry: Mapping[str, Any], height: int, width: int) -> NDArra
     try:
         if geometry["type"] == "Feature":
             geometry = geometry["geometry"]
+        if geometry["type"] in ("FeatureCollection", "GeometryCollection"):
+            raise ValueError(f"a {geometry['type']} holds several; give each of its features")
         pieces = {"Polygon": lambda c: [c], "MultiPolygon": list}[geometry["type"]](geometry["coordinates"])
         polygons = [
             Polygon(array_of(rings[0], "ring"), tuple(array_of(r, "ring") for r in rings[1:])) for rings in pieces
@@ -153,6 +155,8 @@ def from_labelme(document: Mapping[str, Any]) -> list[tuple[str, NDArray[np.bool
             group = shape.get("group_id")
             key = (str(shape["label"]), f"shape {i}" if group is None else group)
             found.setdefault(key, []).append(Polygon(array_of(shape["points"], "points")))
+    except InvalidMaskError:
+        raise
     except (TypeError, KeyError, IndexError, ValueError, AttributeError) as error:
         raise InvalidMaskError(f"not a LabelMe file: {type(error).__name__} {error}") from error
     return [(label, from_polygons(polygons, height, width)) for (label, _), polygons in found.items()]
@@ -193,6 +197,8 @@ def from_yolo(line: str, height: int, width: int) -> tuple[int, NDArray[np.bool_
     """
     try:
         category, *numbers = line.split()
+        if len(numbers) == 4:
+            raise ValueError("it holds a box (x, y, width, height), no outline")
         height, width = whole("height", height), whole("width", width)
         points = np.array([float(v) for v in numbers]).reshape(-1, 2) * np.array([width, height], np.float64)
         if int(category) < 0:

@@ -88,6 +88,8 @@ def check_box(picture: Picture, corners: Any) -> BoxPrompt:
         values = tuple(corners)
     except TypeError:
         values = ()
+    if any(isinstance(v, (list, tuple)) or (isinstance(v, np.ndarray) and v.ndim > 0) for v in values):
+        raise InvalidPromptError("box holds lists; expected four numbers x0, y0, x1, y1: one box, for one object")
     found = _corners(picture, values) if len(values) == 4 else None
     if found is None:
         got = f"({', '.join(map(short, values[:5]))})" if values else short(corners)

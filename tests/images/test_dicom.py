@@ -112,6 +112,11 @@ WRONG = {
     "slope": (np.uint16, {"RescaleSlope": 0, "RescaleIntercept": 3}, "slope of 0"),
     "white": (np.int16, {"BitsStored": 12, "HighBit": 11, "PhotometricInterpretation": "MONOCHROME1"}, "12 of 16 bits"),
     "deep white": (np.uint32, {"PhotometricInterpretation": "MONOCHROME1"}, "32 of 32 bits"),
+    "some of 32 bits": (np.uint32, {"BitsStored": 24, "HighBit": 23}, "24 of 32 bits"),
+    "12 bits in a row": (np.uint16, {"BitsAllocated": 12, "BitsStored": 12, "HighBit": 11}, "12 of 12 bits"),
+    "more bits than room": (np.uint8, {"BitsStored": 12, "HighBit": 11}, "12 of 8 bits"),
+    "two values": (np.uint16, {"SamplesPerPixel": 2}, "2 values a pixel"),
+    "another meaning": (np.uint8, {"PhotometricInterpretation": "HSV"}, "HSV"),
     "planes": ("colour", {"PlanarConfiguration": 1}, "in planes"),
 }
 
@@ -136,10 +141,14 @@ def test_kinds_of_colour_that_gdcm_reads_wrong_are_refused(tmp_path: Path, rng: 
         load_volume(compressed(path, [jpeg(colour)], colour, "JPEGBaseline8Bit"))
     with pytest.raises(InvalidImageError, match=r"transfer syntax 1\.2\.840\.10008\.1\.2\.4\.102"):
         load_volume(compressed(path, [jpeg(colour)], colour, "MPEG4HP41"))
-    for dtype, meaning, words in ((np.uint16, "RGB", "RGB of 16"), (np.uint8, "YBR_FULL", "YBR_FULL of 8 bits in RLE")):
-        data = pydicom.dcmread(dicom(path, colour.astype(dtype), PhotometricInterpretation=meaning))
+    for dtype, meaning, planes, words in (
+        (np.uint16, "RGB", 1, "RGB of 16"),
+        (np.uint8, "YBR_FULL", 1, "YBR_FULL of 8 bits in RLE"),
+        (np.uint8, "YBR_FULL_422", 0, "YBR_FULL_422 of 8 bits in RLE"),  # GDCM writes beyond its memory
+    ):
+        data = pydicom.dcmread(dicom(path, colour.astype(dtype)))
         data.compress(pydicom.uid.RLELossless)
-        data.PlanarConfiguration = 1
+        data.PhotometricInterpretation, data.PlanarConfiguration = meaning, planes
         data.save_as(path)
         with pytest.raises(InvalidImageError, match=words):
             load_volume(path)

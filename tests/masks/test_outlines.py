@@ -214,3 +214,16 @@ def test_polygons_that_are_none(polygon, says):
 def test_bad_input_ends_in_a_typed_error(call):
     with pytest.raises(InvalidMaskError):
         call()
+
+
+def test_what_other_tools_write_beside_outlines_is_named() -> None:
+    collection = {"type": "FeatureCollection", "features": []}
+    shape = {"label": "a", "points": [[1, 1], [2, 2]], "shape_type": "rectangle"}
+    labelme = {"imageHeight": 3, "imageWidth": 4, "shapes": [shape]}
+    for call, words in (
+        (lambda: masks.from_geojson(collection, 3, 4), "give each of its features"),
+        (lambda: masks.from_yolo("0 0.5 0.5 0.1 0.1", 3, 4), "a box"),
+        (lambda: masks.from_labelme(labelme), "^LabelMe shape 0 is a rectangle; only polygons are read"),
+    ):
+        with pytest.raises(InvalidMaskError, match=words):
+            call()

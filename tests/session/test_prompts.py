@@ -595,3 +595,14 @@ def test_a_box_is_cut_off_at_the_image(outlines, rng):
     area = area_on(inside, session._scene.history.step.roi, *previous.shape, (0, 0, 211, 173))
     assert np.array_equal(previous == 0.5, area)
     assert session._scene.history.step.roi == (0, 0, 98, 72)
+
+
+@pytest.mark.parametrize(
+    "box", [[[1, 1, 9, 9]], np.array([[1, 1, 9, 9], [2, 2, 5, 5]]), np.ones((2, 2)), [[1], [2], [3, 4], 5]]
+)
+def test_several_boxes_or_a_nested_one_are_named(engine, box):
+    """As SAM's users pass them."""
+    session = Session(engine=engine)
+    session.set_image(np.zeros((20, 30, 3), np.uint8))
+    with pytest.raises(InvalidPromptError, match="one box, for one object"):
+        session.predict([[5, 5]], [1], box=box)
