@@ -1202,7 +1202,7 @@ def test_restore_refuses_another_image_or_model(engine, rng):
         Session.restore(state, image, engine=Engine(BrightModel()))
     with pytest.raises(SessionStateError, match="size 384"):
         Session.restore(state, image, engine=Engine(SquareModel(), size=384))
-    with pytest.raises(SessionStateError, match="pass model="):
+    with pytest.raises(SessionStateError, match="pass its file as model="):
         Session.restore(state, image)
     with pytest.raises(InvalidArgumentError):
         Session.restore(state, image, engine=engine, model=SquareModel())
