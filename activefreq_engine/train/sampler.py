@@ -409,7 +409,7 @@ def only(
 def most(batch: int, share: float) -> int:
     """So many of a batch are chosen at most, each with a chance of `share`: five standard deviations above the mean.
 
-    Once in three million times there are more, and those stay as they are.
+    A few times in a million there are more, and those stay as they are.
     """
     return min(batch, math.ceil(batch * share + 5 * math.sqrt(batch * share * (1 - share))))
 
