@@ -14,19 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-if find_spec("activefreq_engine.kernels") is None:
-    # A checkout, found by its path: `python` was started at its root, whatever is installed.  There the folder lies
-    # beside this package and not in it.
-    _file = Path(__file__).resolve().parents[1] / "kernels" / "__init__.py"
-    _spec = spec_from_file_location("activefreq_engine.kernels", _file) if _file.is_file() else None
-    if _spec is None or _spec.loader is None:
-        raise ModuleNotFoundError(
-            f"activefreq_engine.kernels is missing: it is neither installed nor is there {_file}. Run 'pip install .' "
-            "in the root of a complete checkout.",
-            name="activefreq_engine.kernels",
-        )
+if (_file := Path(__file__).resolve().parents[1] / "kernels" / "__init__.py").is_file() and (
+    not Path(__file__).with_name("kernels").is_dir()
+):
+    # A checkout: `python` was started at its root, or it is installed as editable.  There the folder lies beside this
+    # package and not in it.  Left to itself, Python may find none, or that of another checkout that is installed.
+    _spec = spec_from_file_location("activefreq_engine.kernels", _file)
+    assert _spec is not None
+    assert _spec.loader is not None
     kernels = sys.modules["activefreq_engine.kernels"] = module_from_spec(_spec)
     _spec.loader.exec_module(kernels)
+elif find_spec("activefreq_engine.kernels") is None:
+    raise ModuleNotFoundError(
+        f"activefreq_engine.kernels is missing: it is neither installed nor is there {_file}. Run 'pip install .' "
+        "in the root of a complete checkout.",
+        name="activefreq_engine.kernels",
+    )
 
 from activefreq_engine.errors import (
     ActiveFreqError,

@@ -176,6 +176,9 @@ print(kernels is canonical, deep is canonical.region_stats.reference, canonical.
 """
     expected = f"True True {source / 'kernels' / '__init__.py'}"
     assert output(python, code, source) == expected  # from the root, where ./kernels is importable
+    another = tmp_path / "another clone"
+    shutil.copytree(source, another)
+    assert output(python, FROM_THE_ROOT, another) == f"True True {another / 'kernels' / '__init__.py'}"
     reverse = "import activefreq_engine.kernels.region_stats as a, kernels.region_stats as b; print(a is b)"
     assert output(python, reverse, source) == "True"
 
