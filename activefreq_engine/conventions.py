@@ -20,6 +20,16 @@ MIOU_CLICKS = (1, 2, 3, 5, 10, 20)
 """After these clicks the protocol reports the mean IoU."""
 
 
+OUTLINED = 0.5
+"""What the previous answer says inside of a first box or lasso: the object may be here.  Outside it is 0."""
+
+SUGGESTION_SIDE = 512
+"""Regions to suggest are looked for on a grid of at most so many pixels a side; the network's own grid is no finer."""
+
+GENERAL_MODEL = "freqformer_b0_general"
+"""The weights that servers and plug-ins run unless told otherwise: people open pictures of all kinds in them."""
+
+
 def network_shapes(size: int) -> list[tuple[int, int]]:
     """(height, width) of every network input that an engine of this size may see, the square first."""
     sides = range(size, 0, -STRIDE)

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from activefreq_engine import Engine, InvalidArgumentError, Session
 from activefreq_engine.compat.prompts import expected_iou
-
-MODEL = "freqformer_b0_general"
+from activefreq_engine.conventions import GENERAL_MODEL
 
 Point = Sequence[float]
 
@@ -71,7 +70,7 @@ class Prompted:
             return mask, expected_iou(self._session.probs, mask)
 
 
-def create(model: str = MODEL, device: str = "auto") -> Any:
+def create(model: str = GENERAL_MODEL, device: str = "auto") -> Any:
     """The function object for `cvat-cli`.
 
     Args:

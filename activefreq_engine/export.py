@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from activefreq_engine import __version__
+from activefreq_engine.conventions import OUTLINED
 from activefreq_engine.errors import BackendUnavailableError, InvalidArgumentError, ModelLoadError
 from activefreq_engine.files import write_file
 
@@ -295,7 +296,7 @@ def _prompts() -> dict[str, Any]:
             "means": "a fresh start: earlier prompts no longer count. Look at the region. The first channel is "
             "`inside` where a pixel's centre lies in the box, rounded outwards to whole image pixels, else `outside`; "
             "no disks. Later prompts have the answer in the first channel",
-            "inside": float(prompts.OUTLINED),
+            "inside": OUTLINED,
             "outside": 0.0,
             "region": region,
         },
@@ -311,7 +312,7 @@ def _prompts() -> dict[str, Any]:
             "a box, with its own pixels. Positive otherwise: the first channel is at least `inside` there. Negative: "
             "it is `outside` there, with a negative disk at the pixel that is farthest from the line; in the mask they "
             "are outside",
-            "inside": float(prompts.OUTLINED),
+            "inside": OUTLINED,
             "outside": 0.0,
             "region": region,
         },

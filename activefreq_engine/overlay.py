@@ -19,11 +19,11 @@ NEGATIVE = (213, 94, 0)
 _LIGHT = (255, 255, 255)
 _DARK = (20, 20, 20)
 
-Picture = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 """uint8 ``[H, W, 3]``, RGB."""
 
 
-def draw_mask(image: Picture, mask: NDArray[np.bool_], *, tint: float = 0.2) -> Picture:
+def draw_mask(image: Pixels, mask: NDArray[np.bool_], *, tint: float = 0.2) -> Pixels:
     """The image with the mask tinted blue, and the outline of the mask and of its holes drawn in white.
 
     Args:
@@ -49,7 +49,7 @@ def draw_mask(image: Picture, mask: NDArray[np.bool_], *, tint: float = 0.2) -> 
     return picture
 
 
-def draw_prompts(image: Picture, prompts: Iterable[Prompt]) -> Picture:
+def draw_prompts(image: Pixels, prompts: Iterable[Prompt]) -> Pixels:
     """The image with every prompt numbered, the first being 1: a click as its mark, a box, a scribble and a lasso as a
     line with the mark at its first point.
 
@@ -79,7 +79,7 @@ def draw_prompts(image: Picture, prompts: Iterable[Prompt]) -> Picture:
     return np.array(picture)
 
 
-def draw_suggestions(image: Picture, suggestions: Iterable[Suggestion]) -> Picture:
+def draw_suggestions(image: Pixels, suggestions: Iterable[Suggestion]) -> Pixels:
     """The image with every suggested click as a white mark: a disk with a blue "+", a square with an orange "-".
 
     Args:
@@ -94,7 +94,7 @@ def draw_suggestions(image: Picture, suggestions: Iterable[Suggestion]) -> Pictu
     return np.array(picture)
 
 
-def draw_uncertainty(image: Picture, uncertainty: NDArray[np.floating]) -> Picture:
+def draw_uncertainty(image: Pixels, uncertainty: NDArray[np.floating]) -> Pixels:
     """A grey image under a heat map, from transparent (0 bits) to opaque yellow (1 bit, a coin toss).
 
     Args:
@@ -115,7 +115,7 @@ def draw_uncertainty(image: Picture, uncertainty: NDArray[np.floating]) -> Pictu
     return ((1 - weight) * (0.6 * grey) + weight * heat).round().astype(np.uint8)
 
 
-def heat_colours(values: NDArray[np.floating]) -> Picture:
+def heat_colours(values: NDArray[np.floating]) -> Pixels:
     """Colours of values in 0..1, ``[H, W]`` -> ``[H, W, 3]`` RGB: black to yellow, brightness rising all the way."""
     levels = (np.clip(values, 0, 1) * 255).round().astype(np.uint8)
     return np.asarray(cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB), dtype=np.uint8)
@@ -126,12 +126,12 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _check_image(image: Picture) -> None:
+def _check_image(image: Pixels) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise InvalidImageError(f"got an array of shape {image.shape}, type {image.dtype}; needs uint8 [H, W, 3], RGB")
 
 
-def _unit(image: Picture) -> int:
+def _unit(image: Pixels) -> int:
     """Line width that suits the image's size: 1 pixel for each 300 of the shorter side."""
     return max(1, round(min(image.shape[:2]) / 300))
 

@@ -16,7 +16,7 @@ PRELUDE = Path(__file__).with_name("prelude.cu")
 OPTIONS = ("--std=c++17",)
 """Compiler options for every source."""
 
-Launch = Callable[..., None]
+LaunchFunction = Callable[..., None]
 """``launch(kernel, grid, block, *arguments)``: an argument is a contiguous tensor of the device, None for a null
 pointer, or an int that fits 32 bits."""
 
@@ -64,7 +64,7 @@ def _module(path: Path, device: int, options: tuple[str, ...]) -> Any:
 
 
 @contextmanager
-def launching(path: Path, device: torch.device) -> Iterator[Launch]:
+def launching(path: Path, device: torch.device) -> Iterator[LaunchFunction]:
     """Gives a function that launches kernels of the source `path` on torch's current stream of `device`.  It waits for
     none.
 

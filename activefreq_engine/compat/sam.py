@@ -18,6 +18,7 @@ from torch import Tensor
 from activefreq_engine.compat import prompts
 from activefreq_engine.compat.prompts import LOW, THRESHOLDS, Extent, MaskPrompt
 from activefreq_engine.compat.transforms import ResizeLongestSide
+from activefreq_engine.conventions import GENERAL_MODEL
 from activefreq_engine.errors import InvalidArgumentError, InvalidClickError, InvalidImageError, NoImageError
 from activefreq_engine.images import load_image
 from activefreq_engine.models import list_models
@@ -27,9 +28,6 @@ from activefreq_engine.session.canvas import Canvas
 from activefreq_engine.session.history import Picture
 from activefreq_engine.session.zoom import resize
 
-MODEL = "freqformer_b0_general"
-"""The weights that answer where SAM's own are named: the general ones, since SAM is asked about pictures of any
-kind."""
 FRAME = 1024
 """Longer side of SAM's input frame, in which `predict_torch` takes its prompts."""
 
@@ -44,7 +42,8 @@ class Sam:
 
     Args:
         checkpoint (str | path | Engine, optional): a name of `activefreq_engine.list_models()`, a checkpoint of ours,
-            or an engine.  SAM's own weights are not read: where they are named, `MODEL` answers, which the log says.
+            or an engine.  SAM's own weights are not read: where they are named, the general ones answer, since SAM is
+            asked about pictures of any kind.  The log says so.
         device (str): see `Engine`.
     """
 
@@ -54,10 +53,10 @@ class Sam:
 
     def __init__(self, checkpoint: Any = None, device: str = "auto") -> None:
         self._engine = checkpoint if isinstance(checkpoint, Engine) else None
-        self._model = MODEL if checkpoint is None or self._engine is not None else str(checkpoint)
+        self._model = GENERAL_MODEL if checkpoint is None or self._engine is not None else str(checkpoint)
         if self._model not in list_models() and Path(self._model).suffix != ".safetensors":
-            _log.warning("%s holds weights of SAM, which are not read here; %s answers", self._model, MODEL)
-            self._model = MODEL
+            _log.warning("%s holds weights of SAM, which are not read here; %s answers", self._model, GENERAL_MODEL)
+            self._model = GENERAL_MODEL
         self._device = device
         self.image_encoder = SimpleNamespace(img_size=FRAME)
 

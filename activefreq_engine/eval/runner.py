@@ -59,7 +59,7 @@ class Predictor(Protocol):
         ...
 
 
-ClickBatch = Callable[[Sequence[Any], Sequence[Click]], Sequence[Clicked]]
+ClickTogether = Callable[[Sequence[Any], Sequence[Click]], Sequence[Clicked]]
 """One click on each of several predictors at once -> their new masks, in the same order."""
 
 
@@ -72,7 +72,7 @@ def evaluate(
     size: int | None = None,
     engine: "Engine | None" = None,
     predictors: Sequence[Predictor] | None = None,
-    click_batch: ClickBatch | None = None,
+    click_batch: ClickTogether | None = None,
     clicker: str | tuple[str, ClickerFactory] = "ritm",
     max_clicks: int = MAX_CLICKS,
     stop_at: float | None = None,
@@ -132,9 +132,9 @@ def evaluate(
     if predictors is None:
         _check(click_batch is None, "click_batch was given without predictors; give both or neither")
         if engine is None:
-            from activefreq_engine.runtime.engine import Engine
+            from activefreq_engine.runtime.engine import Engine, stored_digest
 
-            engine, weights = Engine.shared(model, device, precision, size), weights_digest(model)
+            engine, weights = Engine.shared(model, device, precision, size), stored_digest(model)
         else:
             weights = None
         lanes, about = _sessions(batch_size, engine, threshold, zoom, refine)
@@ -230,7 +230,7 @@ class _Lanes:
     """Predictors side by side, and how to click on several at once."""
 
     predictors: list[Any]
-    click_batch: ClickBatch
+    click_batch: ClickTogether
     image_ids: dict[int, str] = field(default_factory=dict)
 
     def begin(self, lane: int, sample: Sample, image: Rgb) -> None:
@@ -264,16 +264,8 @@ def _sessions(
     return _Lanes(sessions, click_batch), about
 
 
-def weights_digest(model: str) -> str:
-    """The checkpoint's own sha256: it names what was measured, whatever the file is called."""
-    from activefreq_engine.models import list_models, read_metadata
-    from activefreq_engine.models.registry import WEIGHTS
-
-    return str(read_metadata(WEIGHTS / f"{model}.safetensors" if model in list_models() else model)["sha256"])
-
-
 @dataclass(slots=True)
-class _Run:
+class _SampleRun:
     """One sample under way."""
 
     number: int
@@ -308,7 +300,7 @@ def _registered(name: str, truth: Truth, seed: int) -> RobotClicker:
 
 def _start(
     number: int, sample: Sample, lane: int, lanes: _Lanes, images: _LastImage, make_robot: ClickerFactory, seed: int
-) -> _Run:
+) -> _SampleRun:
     truth = sample.load_mask()
     image = images.get(sample)
     if image.shape[:2] != truth.shape:
@@ -320,12 +312,12 @@ def _start(
     robot = make_robot(truth, sample_seed(seed, sample.id))
     mask = np.zeros(truth.shape, dtype=bool)
     probs = np.zeros(truth.shape, dtype=np.float32) if robot.needs_probs else None
-    return _Run(number, sample, lane, truth, robot, mask, probs, iou(mask, truth))
+    return _SampleRun(number, sample, lane, truth, robot, mask, probs, iou(mask, truth))
 
 
-def _click_all(runs: Sequence[_Run], lanes: _Lanes, stop_at: float | None) -> None:
+def _click_all(runs: Sequence[_SampleRun], lanes: _Lanes, stop_at: float | None) -> None:
     """One click on every sample that is still active."""
-    clicked: list[_Run] = []
+    clicked: list[_SampleRun] = []
     for run in runs:
         if run.active:
             click = run.clicker.next_click(run.mask, run.probs)
@@ -349,7 +341,7 @@ def _click_all(runs: Sequence[_Run], lanes: _Lanes, stop_at: float | None) -> No
         run.active = stop_at is None or np.float32(run.iou) < np.float32(stop_at)
 
 
-def _checked_mask(mask: NDArray[np.bool_], run: _Run) -> NDArray[np.bool_]:
+def _checked_mask(mask: NDArray[np.bool_], run: _SampleRun) -> NDArray[np.bool_]:
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != run.truth.shape:
         got = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
         raise InvalidMaskError(

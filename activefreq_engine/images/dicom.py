@@ -17,8 +17,6 @@ from activefreq_engine.errors import InvalidImageError
 DEFLATED = "1.2.840.10008.1.2.1.99"
 RLE = "1.2.840.10008.1.2.5"
 _IMPLICIT, _BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
-NATIVE = (_IMPLICIT, "1.2.840.10008.1.2.1", _BIG_ENDIAN, DEFLATED)
-"""Transfer syntaxes with pixels as they are, not compressed."""
 _JPEG = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70))
 _JPEG_LS = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (80, 81))
 _JPEG_2000 = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 92, 93, 201, 202, 203))

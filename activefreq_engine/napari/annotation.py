@@ -50,7 +50,7 @@ class Change(NamedTuple):
     elapsed_ms: float
 
 
-class _Slice:
+class _SliceSession:
     """One slice in the engine: its session, and which of the session's objects has which number of ours."""
 
     def __init__(self, session: Session) -> None:
@@ -96,7 +96,7 @@ class Annotation:
         """Number of the current object."""
         self._data, self._engine = data, engine
         self._window = None if data.dtype == np.uint8 else window
-        self._slices: dict[Plane, _Slice] = {}
+        self._slices: dict[Plane, _SliceSession] = {}
         self._done: list[tuple[Plane, int]] = []
         self._undone: list[tuple[Plane, int]] = []
 
@@ -170,18 +170,18 @@ class Annotation:
         return self._change(plane, found, result)
 
     @staticmethod
-    def _change(plane: Plane, found: _Slice, result: ClickResult) -> Change:
+    def _change(plane: Plane, found: _SliceSession, result: ClickResult) -> Change:
         x0, y0, x1, y1 = result.changed_bbox or (0, 0, 0, 0)
         rows, columns = slice(y0, y1), slice(x0, x1)
         return Change(plane, rows, columns, found.labels(rows, columns), result.elapsed_ms)
 
-    def _open(self, plane: Plane) -> _Slice:
+    def _open(self, plane: Plane) -> _SliceSession:
         session = Session(engine=self._engine)
         session.set_image(np.ascontiguousarray(plane.of(self._data)), window=self._window)
-        found = self._slices[plane] = _Slice(session)
+        found = self._slices[plane] = _SliceSession(session)
         return found
 
-    def _begun(self, plane: Plane) -> _Slice | None:
+    def _begun(self, plane: Plane) -> _SliceSession | None:
         found = self._slices.get(plane)
         if found is None or self.number not in found.numbers:
             return None

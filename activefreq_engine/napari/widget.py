@@ -15,11 +15,10 @@ from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QCheckBox, QComboBox, QGridLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
 from activefreq_engine import Engine, Suggestion, list_models
+from activefreq_engine.conventions import GENERAL_MODEL
 from activefreq_engine.errors import ActiveFreqError
 from activefreq_engine.napari.annotation import Annotation, Change, Plane
 
-MODEL = "freqformer_b0_general"
-"""The weights that are chosen when the widget opens."""
 _TOOLS = ("Point", "Box", "Scribble")
 _STILL = 4
 """Pixels of the screen: a mouse that moves less between press and release has clicked, not dragged."""
@@ -68,7 +67,7 @@ class SegmentWidget(QWidget):  # type: ignore[misc]
 
         self.model, self.tool = QComboBox(), QComboBox()
         self.model.addItems(list_models())
-        self.model.setCurrentText(MODEL)
+        self.model.setCurrentText(GENERAL_MODEL)
         self.tool.addItems(_TOOLS)
         self.tool.setToolTip("Right button: outside. A box starts the object anew.")
         self.begin = button("Segment the selected image", "Begins anew", self.start)

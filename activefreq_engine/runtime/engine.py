@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from activefreq_engine.conventions import SLOTS
+from activefreq_engine.conventions import SLOTS, SUGGESTION_SIDE
 from activefreq_engine.errors import (
     ActiveFreqError,
     BackendUnavailableError,
@@ -317,7 +317,7 @@ class Engine:
             The table of `kernels.uncertain.uncertain_regions`; None where the host finds them itself: on a CPU, without
             CuPy, or for more than 512 pixels a side.
         """
-        if not isinstance(self._executor, Contexts) or max(probs.shape) > regions.SIDE:
+        if not isinstance(self._executor, Contexts) or max(probs.shape) > SUGGESTION_SIDE:
             return None
         if self.device.type == "cuda" and not cupy_impl.verify_machine()[0]:
             return None

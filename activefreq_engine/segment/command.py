@@ -156,7 +156,7 @@ class _Job:
 
 
 @dataclass(slots=True)
-class _Outcome:
+class _Segmented:
     job: _Job
     report: dict[str, Any]
     png: bytes = b""
@@ -326,7 +326,7 @@ def _check_target(target: Path, option: str) -> None:
         raise InvalidArgumentError(f"{option} {target} is a directory; name a file")
 
 
-def _segment(session: Session, job: _Job) -> _Outcome:
+def _segment(session: Session, job: _Job) -> _Segmented:
     """Carry out the prompts of one image and write its results."""
     import numpy as np
     from PIL import Image
@@ -377,7 +377,7 @@ def _segment(session: Session, job: _Job) -> _Outcome:
         buffer = io.BytesIO()
         Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(buffer, format="PNG")
         png = buffer.getvalue()
-    return _Outcome(job, report, png)
+    return _Segmented(job, report, png)
 
 
 def _progress(jobs: list[_Job]) -> Any:

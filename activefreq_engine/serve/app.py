@@ -24,7 +24,7 @@ from activefreq_engine.overlay import heat_colours
 from activefreq_engine.serve import exports, label_studio, nninteractive, ops, samapi, x_anylabeling
 from activefreq_engine.serve.errors import NotFoundError, ServeError, TooLargeError
 from activefreq_engine.serve.live import Lives
-from activefreq_engine.serve.progress import Status
+from activefreq_engine.serve.progress import PictureState
 from activefreq_engine.serve.security import FAILED, JSON_BYTES, Gate, Guard
 from activefreq_engine.serve.sessions import Sessions
 from activefreq_engine.serve.work import Work
@@ -86,7 +86,7 @@ class PictureStatus(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     picture: str
-    status: Status
+    status: PictureState
 
 
 class StepReply(BaseModel):

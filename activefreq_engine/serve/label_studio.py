@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Prompts:
+class _TaskPrompts:
     """What a person marked in a task, in pixels."""
 
     points: list[tuple[float, float]]
@@ -265,7 +265,7 @@ def _tags(config: str) -> tuple[str, str, str]:
     return brush.get("name", ""), target, image.get("value", "").lstrip("$")
 
 
-def _prompts(results: list[dict[str, Any]], target: str, width: int, height: int) -> _Prompts:
+def _prompts(results: list[dict[str, Any]], target: str, width: int, height: int) -> _TaskPrompts:
     """Key points and the newest rectangle on the image, from percent to pixels."""
     points: list[tuple[float, float]] = []
     signs: list[int] = []
@@ -291,7 +291,7 @@ def _prompts(results: list[dict[str, Any]], target: str, width: int, height: int
             label = str(value[kind][0]) if value.get(kind) else label
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ServeError(f"a {kind} cannot be read: {type(error).__name__} {error}") from error
-    return _Prompts(points, signs, box, label)
+    return _TaskPrompts(points, signs, box, label)
 
 
 def _place(url: str) -> tuple[str, str]:

@@ -123,7 +123,7 @@ def _voxel(value: float) -> int:
 Position = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Point(BaseModel):
+class VoxelPoint(BaseModel):
     """A voxel, in array order."""
 
     coordinates: Annotated[list[Position], Field(min_length=3, max_length=3)]
@@ -132,7 +132,7 @@ class Point(BaseModel):
     override_capability_checks: bool = False
 
 
-class Box(BaseModel):
+class VoxelBox(BaseModel):
     """A box in array order, half-open; flat along one axis."""
 
     bbox_coords: Annotated[
@@ -279,7 +279,7 @@ def add_routes(app: FastAPI, sessions: Sessions, read: Body) -> None:
         return {}
 
     @app.post("/add_point_interaction", **tagged)
-    async def add_point(body: Point, token: Token = None) -> Response:
+    async def add_point(body: VoxelPoint, token: Token = None) -> Response:
         lease = leases.get(token)
         async with lease.lock:
             prompt = lease.opened().point([_voxel(c) for c in body.coordinates], body.include_interaction)
@@ -311,7 +311,7 @@ def add_routes(app: FastAPI, sessions: Sessions, read: Body) -> None:
         return await drawn(request, token, meta, "lasso")
 
     @app.post("/add_bbox_interaction", **tagged)
-    async def add_bbox(body: Box, token: Token = None) -> Response:
+    async def add_bbox(body: VoxelBox, token: Token = None) -> Response:
         """A box in one slice: around the object, around a missing part of it, or around what does not belong to it."""
         lease = leases.get(token)
         async with lease.lock:

@@ -11,7 +11,7 @@ from activefreq_engine.types import BoxPrompt, Click, Lasso, Prompt, Scribble
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Point = Annotated[list[Finite], Field(min_length=2, max_length=2)]
-Points = Annotated[list[Point], Field(min_length=1, max_length=10_000)]
+PointList = Annotated[list[Point], Field(min_length=1, max_length=10_000)]
 _whole = BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)
 Whole = Annotated[int, _whole]
 """JSON has one kind of number: 3.0 is an integer, and not every language can write it otherwise."""
@@ -55,7 +55,7 @@ class ScribbleOp(Op):
     """A line over the object, or over what does not belong to it: points (x, y) inside the picture."""
 
     op: Literal["scribble"]
-    points: Points
+    points: PointList
     positive: bool = True
 
     def prompt(self) -> Prompt:
@@ -69,7 +69,7 @@ class LassoOp(Op):
     """
 
     op: Literal["lasso"]
-    points: Points
+    points: PointList
     positive: bool = True
 
     def prompt(self) -> Prompt:

@@ -26,7 +26,7 @@ REGION_PIXELS = 2**22
 
 
 @dataclass(frozen=True, slots=True)
-class Region:
+class SlideRegion:
     """The part of a slide that a picture shows.  All in pixels of the slide's full size."""
 
     box: tuple[float, float, float, float]
@@ -47,7 +47,7 @@ class Planes:
     """Origin, spacing and direction of a volume, as SimpleITK names them; empty for a plain picture."""
     window: Window | None = None
     """The values that the file says are to be shown as black and as white; None if it says nothing."""
-    region: Region | None = None
+    region: SlideRegion | None = None
     """Where the picture lies in its slide; None for other pictures."""
 
     @property
@@ -148,7 +148,7 @@ def read_region(path: Path, name: str, box: Box | None) -> Planes:
             if (x1 - x0) * w / width * (y1 - y0) * h / height <= REGION_PIXELS:
                 break
         pixels = slide.read(box, level)
-        region = Region(slide.covered(box, level), width, height)
+        region = SlideRegion(slide.covered(box, level), width, height)
     shrink = (pixels.shape[0] * pixels.shape[1] / REGION_PIXELS) ** 0.5
     if shrink > 1:
         pixels = cv2.resize(pixels, None, fx=1 / shrink, fy=1 / shrink, interpolation=cv2.INTER_AREA)

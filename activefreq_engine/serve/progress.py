@@ -16,7 +16,7 @@ LARGEST = 2**27
 """Limit on the bytes of the file with a folder's progress."""
 _log = logging.getLogger(__name__)
 
-Status = Literal["open", "done", "skipped"]
+PictureState = Literal["open", "done", "skipped"]
 
 
 class Progress:
@@ -28,7 +28,7 @@ class Progress:
         """Picture -> session."""
         self.regions: dict[str, dict[tuple[int, ...], str]] = {}
         """Slide -> its regions that were opened, (x0, y0, x1, y1) in its pixels -> session."""
-        self.status: dict[str, Status] = {}
+        self.status: dict[str, PictureState] = {}
         """Picture -> "done" or "skipped"; what is missing is open."""
         self._file: Path | None = None
         if directory is not None:
@@ -49,7 +49,7 @@ class Progress:
         whole = [self.sessions[picture]] if picture in self.sessions else []
         return [*whole, *self.regions.get(picture, {}).values()]
 
-    def mark(self, picture: str, status: Status) -> None:
+    def mark(self, picture: str, status: PictureState) -> None:
         """A person says how far a picture is."""
         self._note({"picture": picture, "status": status})
 

@@ -27,7 +27,7 @@ VERSION = "0.6.1"
 """The version of samapi whose answers these are."""
 PATH = "/sam/"
 
-Pixel = Annotated[list[int], Field(min_length=2, max_length=2)]
+PixelPair = Annotated[list[int], Field(min_length=2, max_length=2)]
 
 
 class SamApiRequest(BaseModel):
@@ -38,7 +38,7 @@ class SamApiRequest(BaseModel):
     b64img: str
     bbox: Annotated[list[int], Field(min_length=4, max_length=4)] | None = None
     """x0, y0, x1, y1."""
-    point_coords: Annotated[list[Pixel], Field(max_length=1000)] | None = None
+    point_coords: Annotated[list[PixelPair], Field(max_length=1000)] | None = None
     point_labels: Annotated[list[Annotated[int, Field(ge=0, le=1)]], Field(max_length=1000)] | None = None
     b64mask: str | None = None
     multimask_output: bool = False

@@ -53,11 +53,6 @@ class Gate:
         self._loopback = loopback
         self._hosts = _LOOPBACK | {h.lower() for h in hosts}
 
-    @property
-    def wants_token(self) -> bool:
-        """Whether a token is needed."""
-        return self._token is not None
-
     def check_token(self, given: str | None) -> None:
         """Compare with the token, in constant time.
 

@@ -30,7 +30,7 @@ from activefreq_engine.serve.errors import (
 from activefreq_engine.serve.journal import Journal, Journals, damaged
 from activefreq_engine.serve.pictures import Folder, Planes, is_slide, read_picture, read_region
 from activefreq_engine.serve.progress import Progress
-from activefreq_engine.serve.work import Step, Work
+from activefreq_engine.serve.work import PromptStep, Work
 
 _log = logging.getLogger(__name__)
 _REMEMBERED = 10_000  # most ended sessions that are remembered, so that clients are told that theirs has ended
@@ -264,7 +264,7 @@ class Sessions:
                 raise damaged(journal.folder, error) from error
             try:
                 op = ops.parse(event)
-                if number < len(journal.events) or not isinstance(op, Step):
+                if number < len(journal.events) or not isinstance(op, PromptStep):
                     work.replay(op)
                 elif not await work.finish(op):
                     _log.warning("the last step of session %s cannot be carried out; it is taken back", work.id)

@@ -34,15 +34,15 @@ longest are dropped, and rebuilt from their steps when they are needed."""
 STEP_BYTES = 2**17
 """Bytes that one step of an object takes, roughly: the network's answer, in levels."""
 
-Step = ops.PromptOp | ops.MaskOp
+PromptStep = ops.PromptOp | ops.MaskOp
 
 
 @dataclass(slots=True)
 class Steps:
     """What was done to one object on one slice; the next step to redo is the last of `undone`."""
 
-    done: list[Step] = field(default_factory=list)
-    undone: list[Step] = field(default_factory=list)
+    done: list[PromptStep] = field(default_factory=list)
+    undone: list[PromptStep] = field(default_factory=list)
 
     def prompts(self) -> list[ops.PromptOp]:
         """The prompts in effect since the last loaded mask, or from the last box on."""
@@ -57,7 +57,7 @@ class Steps:
 
 
 @dataclass(slots=True)
-class _Slice:
+class _EngineSlice:
     """The engine's side of a slice."""
 
     session: Session
@@ -116,7 +116,7 @@ class Work:
         self.lock = asyncio.Lock()
         self._newest = 1
         self._steps: dict[tuple[int, int], Steps] = {}
-        self._slices: OrderedDict[int, _Slice] = OrderedDict()
+        self._slices: OrderedDict[int, _EngineSlice] = OrderedDict()
         self._engine, self._batches, self._threads = engine, batches, threads
         self._journal, self._fsync, self._most_steps = journal, fsync, most_steps
 
@@ -278,7 +278,7 @@ class Work:
         if not self._possible(op, decode=False):
             raise ConflictError(f"there is nothing to {op.op}")
 
-    async def finish(self, op: Step) -> bool:
+    async def finish(self, op: PromptStep) -> bool:
         """Carry out the last request that an earlier process wrote down.
 
         That process may have stopped before it knew whether the request can be carried out.
@@ -436,7 +436,7 @@ class Work:
             part.session.close()
         self._slices.clear()
 
-    async def _slice(self, index: int | None = None) -> _Slice:
+    async def _slice(self, index: int | None = None) -> _EngineSlice:
         index = self.index if index is None else index
         if index not in self._slices:
             self._slices[index] = await self.run(self._build, index)
@@ -455,12 +455,12 @@ class Work:
         steps = sum(len(s.done) + len(s.undone) for (where, _), s in self._steps.items() if where == index)
         return picture.height * picture.width * (channels + 2) + STEP_BYTES * steps
 
-    def _build(self, index: int) -> _Slice:
+    def _build(self, index: int) -> _EngineSlice:
         """The engine's session of a slice, with the slice's steps carried out on it.  Runs in a worker thread."""
         picture = self.opened()
         session = Session(engine=self._engine)
         session.set_image(picture.pixels(index, self.window), copy=False)
-        part = _Slice(session)
+        part = _EngineSlice(session)
         for (where, number), steps in self._steps.items():
             if where == index:
                 part.select(number)

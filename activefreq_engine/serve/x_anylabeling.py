@@ -38,7 +38,7 @@ WIDGETS = (
 """What X-AnyLabeling shows for the model."""
 
 
-class Mark(BaseModel):
+class ClientMark(BaseModel):
     """A point (x, y) or a rectangle (x0, y0, x1, y1), in pixels; `label` 1 is inside, 0 outside."""
 
     type: Literal["point", "rectangle"]
@@ -46,10 +46,10 @@ class Mark(BaseModel):
     label: Literal[0, 1] = 1
 
 
-class Parameters(BaseModel):
+class ClientSettings(BaseModel):
     """The part of X-AnyLabeling's settings that means something here."""
 
-    marks: Annotated[list[Mark], Field(max_length=1000)] = []
+    marks: Annotated[list[ClientMark], Field(max_length=1000)] = []
     epsilon_factor: Annotated[float, Field(ge=0, le=1)] = 0.001
     """How far corners of a polygon may move, as a share of the outline's length."""
 
@@ -59,7 +59,7 @@ class XAnyLabelingRequest(BaseModel):
 
     model: str
     image: str
-    params: Parameters = Parameters()
+    params: ClientSettings = ClientSettings()
 
 
 def add_routes(app: FastAPI, sessions: Sessions) -> None:
@@ -105,7 +105,7 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
         return {"success": True, "data": found}
 
 
-def _prompts(marks: list[Mark]) -> tuple[dict[int, list[list[float]]], list[list[float]] | None]:
+def _prompts(marks: list[ClientMark]) -> tuple[dict[int, list[list[float]]], list[list[float]] | None]:
     """Points by their sign, and the newest box as two corners.  X-AnyLabeling counts pixels by whole numbers, so a
     point is moved by 0.5 to the middle of its pixel."""
     points: dict[int, list[list[float]]] = {0: [], 1: []}

@@ -46,7 +46,7 @@ def contains(box: Box, click: Click) -> bool:
     return box[0] <= int(click.x) < box[2] and box[1] <= int(click.y) < box[3]
 
 
-def iou(a: Box, b: Box) -> float:
+def box_iou(a: Box, b: Box) -> float:
     """Intersection over union of two boxes that are not empty."""
     w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     common = max(0, w) * max(0, h)
@@ -96,7 +96,7 @@ def mask_bbox(mask: NDArray[np.bool_]) -> Box | None:
     return (x, y, x + w, y + h) if w else None
 
 
-def shrunk(mask: NDArray[np.bool_], box: Box) -> Box | None:
+def tightened(mask: NDArray[np.bool_], box: Box) -> Box | None:
     """The smallest box around the mask's pixels, given a box that is hardly larger; None if there are none in it."""
     x0, y0, x1, y1 = box
     for _ in range(_NEAR):

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from activefreq_engine.conventions import SLOTS
+from activefreq_engine.conventions import OUTLINED, SLOTS
 from activefreq_engine.runtime import levels
 from activefreq_engine.runtime.engine import Engine, RefineRequest, StepAnswer, StepRequest
 from activefreq_engine.runtime.painting import PaintRequest
@@ -23,7 +23,6 @@ from activefreq_engine.session.packed_mask import PackedMask
 from activefreq_engine.session.painter import limit
 from activefreq_engine.session.prompts import (
     DISK,
-    OUTLINED,
     Drawn,
     Mark,
     agrees,

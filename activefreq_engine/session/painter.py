@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activefreq_engine.runtime.levels import ONE
-from activefreq_engine.session.boxes import mask_bbox, shrunk, union
+from activefreq_engine.session.boxes import mask_bbox, tightened, union
 from activefreq_engine.types import Box
 
 PARTS = 256
@@ -214,7 +214,7 @@ class Painter:
             changed = union(changed, _bounds(at.take(np.flatnonzero(flat.take(at) != old)), width))
             inside = union(inside, self._bounds(i, j))
         if inside is not None:
-            inside = shrunk(mask, inside)
+            inside = tightened(mask, inside)
         return inside, changed
 
     def _unsettled(self, before: Painter) -> NDArray[np.intp]:

@@ -23,8 +23,6 @@ DISK = 5
 """Radius of the network's disks, network pixels."""
 MOST_DISKS = 8
 """Most disks that show a scribble; their centres are at least two radii apart along it."""
-OUTLINED = np.float32(0.5)
-"""What the previous answer is set to, at least, within a box or a positive lasso: the object may be here."""
 _MOST_ROWS = 1 << 22  # rows that all edges of a lasso may cross together: filling it takes half a second and 300 MB
 
 

@@ -154,7 +154,7 @@ class Shown:
             elif u0 <= x <= u1 and v0 <= y <= v1 and not (u0 < x < u1 and v0 < y < v1):
                 unsure = True
         if loose and box is not None:
-            box = boxes.shrunk(mask, box)
+            box = boxes.tightened(mask, box)
         if unsure:
             changed = changed_bbox(self.mask, mask, changed)
         return box, changed

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from activefreq_engine.conventions import SUGGESTION_SIDE
 from activefreq_engine.session import boxes
 from activefreq_engine.session.history import Scene
 from activefreq_engine.session.prompts import Drawn, Mark, area_on, disks
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from activefreq_engine.acselect import AcSelect, Finder
 
 TAU = 0.9  # the default of `AcSelect.suggest`
-SIDE = 512  # regions are looked for on a grid of at most so many pixels a side; the network's own grid is no finer
 AWAY = 3  # no suggestion lies within so many pixels of that grid from an earlier click
 
 
@@ -30,7 +30,7 @@ def propose(scene: Scene, selector: AcSelect, k: int, find: Finder, tau: float =
     history = scene.history
     step, box = history.step, history.step.roi or scene.picture.bounds
     width, height = box[2] - box[0], box[3] - box[1]
-    shrink = min(1.0, SIDE / max(width, height))
+    shrink = min(1.0, SUGGESTION_SIDE / max(width, height))
     h, w = max(1, round(height * shrink)), max(1, round(width * shrink))
     before = history.previous.canvas.sample(box, h, w) if len(history.done) > 1 else None
     valid = _away_from(step.canvas.marks, box, h, w, scene.picture.bounds)

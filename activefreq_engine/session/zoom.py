@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activefreq_engine.conventions import SLOTS, STRIDE
-from activefreq_engine.session.boxes import clamp, expand, iou, mask_bbox, to_pixels, union
+from activefreq_engine.session.boxes import box_iou, clamp, expand, mask_bbox, to_pixels, union
 from activefreq_engine.session.prompts import Drawn, Mark, pixel_box
 from activefreq_engine.types import Box, Click
 
@@ -140,7 +140,7 @@ def next_roi(
         return None
     object_box = union(mask_box, said) or mask_box
     wanted = to_pixels(expand(object_box, EXPANSION, min_crop), (0, 0, width, height))
-    if current is not None and iou(wanted, current) >= KEEP_IOU and union(current, said) == current:
+    if current is not None and box_iou(wanted, current) >= KEEP_IOU and union(current, said) == current:
         return current
     gain = max(height, width) / max(wanted[2] - wanted[0], wanted[3] - wanted[1])
     return wanted if gain >= MIN_GAIN or count >= LATE else None

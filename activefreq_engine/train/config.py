@@ -15,7 +15,7 @@ from ..files import write_file
 from .data import SizeOf
 from .simulate import CLICKERS, PROMPTS, Clicker, Shares
 
-Stage = Literal["coarse", "refiner"]
+TrainStage = Literal["coarse", "refiner"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TrainConfig:
     overrides: dict[str, Any] = field(default_factory=dict)  # of the model's configuration
     init: str | None = None  # checkpoint to start from
     guide: str | None = None  # MobileSAM's weights: its encoder becomes the network's guide, see `models.guide`
-    stage: Stage = "coarse"  # "refiner" trains the refiner alone, on a frozen network
+    stage: TrainStage = "coarse"  # "refiner" trains the refiner alone, on a frozen network
     steps: int | None = None  # length of the run in steps, or
     hours: float | None = None  # in hours of training time (the schedules then follow the clock)
     batch: int = 16  # crops, per process

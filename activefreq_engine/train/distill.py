@@ -27,7 +27,7 @@ from ..models import normalise
 from ..models.tinyvit import EMBEDDING, MobileSamEncoder, from_mobile_sam
 from .data import pack
 from .packed import read_packed
-from .teacher import STRIDE, Teacher
+from .teacher import TEACHER_STRIDE, Teacher
 
 SHA256 = "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f"  # of the published mobile_sam.pt
 LEAST_STD = 0.02  # channels that hardly vary would become rounding noise when standardised
@@ -92,12 +92,12 @@ def make_teacher(
     """
     from .loop import precision
 
-    if side < STRIDE or side % STRIDE:
-        raise InvalidArgumentError(f"side is {side}; expected a positive multiple of {STRIDE}")
+    if side < TEACHER_STRIDE or side % TEACHER_STRIDE:
+        raise InvalidArgumentError(f"side is {side}; expected a positive multiple of {TEACHER_STRIDE}")
     folder = pack(data, packed or out / "data")
     made_of = read_packed(folder)
     entries, pixels = made_of.entries, made_of.images
-    grid = side // STRIDE
+    grid = side // TEACHER_STRIDE
     bytes_each = EMBEDDING * grid * grid * 2
     names = [str(e["id"]) for e in entries]
     with contextlib.suppress(DatasetError):

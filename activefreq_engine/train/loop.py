@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ..errors import ActiveFreqError, InvalidArgumentError
 from ..models import FreqFormer, create_model, normalise
-from .config import Schedule, Stage, TrainConfig, claim, launched
+from .config import Schedule, TrainConfig, TrainStage, claim, launched
 from .data import PackedDataset, SizeOf, StepSampler, pack
 from .distill import load_teacher
 from .on_device import DeviceSteps
@@ -33,7 +33,7 @@ from .state import Ema, averaged, export, load_state, save_state
 from .steps import CoarseStep, RefinerStep, trusted_attention, with_guide
 from .teacher import Teacher
 
-__all__ = ["Stage", "TrainConfig", "Validation", "train"]
+__all__ = ["TrainConfig", "TrainStage", "Validation", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def train(
         # gloo beside nccl: what the processes agree on about the run lies on the CPU
         dist.init_process_group("cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
-        return _Run(config, out, target, world, rank, model).train(save_every, validation, packed or out / "data")
+        return _TrainRun(config, out, target, world, rank, model).train(save_every, validation, packed or out / "data")
     except torch.OutOfMemoryError as e:
         raise ActiveFreqError(
             f"batch {config.batch} at {max(size for _, size in config.sizes)} pixels does not fit into the memory of "
@@ -137,7 +137,7 @@ def pick_device(name: str, world: int = 1) -> torch.device:
     return target
 
 
-class _Run:
+class _TrainRun:
     """One call of `train`."""
 
     def __init__(

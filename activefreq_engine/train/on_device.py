@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..conventions import THRESHOLD
+from ..conventions import OUTLINED, THRESHOLD
 from ..kernels.click_maps import click_maps
 from ..kernels.distance import distance_transform
 from ..models import normalise
@@ -24,7 +24,7 @@ from .config import TrainConfig
 from .losses import coarse_loss
 from .prompts import INWARD, OUTWARD, SCRIBBLE
 from .sampler import CLICK, PROMPT, Sampler, between, chance
-from .simulate import DEEPEST, OUTLINED, PROMPTS
+from .simulate import DEEPEST, PROMPTS
 from .state import Ema
 from .steps import CoarseStep, keep_norms, trusted_attention
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..types import Box
 
-Prompt = Literal["click", "box", "lasso", "scribble"]
+PromptKind = Literal["click", "box", "lasso", "scribble"]
 OUTWARD, INWARD = 0.2, 0.05
 """Half of the boxes are exact; the sides of the others lie up to OUTWARD of the object's extent outside it, or up to
 INWARD inside: people cut off little and leave room."""

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..acselect import AcSelect
-from ..conventions import SLOTS, THRESHOLD
+from ..conventions import OUTLINED, SLOTS, THRESHOLD
 from ..kernels.click_maps import click_maps
 from ..models import FreqFormer
 from ..models.freqformer import GuidedFeatures, ImageFeatures
-from .prompts import Prompt, lasso, loose_box, scribble
+from .prompts import PromptKind, lasso, loose_box, scribble
 
 Clicker = Literal["ritm", "acselect"]
 CLICKERS = {
@@ -26,13 +26,10 @@ CLICKERS = {
 
 DEEPEST = 0.6  # share of clicks that fall on the deepest pixel of their region
 
-
-OUTLINED = 0.5
-"""The previous answer inside of a first box or lasso: here it may be.  Outside it is 0."""
 SCRIBBLED = 0.1
 """Share of corrections that are scribbles, in runs whose first prompts may be."""
 
-Shares = tuple[tuple[Prompt, float], ...]
+Shares = tuple[tuple[PromptKind, float], ...]
 CLICKS: Shares = (("click", 1.0),)
 PROMPTS: Shares = (("click", 0.7), ("box", 0.12), ("scribble", 0.1), ("lasso", 0.08))
 """Shares of first prompts."""

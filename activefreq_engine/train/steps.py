@@ -25,7 +25,7 @@ from ..session.boxes import clamp, expand
 from .losses import coarse_loss, feature_loss, refiner_loss
 from .simulate import CLICKS, THRESHOLD, ClickBatch, Clicker, Shares, simulate
 
-Features = ImageFeatures | GuidedFeatures
+EncodedFeatures = ImageFeatures | GuidedFeatures
 
 
 def trusted_attention() -> AbstractContextManager[None]:
@@ -53,7 +53,7 @@ def keep_norms(model: nn.Module, frozen: bool) -> None:
         norm.train(not frozen)
 
 
-class Look:
+class FrozenGuide:
     """What a network's guide sees of images, without gradient; nothing where it has none.
 
     Not a module: what it holds is stored with the network already.
@@ -96,7 +96,7 @@ class CoarseStep(nn.Module):
         self.teacher_head = nn.Conv2d(channels[2] + channels[3], teacher_channels, 1) if teacher_channels else None
         if model.refiner is not None:
             model.refiner.requires_grad_(False)
-        self.look = Look(model)
+        self.look = FrozenGuide(model)
 
     def forward(
         self,
@@ -135,7 +135,7 @@ class CoarseStep(nn.Module):
         return loss + teacher_weight * feature_loss(told, teacher, labels)
 
 
-def _repeated(features: Features, times: int) -> Features:
+def _repeated(features: EncodedFeatures, times: int) -> EncodedFeatures:
     """Features `[B, ...]` as those of `B * times` samples; one after the other belong to one crop."""
     if times == 1:
         return features
@@ -174,7 +174,7 @@ class RefinerStep(nn.Module):
         self.model = model
         self.clicker, self.prompts = clicker, prompts
         self.frozen = False  # BatchNorm's statistics, see `keep_norms`
-        self.look = Look(model)
+        self.look = FrozenGuide(model)
         model.requires_grad_(False)
         model.refiner.requires_grad_(True)
 

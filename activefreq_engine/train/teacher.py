@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import DatasetError
 
-STRIDE = 16  # image pixels of a feature cell, for the teacher and for the crops
+TEACHER_STRIDE = 16  # image pixels of a feature cell, for the teacher and for the crops
 
 
 class Teacher:
@@ -64,8 +64,8 @@ class Teacher:
             size (int): side of the crop, a multiple of 16.
         """
         # two samples a cell and direction, then their mean: a large crop's cells are larger than the teacher's
-        step = STRIDE / 2
-        centres = (np.arange(size // STRIDE * 2) + 0.5) * step - 0.5
+        step = TEACHER_STRIDE / 2
+        centres = (np.arange(size // TEACHER_STRIDE * 2) + 0.5) * step - 0.5
         u, v = np.meshgrid(centres, centres)
         xy = np.stack([u, v, np.ones_like(u)], axis=-1) @ affine.T
         # -1..1 spans the padded square

@@ -49,6 +49,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from activefreq_engine import create_model
+from activefreq_engine.conventions import SLOTS, THRESHOLD
 from activefreq_engine.models.mit import MIT_SPECS
 from activefreq_engine.models.registry import CONFIGS
 from activefreq_engine.runtime.engine import SIZES
@@ -131,7 +132,7 @@ def mask_output_call(low: tuple[int, int], high: tuple[int, int], dtype: torch.d
     logits = torch.empty(1, 1, *low, dtype=dtype, device="meta")
     previous = torch.empty(1, *high, dtype=torch.bool, device="meta")
     probs, changed = torch.empty(1, *high, device="meta"), torch.empty(1, 4, dtype=torch.int32, device="meta")
-    return mask_output.kernel_call(logits, previous, MaskOutput(probs, previous, probs, changed), 0.49)
+    return mask_output.kernel_call(logits, previous, MaskOutput(probs, previous, probs, changed), THRESHOLD)
 
 
 def mask_bits_call() -> KernelCall:
@@ -234,7 +235,7 @@ def configurations() -> Iterator[Configuration]:
         yield Configuration(name, mask_output_call((64, 64), (256, 256), dtype), False, quick=dtype == torch.float32)
     yield Configuration("mask_output odd", mask_output_call((31, 45), (123, 179), torch.float32), False)
     yield Configuration("mask_output one pixel", mask_output_call((1, 1), (1, 1), torch.float32), False)
-    yield Configuration("click_maps 24+24 256x256", click_maps_call(24, 256, 256), False, quick=True)
+    yield Configuration("click_maps 24+24 256x256", click_maps_call(SLOTS, 256, 256), False, quick=True)
     yield Configuration("click_maps odd", click_maps_call(1, 1, 45), False)
     yield Configuration("mask_bits", mask_bits_call(), False, quick=True)
     yield from fused()

@@ -131,7 +131,7 @@ def dry_steps(out: Path) -> list[CheckStep]:
         CheckStep("masks", 9, f"bench.gpu.masks --dry-run --out {folder}"),
         CheckStep("painting", 9, f"bench.gpu.painting --dry-run --out {folder}"),
         CheckStep("kernel tests", 9, f"{tests} tests/kernels/test_distance_cuda.py -k fixed_form"),
-        CheckStep("click tests", 9, f"{tests} tests/runtime/test_contexts.py -k parcel"),
+        CheckStep("click tests", 9, f"{tests} tests/runtime/test_contexts.py -k transfer"),
         CheckStep("memcheck", 9, "tests.cuda_on_host.exercise --atomic-reads --batches 2 --side 20"),
         CheckStep("racecheck", 9, "", lacks="on the CPU it is memcheck"),
         CheckStep("ladder", 9, f"bench.speed.ladder --plot --out {folder} --pictures {folder}"),

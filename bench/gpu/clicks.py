@@ -29,6 +29,7 @@ import torch
 from tqdm import tqdm
 
 from activefreq_engine import Click, Engine, Session, click_batch, create_model
+from activefreq_engine.conventions import SLOTS
 from activefreq_engine.runtime.engine import SIZES, RefineRequest, StepRequest
 from activefreq_engine.runtime.plan.fused import OPS
 from bench.speed import ladder
@@ -111,8 +112,8 @@ def stages(device: str, dry: bool) -> dict[str, float]:
 def requests(engine: Engine, side: int, batch: int) -> tuple[list[StepRequest], list[RefineRequest]]:
     """Next clicks on known images, and focus boxes of their answers."""
     rng = np.random.default_rng(0)
-    points = np.full((48, 2), -1, np.float32)
-    points[0], points[24] = (0.4 * side, 0.5 * side), (0.9 * side, 0.1 * side)
+    points = np.full((2 * SLOTS, 2), -1, np.float32)
+    points[0], points[SLOTS] = (0.4 * side, 0.5 * side), (0.9 * side, 0.1 * side)
     fresh = [
         StepRequest(rng.integers(0, 256, (side, side, 3), np.uint8), None, rng.random((side, side), np.float32), points)
         for _ in range(batch)

@@ -18,11 +18,11 @@ from tqdm import tqdm
 from activefreq_engine.runtime.engine import SIZES
 from bench.gpu.ops import CHANNELS, interpret
 
-Case = tuple[int, int, torch.dtype, bool, bool]
+ShapeCase = tuple[int, int, torch.dtype, bool, bool]
 """Channels, side of the map, dtype, whether channels are last, and whether there is a residual."""
 
 
-def cases(dry: bool) -> Iterator[Case]:
+def cases(dry: bool) -> Iterator[ShapeCase]:
     """The slowest first."""
     if dry:
         yield 4, 3, torch.float16, True, True
@@ -37,7 +37,7 @@ def cases(dry: bool) -> Iterator[Case]:
                 yield channels, side, torch.float32, False, True
 
 
-def compile_one(case: Case, device: str) -> None:
+def compile_one(case: ShapeCase, device: str) -> None:
     """By a launch, so that it is the very kernel that launches look for."""
     channels, side, dtype, last, residual = case
     quarter, half = channels // 4, side // 2 + 1

@@ -30,6 +30,7 @@ from activefreq_engine.kernels.region_stats import cupy_impl as regions
 from activefreq_engine.kernels.region_stats import fixed, region_stats
 from tqdm import tqdm
 
+from activefreq_engine.conventions import SLOTS, THRESHOLD
 from bench.tools import rows
 from bench.tools.machine import Machine, Run
 from bench.tools.measurements import Check
@@ -138,7 +139,7 @@ def check_click_maps(check: Check) -> str:
     device, side = check.machine.device, 24 if check.dry else 512
     points = torch.full((1, 48, 2), -1.0)
     points[:, :20] = torch.rand(1, 20, 2) * side
-    points[:, 24:30] = torch.rand(1, 6, 2) * side
+    points[:, SLOTS : SLOTS + 6] = torch.rand(1, 6, 2) * side
     expected = click_maps(points, side, side, backend="reference")
     points = points.to(device)
 
@@ -165,7 +166,7 @@ def check_mask_output(check: Check) -> str:
     def right(out: Any) -> float:
         error = (out.probs.cpu() - expected.probs).abs().max().item()
         assert error <= 1e-5
-        clear = (expected.probs - 0.49).abs() > 1e-5
+        clear = (expected.probs - THRESHOLD).abs() > 1e-5
         assert torch.equal(out.mask.cpu()[clear], expected.mask[clear])
         assert (out.entropy.cpu() - expected.entropy).abs().max() <= 1e-4
         return error

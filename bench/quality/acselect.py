@@ -31,8 +31,8 @@ from activefreq_engine.acselect import RGU_VARIANTS, AcSelect
 from activefreq_engine.eval import Dataset, Report, evaluate, load_dataset, metrics, read_json, write_json
 from activefreq_engine.eval.clickers import AcSelectClicker, ClickerFactory, RitmClicker
 from activefreq_engine.eval.report import dataset_digest
-from activefreq_engine.eval.runner import weights_digest
 from activefreq_engine.files import write_file
+from activefreq_engine.runtime.engine import stored_digest
 
 RITM = "ritm"
 FOLLOWERS = {"suggest-first": 1, "suggest-any": 3}
@@ -184,7 +184,7 @@ class Runs:
         """Where the run of a variant is, or will be."""
         known = clickers() | {follower: (f"{follower} {AcSelect()!r}", None) for follower in FOLLOWERS}
         what = known[name] if isinstance(known[name], str) else known[name][0]
-        parts = weights_digest(self.model), dataset_digest(self.data), sorted(self.options.items()), what
+        parts = stored_digest(self.model), dataset_digest(self.data), sorted(self.options.items()), what
         return self.folder / f"{name}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}{suffix}"
 
     def get(self, name: str) -> Report | None:
@@ -364,7 +364,7 @@ def write_tables(runs: Runs, out: Path) -> str:
             summary.append(suggestion_summary(name, report, reports.get(RITM), offers))
     write_csv(out / "suggestions.csv", offered)
     head = f"{runs.data.name}, {len(runs.data.samples)} samples; {Path(runs.model).stem}, weights sha256 "
-    head += f"{weights_digest(runs.model)[:12]}; " + ", ".join(f"{k} {v}" for k, v in runs.options.items())
+    head += f"{stored_digest(runs.model)[:12]}; " + ", ".join(f"{k} {v}" for k, v in runs.options.items())
     text = markdown(head, robots, offered, "\n".join(summary))
     write_file(out / "acselect.md", text.encode())
     return text

@@ -91,7 +91,7 @@ def grid(known: NDArray[np.bool_], scaled: tuple[int, int]) -> Tensor:
     return torch.stack([x[free] * scaled[1], y[free] * scaled[0]], dim=-1)
 
 
-def left_out(known: NDArray[np.bool_], found: list[tuple[float, NDArray[np.bool_]]]) -> NDArray[np.uint16]:
+def new_objects(known: NDArray[np.bool_], found: list[tuple[float, NDArray[np.bool_]]]) -> NDArray[np.uint16]:
     """The new objects: uint16 `[H, W]`, 0 or the number of the object, better ones first.
 
     Args:
@@ -155,7 +155,7 @@ def main(
             objects += int(np.asarray(Image.open(target)).max())
             continue
         known = np.logical_or.reduce([sample.load_mask() > 0 for sample in samples])
-        labels = left_out(known, proposals(sam, samples[0].load_image(), known))
+        labels = new_objects(known, proposals(sam, samples[0].load_image(), known))
         if not labels.any():
             continue
         objects += int(labels.max())

@@ -21,9 +21,9 @@ from tqdm import tqdm
 from activefreq_engine import Click, Session
 from activefreq_engine.eval import Dataset, Report, load_dataset, metrics, read_json
 from activefreq_engine.eval.report import dataset_digest
-from activefreq_engine.eval.runner import weights_digest
 from activefreq_engine.files import beside
 from activefreq_engine.overlay import draw_mask, draw_prompts, font
+from activefreq_engine.runtime.engine import stored_digest
 from activefreq_engine.types import Box
 
 SHOWN = (1, 2, 5)
@@ -164,7 +164,7 @@ def main(
     about = measured.settings.about
     if dataset_digest(found) != measured.settings.dataset_digest:
         raise typer.BadParameter(f"{report} is of other data than {data}")
-    if about.get("weights_sha256") != weights_digest(model):
+    if about.get("weights_sha256") != stored_digest(model):
         raise typer.BadParameter(f"{report} is of other weights than {model}; evaluate again or name the checkpoint")
     session = Session(
         model,

@@ -66,7 +66,7 @@ CASES = (
 )
 
 
-class Answers:
+class StandInExecutor:
     """An executor without a model: a disk, a little different each time."""
 
     precision = "fp32"
@@ -161,7 +161,7 @@ class StandInEngine(Engine):
 
     def __init__(self, case: Case) -> None:
         super().__init__(torch.nn.Identity(), "cpu", size=SIZE, plan=False)
-        self._executor = self.answers = Answers(case)
+        self._executor = self.answers = StandInExecutor(case)
 
 
 def piece() -> int:

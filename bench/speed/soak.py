@@ -39,11 +39,11 @@ STEPS = 60
 """A session that has so many steps on its picture goes on to another picture."""
 
 
-class _Features(NamedTuple):
+class _StandInFeatures(NamedTuple):
     image: Tensor
 
 
-class _Coarse(NamedTuple):
+class _StandInCoarse(NamedTuple):
     logits: Tensor
     embedding: Tensor
 
@@ -56,14 +56,14 @@ class StandInNetwork(nn.Module):
         self.config = SimpleNamespace(refine_size=64, click_radius=5.0)
         self.refiner = nn.Identity()
 
-    def encode_image(self, image: Tensor) -> _Features:
-        return _Features(image[:, :1])
+    def encode_image(self, image: Tensor) -> _StandInFeatures:
+        return _StandInFeatures(image[:, :1])
 
-    def decode_clicks(self, features: _Features, clicks: Tensor) -> _Coarse:
+    def decode_clicks(self, features: _StandInFeatures, clicks: Tensor) -> _StandInCoarse:
         logits = _near(clicks[:, 1:2] - clicks[:, 2:3]) + 2 * clicks[:, :1] - 2
-        return _Coarse(logits, logits)
+        return _StandInCoarse(logits, logits)
 
-    def refine(self, coarse: _Coarse, boxes: Tensor, image_crop: Tensor, disks: Tensor) -> Tensor:
+    def refine(self, coarse: _StandInCoarse, boxes: Tensor, image_crop: Tensor, disks: Tensor) -> Tensor:
         return _near(disks[:, :1] - disks[:, 1:])
 
 

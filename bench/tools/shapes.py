@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from activefreq_engine.conventions import network_shapes
 from activefreq_engine.runtime.engine import SIZES
-from activefreq_engine.session.zoom import network_shape
 
 Map = tuple[int, int, int]
 """(C', H, W): channels of a quarter of a FreqModule, height and width."""
-
-
-def network_shapes(size: int) -> list[tuple[int, int]]:
-    """Every (height, width) of the network's input at one size, whatever the region: tall ones, wide ones, a square."""
-    boxes = [box for n in range(1, size + 1) for box in ((0, 0, n, size), (0, 0, size, n))]
-    return sorted({network_shape(box, size) for box in boxes})
 
 
 def level_maps(channels: Iterable[int], shape: tuple[int, int]) -> list[Map]:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from bench.quality import second_labeller
-from bench.quality.second_labeller import GRID, SHARED, SMALLEST, grid, left_out, proposals
+from bench.quality.second_labeller import GRID, SHARED, SMALLEST, grid, new_objects, proposals
 
 
 def disk(shape, x, y, radius):
@@ -76,13 +76,13 @@ def test_new_objects_are_apart():
     speck, known_again = disk(shape, 90, 10, 1), disk(shape, 22, 20, 15)
     assert speck.sum() < SMALLEST * 100 * 100
     found = [(0.99, known_again), (0.98, whole), (0.97, part), (0.96, np.ones(shape, bool)), (0.95, beside)]
-    labels = left_out(known, found)
+    labels = new_objects(known, found)
     assert labels.dtype == np.uint16
     assert labels.max() == 2
     assert (labels[whole] == 1).all()
     assert ((labels == 2) == (beside & ~whole)).all()
     assert (beside & whole).sum() <= SHARED * beside.sum()
-    assert not left_out(np.ones(shape, bool), found).any()
+    assert not new_objects(np.ones(shape, bool), found).any()
 
 
 def test_a_set_is_written(tmp_path, monkeypatch, rng):

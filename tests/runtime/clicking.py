@@ -8,7 +8,7 @@ import torch
 
 from activefreq_engine import Engine, Session
 from activefreq_engine.runtime.engine import StepRequest
-from activefreq_engine.runtime.graphs.contexts import ClickContext, Contexts, Parcel
+from activefreq_engine.runtime.graphs.contexts import ClickContext, Contexts, Transfer
 
 
 def slots(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
@@ -32,7 +32,7 @@ def buffers(engine: Engine) -> Iterator[Any]:
         for context in bucket._made.values():
             outbox = vars(context).get("_outbox")
             for value in (*vars(context).values(), *(vars(outbox).values() if outbox else ())):
-                if isinstance(value, Parcel):
+                if isinstance(value, Transfer):
                     yield from value.arrays.values()
                     yield from value.tensors.values()
                 elif isinstance(value, tuple):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from activefreq_engine.runtime.graphs.contexts import Work
+from activefreq_engine.runtime.graphs.contexts import Recordable
 
 FORBIDDEN = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "bincount", "equal"}
 """Operators that wait for a device: to hand over a number, or to learn the size of a result."""
@@ -23,7 +23,7 @@ class Eager:
     def active(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def capture(self, work: Work) -> Work:
+    def capture(self, work: Recordable) -> Recordable:
         return work
 
     def wait(self) -> None:
@@ -101,7 +101,7 @@ class FakeGraphs:
         finally:
             self._active = False
 
-    def capture(self, work: Work) -> Work:
+    def capture(self, work: Recordable) -> Recordable:
         assert self._active
         self.captures += 1
         work()  # as a warm-up: what is made once is not in the graph

@@ -14,7 +14,7 @@ from activefreq_engine.models import FreqFormer
 from activefreq_engine.runtime import levels
 from activefreq_engine.runtime.engine import RefineRequest, StepRequest
 from activefreq_engine.runtime.graphs import contexts
-from activefreq_engine.runtime.graphs.contexts import BATCHES, Contexts, Parcel
+from activefreq_engine.runtime.graphs.contexts import BATCHES, Contexts, Transfer
 from activefreq_engine.runtime.levels import probabilities
 from activefreq_engine.runtime.plan import Folded
 
@@ -246,22 +246,22 @@ def test_the_imitation_finds_out_what_a_graph_cannot_do():
         assert replay()[0].tolist() == [7, 7, 7]
 
 
-def test_parcel_keeps_its_parts_apart(rng):
+def test_transfer_keeps_its_parts_apart(rng):
     parts = {"a": ((3, 5), torch.uint8), "b": ((2, 7), torch.float32), "c": ((1,), torch.float64)}
-    parcel = Parcel(torch.device("cpu"), **parts)
+    transfer = Transfer(torch.device("cpu"), **parts)
     values = {
         "a": rng.integers(0, 256, (3, 5), np.uint8),
         "b": rng.random((2, 7), np.float32),
         "c": rng.random(1),
     }
     for name, value in values.items():
-        parcel.write(name, value)
-    assert not any(t.any() for t in parcel.tensors.values())
-    parcel.send()
+        transfer.write(name, value)
+    assert not any(t.any() for t in transfer.tensors.values())
+    transfer.send()
     for name, value in values.items():
-        assert np.array_equal(parcel.tensors[name].numpy(), value)
-        assert parcel.tensors[name].data_ptr() % Parcel.ALIGNMENT == 0
-        parcel.tensors[name].fill_(3)
-        assert np.array_equal(parcel.arrays[name], value)
-    parcel.fetch()
-    assert all((a == 3).all() for a in parcel.arrays.values())
+        assert np.array_equal(transfer.tensors[name].numpy(), value)
+        assert transfer.tensors[name].data_ptr() % Transfer.ALIGNMENT == 0
+        transfer.tensors[name].fill_(3)
+        assert np.array_equal(transfer.arrays[name], value)
+    transfer.fetch()
+    assert all((a == 3).all() for a in transfer.arrays.values())

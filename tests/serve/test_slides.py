@@ -113,4 +113,4 @@ def test_a_huge_picture_without_levels_is_made_smaller(tmp_path: Path, monkeypat
     assert pictures.is_slide(tmp_path / "flat.tif", WIDTH * HEIGHT - 1)
     found = pictures.read_region(tmp_path / "flat.tif", "flat.tif", None)
     assert found.height * found.width == pytest.approx(10_000, rel=0.02)
-    assert found.region == pictures.Region((0, 0, WIDTH, HEIGHT), WIDTH, HEIGHT)
+    assert found.region == pictures.SlideRegion((0, 0, WIDTH, HEIGHT), WIDTH, HEIGHT)

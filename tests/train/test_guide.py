@@ -46,9 +46,9 @@ def test_a_run_gives_a_network_a_guide_and_resumes(pairs: Path, tmp_path: Path) 
         if self.step == 3:
             raise KeyboardInterrupt
 
-    update = loop._Run._update
+    update = loop._TrainRun._update
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(loop._Run, "_update", killed)
+        m.setattr(loop._TrainRun, "_update", killed)
         with pytest.raises(KeyboardInterrupt):
             train(tiny(pairs, steps=6, **kwargs), tmp_path / "cut", device="cpu", save_every=0)
     again = load_file(train(tiny(pairs, steps=6, **kwargs), tmp_path / "cut", device="cpu"))

@@ -188,7 +188,7 @@ def test_an_update_is_that_of_the_loop(pairs, packed, frozen, monkeypatch, rng):
     """The loop's step on the same samples and clicks: the same loss, weights, statistics and averages."""
     config = tiny(pairs, iterations=((2, 1.0),))
     steps, twin = steps_of(packed, config), steps_of(packed, config)
-    run = loop._Run(config, packed, CPU, 1, 0)
+    run = loop._TrainRun(config, packed, CPU, 1, 0)
     run.model, run.step_module, run.scaler, run.step = twin.model, twin.module, None, 7
     run.ema = Ema(twin.model, 0.9)
     run.optimizer = torch.optim.AdamW(parameter_groups(twin.module, 0.02), lr=1e-3)

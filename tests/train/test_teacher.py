@@ -107,7 +107,7 @@ def test_a_run_learns_from_a_teacher_and_resumes(tmp_path, pairs):
     assert any((a != b).any() for a, b in zip(load_file(whole).values(), load_file(plain).values(), strict=True))
     # a run that is cut in two ends alike
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Run, "_update", interrupted_after(5, loop._Run._update))
+        patch.setattr(loop._TrainRun, "_update", interrupted_after(5, loop._TrainRun._update))
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "cut", device="cpu", packed=packed, save_every=0)
     train(config, tmp_path / "cut", device="cpu", packed=packed)

@@ -57,8 +57,8 @@ def ranks(data: Path, out: Path) -> None:
     torch.set_num_threads(1)
     rank = os.environ["RANK"]
     asked: list[int] = []
-    runs: list[loop._Run] = []
-    get, build = PackedDataset.__getitem__, loop._Run._build
+    runs: list[loop._TrainRun] = []
+    get, build = PackedDataset.__getitem__, loop._TrainRun._build
 
     def noted(self, item):
         asked.append(item[0])
@@ -69,7 +69,7 @@ def ranks(data: Path, out: Path) -> None:
         return build(self)
 
     PackedDataset.__getitem__ = noted  # type: ignore[method-assign]
-    loop._Run._build = kept  # type: ignore[method-assign]
+    loop._TrainRun._build = kept  # type: ignore[method-assign]
     train(tiny(data, batch=2, hours=3 / 3600), out / "run", device="cpu")
     digest = hashlib.sha256()
     for p in runs[0].model.parameters():

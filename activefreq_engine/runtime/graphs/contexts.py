@@ -28,7 +28,7 @@ from activefreq_engine.models import IMAGE_MEAN, IMAGE_STD, Coarse, FreqFormerCo
 from activefreq_engine.runtime import levels
 from activefreq_engine.runtime.levels import Found
 from activefreq_engine.runtime.painting import WORDS, Easel, Painted, PaintRequest, joined
-from activefreq_engine.runtime.plan.plan import Features, Plan
+from activefreq_engine.runtime.plan.plan import Plan, PlanFeatures
 from activefreq_engine.runtime.plan.planned import Planned
 
 BATCHES = (1, 2, 4, 8)
@@ -38,7 +38,7 @@ of the largest."""
 SHAPES_KEPT = 32
 """Network shapes whose contexts stay in memory: an engine of 512 pixels has 31."""
 
-Work = Callable[[], tuple[Tensor, ...]]
+Recordable = Callable[[], tuple[Tensor, ...]]
 """A function that reads buffers and returns its results, which stay on the device."""
 
 
@@ -50,14 +50,14 @@ class Replayer(Protocol):
     def active(self) -> AbstractContextManager[None]:
         """A context manager; everything between buffers and results happens within it."""
 
-    def capture(self, work: Work) -> Work:
+    def capture(self, work: Recordable) -> Recordable:
         """The same work in a form that can be replayed."""
 
     def wait(self) -> None:
         """Wait until everything that was started is done."""
 
 
-class Parcel:
+class Transfer:
     """Arrays that go to the device, or come from it, together: in one copy, and in memory that does not move.
 
     Args:
@@ -102,14 +102,14 @@ class Context(ABC):
 
     def __init__(self, replayer: Replayer) -> None:
         self._replayer = replayer
-        self._replay: Work | None = None
+        self._replay: Recordable | None = None
 
     @abstractmethod
     def run(self) -> tuple[Tensor, ...]:
         """The work: a fixed sequence of operations on buffers.  A replay repeats the operations, not the Python
         code."""
 
-    def ready(self) -> Work:
+    def ready(self) -> Recordable:
         """A function that replays `run`.  It is captured on first use; the capture overwrites what `run` writes."""
         if self._replay is None:
             self._replay = self._replayer.capture(self.run)
@@ -144,15 +144,15 @@ class PrepareContext(Context):
         super().__init__(replayer)
         self._plan = plan
         self._image = _Image(replayer.device)
-        self._parcel = Parcel(replayer.device, crops=((batch, plan.height, plan.width, 3), torch.uint8))
+        self._transfer = Transfer(replayer.device, crops=((batch, plan.height, plan.width, 3), torch.uint8))
 
-    def run(self) -> Features:
-        self._parcel.send()
-        return self._plan.prepare(self._image(self._parcel.tensors["crops"]))
+    def run(self) -> PlanFeatures:
+        self._transfer.send()
+        return self._plan.prepare(self._image(self._transfer.tensors["crops"]))
 
-    def __call__(self, crops: Sequence[NDArray[np.uint8]]) -> list[Features]:
+    def __call__(self, crops: Sequence[NDArray[np.uint8]]) -> list[PlanFeatures]:
         """`ProjectedFeatures` of each crop, in their own memory."""
-        self._parcel.write("crops", crops)
+        self._transfer.write("crops", crops)
         out = self.replay()
         return [type(out)(*(t[k : k + 1].clone() for t in out)) for k in range(len(crops))]
 
@@ -162,7 +162,7 @@ class _Outbox:
 
     def __init__(self, batch: int, height: int, width: int, device: torch.device) -> None:
         shape = (batch, height, width)
-        self._parcel = Parcel(
+        self._transfer = Transfer(
             device, levels=(shape, torch.uint16), total=((batch,), torch.float32), found=((batch, 8), torch.int32)
         )
         self.given: list[weakref.ref[NDArray[np.uint16]] | None] = [None] * batch
@@ -175,27 +175,27 @@ class _Outbox:
         if given is not None and given() is values:
             return
         self.given[row] = None
-        array = self._parcel.arrays["levels"][row]
+        array = self._transfer.arrays["levels"][row]
         array[...] = values if values.dtype == np.uint16 else np.rint(values * np.float32(levels.ONE))
-        self._parcel.tensors["levels"][row].copy_(torch.from_numpy(array), non_blocking=True)
+        self._transfer.tensors["levels"][row].copy_(torch.from_numpy(array), non_blocking=True)
 
     @property
     def levels(self) -> levels.Levels:
         """The memory for the answer, on the device."""
-        return levels.Levels(self._parcel.tensors["levels"], self._parcel.tensors["total"])
+        return levels.Levels(self._transfer.tensors["levels"], self._transfer.tensors["total"])
 
     @property
     def found(self) -> tuple[Tensor, NDArray[np.int32]]:
         """The boxes, on the device and on the host, int32 `[B, 8]` as `kernels.mask_bits` writes them."""
-        return self._parcel.tensors["found"], self._parcel.arrays["found"]
+        return self._transfer.tensors["found"], self._transfer.arrays["found"]
 
     def fetch(self) -> None:
         """Start the copy of everything to the host."""
-        self._parcel.fetch()
+        self._transfer.fetch()
 
     def read(self, items: int) -> list[Found]:
         """Copies of the first items; call it after they have arrived."""
-        arrays = self._parcel.arrays
+        arrays = self._transfer.arrays
         found = [Found(arrays["levels"][k].copy(), float(arrays["total"][k])) for k in range(items)]
         for k, item in enumerate(found):
             item.levels.flags.writeable = False  # so that the device goes on holding the same numbers
@@ -211,7 +211,7 @@ class ClickContext(Context):
         plan: Plan,
         batch: int,
         radius: float,
-        like: Features,
+        like: PlanFeatures,
         shelf: Shelf,
         replayer: Replayer,
         easel: Easel | None = None,
@@ -220,15 +220,15 @@ class ClickContext(Context):
         self._plan, self._radius, self._shelf, self._easel = plan, radius, shelf, easel
         before = {} if plan.fused else {"previous": ((batch, plan.height, plan.width), torch.float32)}
         small = {"points": ((batch, 2 * SLOTS, 2), torch.float32), "asked": ((batch, 8), torch.int32)}
-        self._parcel = Parcel(replayer.device, **before, **small)
+        self._transfer = Transfer(replayer.device, **before, **small)
         self._features = tuple(_rows(t, batch) for t in like)
         self.held: list[weakref.ref[Tensor] | None] = [None] * batch
         """The features that each row holds: while a region stays the same, they need not be copied again."""
         self._outbox = _Outbox(batch, plan.height, plan.width, replayer.device)
 
     def run(self) -> Coarse:
-        self._parcel.send()
-        points = self._parcel.tensors["points"]
+        self._transfer.send()
+        points = self._transfer.tensors["points"]
         if self._plan.fused is not None:
             c1, p1 = self._features  # with a guide there would be more, and no fused kernels
             found = self._outbox.levels  # holds the previous answer, which is read, and then the new one
@@ -236,7 +236,7 @@ class ClickContext(Context):
             self._paint()
             self._outbox.fetch()
             return kept
-        previous = self._parcel.tensors["previous"]
+        previous = self._transfer.tensors["previous"]
         disks = click_maps(points, self._plan.height, self._plan.width, radius=self._radius)
         answer: Coarse = self._plan.click(*self._features, torch.cat([previous[:, None], disks], dim=1))
         levels.write(answer.logits, self._outbox.levels)
@@ -246,11 +246,11 @@ class ClickContext(Context):
 
     def _paint(self) -> None:
         if self._easel is not None:
-            self._easel.paint(self._outbox.levels.levels, self._parcel.tensors["asked"], self._outbox.found[0])
+            self._easel.paint(self._outbox.levels.levels, self._transfer.tensors["asked"], self._outbox.found[0])
 
     def __call__(
         self,
-        features: Sequence[Features],
+        features: Sequence[PlanFeatures],
         previous: Sequence[NDArray[Any]],
         points: Sequence[NDArray[np.float32]],
         wanted: Sequence[PaintRequest | None] = (),
@@ -260,12 +260,12 @@ class ClickContext(Context):
         Masks that are wanted are painted if there is an easel.
         """
         if self._plan.fused is None:
-            self._parcel.write("previous", [levels.probabilities(p) for p in previous])
+            self._transfer.write("previous", [levels.probabilities(p) for p in previous])
         else:
             self.ready()
             for k, values in enumerate(previous):
                 self._outbox.hold(k, values)
-        self._parcel.write("points", points)
+        self._transfer.write("points", points)
         for k, item in enumerate(features):
             held = self.held[k]
             if held is None or held() is not item.c1:
@@ -291,7 +291,7 @@ class ClickContext(Context):
 
     def _ask(self, wanted: Sequence[PaintRequest | None]) -> tuple[dict[int, PaintRequest], NDArray[np.int32]]:
         """The requests that will be painted, by row, and a copy of what is asked of `kernels.mask_bits`."""
-        asked = self._parcel.arrays["asked"]
+        asked = self._transfer.arrays["asked"]
         asked[...] = 0
         if self._easel is None:
             return {}, asked
@@ -314,9 +314,9 @@ class ClickContext(Context):
         parts = [painted]
         for top in range(at_once, height, at_once):
             asked[3:5] = top, min(at_once, height - top)
-            self._parcel.arrays["asked"][...] = 0
-            self._parcel.arrays["asked"][row] = asked
-            self._parcel.send()
+            self._transfer.arrays["asked"][...] = 0
+            self._transfer.arrays["asked"][row] = asked
+            self._transfer.send()
             self._paint()
             self._outbox.fetch()
             easel.fetch(row, request, int(asked[4]))
@@ -332,7 +332,7 @@ class RefineContext(Context):
         super().__init__(replayer)
         self._plan, self._side, self._radius = plan, side, radius
         self._image = _Image(replayer.device)
-        self._parcel = Parcel(
+        self._transfer = Transfer(
             replayer.device,
             boxes=((batch, 4), torch.float32),
             points=((batch, 2 * SLOTS, 2), torch.float32),
@@ -343,8 +343,8 @@ class RefineContext(Context):
 
     def run(self) -> tuple[()]:
         assert self._plan.refine is not None
-        self._parcel.send()
-        parts = self._parcel.tensors
+        self._transfer.send()
+        parts = self._transfer.tensors
         disks = click_maps(parts["points"], self._side, self._side, radius=self._radius)
         image = self._image(parts["crops"])
         logits, embedding = self._coarse
@@ -360,9 +360,9 @@ class RefineContext(Context):
         points: Sequence[NDArray[np.float32]],
     ) -> list[Found]:
         """Probabilities `[S, S]` on each box.  Waits for the device."""
-        self._parcel.write("boxes", [np.array(b, np.float32) for b in boxes])
-        self._parcel.write("points", points)
-        self._parcel.write("crops", crops)
+        self._transfer.write("boxes", [np.array(b, np.float32) for b in boxes])
+        self._transfer.write("points", points)
+        self._transfer.write("crops", crops)
         self._put(self._coarse, [(c.logits, c.embedding) for c in coarse])
         self.replay()
         self._replayer.wait()
@@ -411,7 +411,7 @@ class _Bucket:
     def prepare(self, batch: int) -> PrepareContext:
         return self._get(PrepareContext, batch, lambda: PrepareContext(self.plan, batch, self._replayer))
 
-    def click(self, batch: int, like: Features) -> ClickContext:
+    def click(self, batch: int, like: PlanFeatures) -> ClickContext:
         radius = self._config.click_radius
         return self._get(
             ClickContext,
@@ -452,8 +452,8 @@ class Contexts:
     def active(self) -> AbstractContextManager[None]:
         return self._replayer.active()
 
-    def prepare(self, crops: Sequence[NDArray[np.uint8]]) -> list[Features]:
-        features: list[Features] = []
+    def prepare(self, crops: Sequence[NDArray[np.uint8]]) -> list[PlanFeatures]:
+        features: list[PlanFeatures] = []
         folded = self.model.folded()
         if folded is not self._folded:  # the weights have changed
             self._folded = folded
@@ -465,7 +465,7 @@ class Contexts:
 
     def click(
         self,
-        features: Sequence[Features],
+        features: Sequence[PlanFeatures],
         previous: Sequence[NDArray[Any]],
         points: Sequence[NDArray[np.float32]],
         wanted: Sequence[PaintRequest | None] = (),

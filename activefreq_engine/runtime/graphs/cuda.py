@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from activefreq_engine.runtime.graphs.contexts import Work
+from activefreq_engine.runtime.graphs.contexts import Recordable
 
 _one_capture = threading.Lock()
 """Held during a capture.  A capture begins by waiting for the device, which CUDA forbids while another stream is being
@@ -43,7 +43,7 @@ class Graphs:
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
             yield
 
-    def capture(self, work: Work) -> Work:
+    def capture(self, work: Recordable) -> Recordable:
         graph = torch.cuda.CUDAGraph()
         with _one_capture:
             for _ in range(WARM_UPS):

@@ -9,11 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from activefreq_engine.conventions import SUGGESTION_SIDE
 from activefreq_engine.kernels.uncertain import uncertain_regions
-from activefreq_engine.runtime.graphs.contexts import Context, Parcel, Replayer
-
-SIDE = 512
-"""Sides of the grid; a smaller grid lies in its corner, and nothing can be found around it."""
+from activefreq_engine.runtime.graphs.contexts import Context, Replayer, Transfer
 
 CAPACITY = 1024
 """Most regions that the table has room for, outside the mask and inside it, each."""
@@ -29,22 +27,22 @@ class RegionContext(Context):
 
     def __init__(self, replayer: Replayer, backend: str = "auto") -> None:
         super().__init__(replayer)
-        grid = (SIDE, SIDE)
+        grid = (SUGGESTION_SIDE, SUGGESTION_SIDE)  # a smaller one lies in its corner; nothing is found around it
         self._backend = backend
-        self._parcel = Parcel(
+        self._transfer = Transfer(
             replayer.device,
             probs=(grid, torch.float32),
             before=(grid, torch.float32),
             valid=(grid, torch.bool),
             rules=((4,), torch.float64),
         )
-        self._table: Parcel | None = None
+        self._table: Transfer | None = None
 
     def run(self) -> tuple[Tensor]:
-        self._parcel.send()
-        table = uncertain_regions(**self._parcel.tensors, capacity=CAPACITY, backend=self._backend)
+        self._transfer.send()
+        table = uncertain_regions(**self._transfer.tensors, capacity=CAPACITY, backend=self._backend)
         if self._table is None:  # not in a replay
-            self._table = Parcel(self._replayer.device, rows=(tuple(table.shape), torch.float64))
+            self._table = Transfer(self._replayer.device, rows=(tuple(table.shape), torch.float64))
         self._table.tensors["rows"].copy_(table)
         self._table.fetch()
         return (table,)
@@ -59,12 +57,12 @@ class RegionContext(Context):
         """The table, see `kernels.uncertain.uncertain_regions`.  Waits for the device once.
 
         Args:
-            probs, before: float32 `[h, w]`, h and w up to `SIDE`.
+            probs, before: float32 `[h, w]`, h and w up to `SUGGESTION_SIDE`.
             valid: bool `[h, w]`.
             rules: threshold, tau and tau_flipped.
         """
         h, w = probs.shape
-        arrays: dict[str, NDArray[Any]] = self._parcel.arrays
+        arrays: dict[str, NDArray[Any]] = self._transfer.arrays
         arrays["valid"][...] = False
         arrays["valid"][:h, :w] = valid
         for name, values in (("probs", probs), ("before", before)):

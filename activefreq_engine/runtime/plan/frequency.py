@@ -12,7 +12,7 @@ from activefreq_engine.kernels.freq_module import FreqModulePlan, trial
 from activefreq_engine.kernels.verification import Question
 from activefreq_engine.models.freqnet import FreqModule, SpectralFilter
 from activefreq_engine.runtime.plan import layers
-from activefreq_engine.runtime.plan.spectral import Form, spectral_module
+from activefreq_engine.runtime.plan.spectral import SpectralForm, spectral_module
 
 KERNEL_PAIRS = ("hw", "cw", "ch")
 KERNEL_SIDES = (3, 5, 7)  # of the depth-wise convolution
@@ -44,7 +44,7 @@ def frequency_block(
     ffn: nn.Module,
     height: int,
     width: int,
-    form: Form,
+    form: SpectralForm,
     dtype: torch.dtype,
     device: torch.device,
 ) -> nn.Module:

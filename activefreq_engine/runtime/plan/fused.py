@@ -74,7 +74,7 @@ Weights = tuple[Any, ...]
 """Tensors in the order in which an op takes them; some may be None."""
 
 
-class _Block:
+class _FusedBlock:
     """`layers.Block`.  `scale` and `shift` are those of the norms after it, where they have them."""
 
     def __init__(self, block: layers.Block, tiles: float) -> None:
@@ -116,7 +116,7 @@ class _Block:
         return conv_ffn.conv_ffn(hidden, x, *self.fc2, *ends, eps=eps, next_eps=next_eps, splits=self.ffn_shares)
 
 
-class _Stage:
+class _FusedStage:
     """`layers.Stage`, and the norm of the Freq block that reads its output."""
 
     def __init__(self, stage: layers.Stage, freq_norm: layers.Norm, tiles: float) -> None:
@@ -125,7 +125,7 @@ class _Stage:
         self.embed_eps = norm.eps
         self.embed_shares = shares(len(proj.weight), tiles, 32)
         blocks: Any = stage.blocks
-        self.blocks = [_Block(b, tiles) for b in blocks]
+        self.blocks = [_FusedBlock(b, tiles) for b in blocks]
         ends = [(None, None, None, None, 0.0, b.norm_eps) for b in self.blocks[1:]]
         affine = stage.norm.weight, stage.norm.bias, freq_norm.weight, freq_norm.bias
         self.ends: list[tuple[Any, ...]] = [*ends, (*affine, stage.norm.eps, freq_norm.eps)]
@@ -139,7 +139,7 @@ class _Stage:
         return x, xn
 
 
-class _Part:
+class _FusedPart:
     """`layers.PointwiseFFN` of a stage's last Freq block and the projection after it."""
 
     def __init__(self, ffn: layers.PointwiseFFN, project: layers.Linear, tiles: float) -> None:
@@ -185,8 +185,8 @@ class Fused:
         taps = click_embed.taps_of(embed.proj.weight)
         self._embed: Weights = (taps, embed.proj.bias, norm.weight, norm.bias)
         self._embed_eps = norm.eps
-        self._stages = [_Stage(s, n, t) for s, n, t in zip(stages, norms, tiles, strict=True)]
-        self._parts = [_Part(f, p, t) for f, p, t in zip(ffns, projects, tiles, strict=True)]
+        self._stages = [_FusedStage(s, n, t) for s, n, t in zip(stages, norms, tiles, strict=True)]
+        self._parts = [_FusedPart(f, p, t) for f, p, t in zip(ffns, projects, tiles, strict=True)]
         assert head.bias is not None
         self._head = head.weight[0].float(), head.bias.float()
 

@@ -30,7 +30,7 @@ from activefreq_engine.runtime.plan.frequency import frequency_block
 from activefreq_engine.runtime.plan.fused import Fused, FusedClick
 from activefreq_engine.runtime.plan.guide import FrozenTrunk, Projections
 from activefreq_engine.runtime.plan.resample import SumEnlarged, crop
-from activefreq_engine.runtime.plan.spectral import Form
+from activefreq_engine.runtime.plan.spectral import SpectralForm
 
 MOST_SIDE = 4096
 """Largest side of a network input; the largest that sessions use is 512."""
@@ -64,7 +64,7 @@ class GuidedProjections(NamedTuple):
     """`[B, C4, H/32, W/32]`."""
 
 
-Features = ProjectedFeatures | GuidedProjections
+PlanFeatures = ProjectedFeatures | GuidedProjections
 
 
 class PrepareModule(nn.Module):
@@ -74,7 +74,7 @@ class PrepareModule(nn.Module):
         super().__init__()
         self.stage, self.freq, self.project, self.guide = stage, freq, project, guide
 
-    def forward(self, image: Tensor) -> Features:
+    def forward(self, image: Tensor) -> PlanFeatures:
         maps = image.permute(0, 2, 3, 1).to(self.project.weight.dtype)
         if self.guide is None:
             c1 = self.stage(maps)
@@ -212,7 +212,7 @@ class Folded:
         self._fused = self.fuse() if fused.offered(self.device, self._dtype) else None
         self.refine = None if model.refiner is None else self._refine(model.refiner)
 
-    def plan(self, height: int, width: int, form: Form = "auto") -> Plan:
+    def plan(self, height: int, width: int, form: SpectralForm = "auto") -> Plan:
         """The plan for one network shape; plans share all weights but the resized filters.
 
         Args:
@@ -252,7 +252,7 @@ class Folded:
         norms, ffns = [b[0][0] for b in blocks], [b[-1][2] for b in blocks]
         return Fused(self._embed, stages, norms, ffns, self._projects[1:], self._head, self._strides[1:])
 
-    def _plan(self, height: int, width: int, form: Form) -> Plan:
+    def _plan(self, height: int, width: int, form: SpectralForm) -> Plan:
         sizes = [(height // stride, width // stride) for stride in self._strides]
         freqs = [self._freq(layer, *size, form) for layer, size in zip(self._freq_layers, sizes, strict=True)]
         prepare = PrepareModule(self._stages[0], freqs[0], self._projects[0], self._guide)
@@ -310,7 +310,7 @@ class Folded:
             self._plain = Folded(self._model, self.device, "fp32")
         return self._plain
 
-    def _freq(self, shared: _Shared, height: int, width: int, form: Form) -> nn.Module:
+    def _freq(self, shared: _Shared, height: int, width: int, form: SpectralForm) -> nn.Module:
         """A Freq layer at one size of its maps."""
         return nn.Sequential(*(frequency_block(*b, height, width, form, self._dtype, self.device) for b in shared))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from activefreq_engine.models import Coarse, FreqFormer
-from activefreq_engine.runtime.plan.plan import Features, Folded, Plan
+from activefreq_engine.runtime.plan.plan import Folded, Plan, PlanFeatures
 
 PLANS_KEPT = 8  # network shapes whose plans stay in memory; one costs about 10 ms to make
 
@@ -32,12 +32,12 @@ class Planned:
         self.refiner = model.refiner
         self._fold()
 
-    def encode_image(self, image: Tensor) -> Features:
+    def encode_image(self, image: Tensor) -> PlanFeatures:
         """Normalised image `[B, 3, H, W]` -> `ProjectedFeatures`."""
         self.folded()
         return self.plan(image.shape[2], image.shape[3]).prepare(image)
 
-    def decode_clicks(self, features: Features, clicks: Tensor) -> Coarse:
+    def decode_clicks(self, features: PlanFeatures, clicks: Tensor) -> Coarse:
         """Features and click maps `[B, 3, H, W]` -> `Coarse`."""
         return self.plan(clicks.shape[2], clicks.shape[3]).click(*features, clicks)
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from activefreq_engine.errors import InvalidArgumentError
 from activefreq_engine.models.freqnet import PAIR_DIMS, FreqModule, SpectralFilter
 
-Form = Literal["auto", "fft", "matmul", "dense"]
+SpectralForm = Literal["auto", "fft", "matmul", "dense"]
 
-FASTEST: Form = "fft"
+FASTEST: SpectralForm = "fft"
 """On the CPU, at every map size of B0 to B3 and with 1 and 2 threads (bench/results/spectral_forms.csv)."""
 
 # [B, C', H, W] -> batch axes first, then the two axes of the pair
@@ -29,7 +29,7 @@ _FROM_PLANES = {"hw": (0, 1, 2, 3), "cw": (0, 2, 1, 3), "ch": (0, 2, 3, 1)}
 
 
 def spectral_module(
-    freq: FreqModule, height: int, width: int, form: Form = "auto", dtype: torch.dtype = torch.float32
+    freq: FreqModule, height: int, width: int, form: SpectralForm = "auto", dtype: torch.dtype = torch.float32
 ) -> nn.Module:
     """A `FreqModule` at one map size, for inference: `[B, C, H, W]` -> the same shape and dtype, equal to `freq(x)`.
 
@@ -45,15 +45,15 @@ def spectral_module(
     Raises:
         InvalidArgumentError: no such form, or a side below 1.
     """
-    if form not in get_args(Form):
-        raise InvalidArgumentError(f"form is {form!r}; allowed are {', '.join(get_args(Form))}")
+    if form not in get_args(SpectralForm):
+        raise InvalidArgumentError(f"form is {form!r}; allowed are {', '.join(get_args(SpectralForm))}")
     if height < 1 or width < 1:
         raise InvalidArgumentError(f"the map is {height}x{width} (HxW); both sides must be positive")
     return _Spectral(freq, height, width, FASTEST if form == "auto" else form, dtype)
 
 
 class _Spectral(nn.Module):
-    def __init__(self, freq: FreqModule, height: int, width: int, form: Form, dtype: torch.dtype) -> None:
+    def __init__(self, freq: FreqModule, height: int, width: int, form: SpectralForm, dtype: torch.dtype) -> None:
         super().__init__()
         branches: list[nn.Module] = []
         for f in freq.filters:
