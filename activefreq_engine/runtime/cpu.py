@@ -59,61 +59,93 @@ def threads() -> Iterator[None]:
     This holds for the calling thread only; the rest of the program keeps its threads.
     """
     before = torch.get_num_threads()
-    limit = _own_threads()
+    limit = _openmp()
     now = before if limit is None or before == 1 else min(before, MOST_THREADS, free_cores())
-    _caller.in_company |= now > 1
+    take_note_of_threads()
     if limit is None or now == before:
         yield
         return
-    mkl = limit(now, now)
+    limit(now)
+    try:
+        with mkl_threads(now):
+            yield
+    finally:
+        limit(before)
+
+
+@contextmanager
+def mkl_threads(threads: int) -> Iterator[None]:
+    """Let MKL, which computes torch's Fourier transforms and float32 products, use so many threads for the calling
+    thread; nothing where torch has no MKL."""
+    limit = _mkl()
+    if limit is None:
+        yield
+        return
+    before = limit(threads)
     try:
         yield
     finally:
-        limit(before, mkl)
+        limit(before)
 
 
 @functools.cache
-def _own_threads() -> Callable[[int, int], int] | None:
-    """A function that sets how many threads OpenMP and MKL use for the calling thread alone, and returns what MKL had.
+def _openmp() -> Callable[[int], object] | None:
+    """A function that sets how many threads OpenMP uses for the calling thread alone.
 
     `torch.set_num_threads` would also change, for good, the number for every thread that uses torch for the first time
-    later.  None where torch's library does not offer the calls.
+    later.  None where torch's library does not offer the call.
     """
+    library = _library()
+    limit: Callable[[int], object] | None = getattr(library, "omp_set_num_threads", None)  # that torch was linked with
+    if library is not None and limit is None:
+        _log.info("clicks use all of torch's threads, also while other programs have the cores: no omp_set_num_threads")
+    return limit
+
+
+@functools.cache
+def _mkl() -> Callable[[int], int] | None:
+    """A function that sets how many threads MKL uses for the calling thread alone, and returns what it had; None where
+    torch has no MKL."""
+    return getattr(_library(), "MKL_Set_Num_Threads_Local", None)
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """torch's library; None, and logged, where it cannot be opened."""
     # ask for the loaded library by its own name: a frozen program may have two files of it, and loading both ends it
     name = "libtorch_cpu.so"
     if sys.platform == "darwin":
         name = str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.dylib")
     try:
-        library = ctypes.CDLL(name, getattr(os, "RTLD_NOLOAD", 0))
-        openmp = library.omp_set_num_threads  # of the OpenMP that torch was linked with
-    except (OSError, AttributeError) as error:
+        return ctypes.CDLL(name, getattr(os, "RTLD_NOLOAD", 0))
+    except OSError as error:
         _log.info("clicks use all of torch's threads, also while other programs have the cores: %s", error)
         return None
-    mkl = getattr(library, "MKL_Set_Num_Threads_Local", None)  # None where torch has no MKL
-
-    def limit(threads: int, mkl_threads: int) -> int:
-        openmp(threads)
-        return int(mkl(mkl_threads)) if mkl else 0
-
-    return limit
 
 
 class _Caller(threading.local):
     in_company = False
-    """Whether this thread has clicked with several of torch's threads."""
+    """Whether this thread may have used several of torch's threads: a click does, and so does loading a model."""
 
 
 _caller = _Caller()
 
 
+def take_note_of_threads() -> None:
+    """To be called by whoever uses torch in this thread; see `_after_fork`."""
+    _caller.in_company |= torch.get_num_threads() > 1
+
+
 def _after_fork() -> None:
     """In the child of a fork, the threads that worked beside this one are gone: OpenMP would wait for them forever."""
     if _caller.in_company:
-        limit = _own_threads()
+        limit, mkl = _openmp(), _mkl()
         if limit is None:
             torch.set_num_threads(1)
         else:
-            limit(1, 1)
+            limit(1)
+            if mkl is not None:
+                mkl(1)
 
 
 if hasattr(os, "register_at_fork"):

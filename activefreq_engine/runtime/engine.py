@@ -32,7 +32,7 @@ from activefreq_engine.kernels import cupy_impl
 from activefreq_engine.models import FreqFormer, create_model, list_models, load_checkpoint, read_metadata
 from activefreq_engine.models.checkpoint import weights_digest
 from activefreq_engine.models.registry import WEIGHTS
-from activefreq_engine.runtime import levels, shortage
+from activefreq_engine.runtime import cpu, levels, shortage
 from activefreq_engine.runtime.executor import executor_for
 from activefreq_engine.runtime.graphs import regions
 from activefreq_engine.runtime.graphs.contexts import Contexts
@@ -142,6 +142,7 @@ class Engine:
         self.size = check_size(size)
         _check_precision(precision)
         self.device = resolve_device(device)
+        cpu.take_note_of_threads()
         with settings_aside():
             self.name, module = resolve_model(model)
             self._module = module = module.to(self.device).eval()
