@@ -47,6 +47,8 @@ def frequency_block(
     form: SpectralForm,
     dtype: torch.dtype,
     device: torch.device,
+    *,
+    pack: bool = False,
 ) -> nn.Module:
     """A Freq block for inference at one map size: `[B, H, W, C]` -> the same shape.
 
@@ -57,6 +59,7 @@ def frequency_block(
         form (str): of torch's operations, see `spectral`; the kernel is considered only with "auto".
         dtype (torch.dtype): of the maps.
         device (torch.device): where the block runs.
+        pack (bool): see `spectral_module`.
     """
     if form == "auto" and device.type in triton_support.DEVICES:
         plan, reason = _kernel(norm, freq, height, width, dtype, device)
@@ -65,7 +68,7 @@ def frequency_block(
         if reason not in _said:
             _said.add(reason)
             _log.info("a FreqModule runs as torch's operations: %s", reason)
-    return layers.Frequency(norm, spectral_module(freq, height, width, form, dtype).to(device), ffn)
+    return layers.Frequency(norm, spectral_module(freq, height, width, form, dtype, pack=pack).to(device), ffn)
 
 
 def _kernel(

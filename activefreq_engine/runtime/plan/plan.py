@@ -312,7 +312,9 @@ class Folded:
 
     def _freq(self, shared: _Shared, height: int, width: int, form: SpectralForm) -> nn.Module:
         """A Freq layer at one size of its maps."""
-        return nn.Sequential(*(frequency_block(*b, height, width, form, self._dtype, self.device) for b in shared))
+        size = (height, width)
+        blocks = (frequency_block(*b, *size, form, self._dtype, self.device, pack=self._pack) for b in shared)
+        return nn.Sequential(*blocks)
 
     def _shared(self, layer: Any) -> _Shared:
         """What all network shapes share of each Freq block: the first norm, the FreqModule, and the second norm with

@@ -36,8 +36,13 @@ class SumEnlarged(PlanLayer):
     def forward(self, first: Tensor, parts: list[Tensor]) -> Tensor:
         """`[B, H, W, C]` and `[B, h, w, C]` of each part -> `[B, H, W, C]`."""
         b, height = first.shape[:2]
-        wide = torch.cat([getattr(self, f"columns{i}") @ part for i, part in enumerate(parts)], dim=1)
-        total = torch.baddbmm(first.reshape(b, height, -1), self.rows.expand(b, -1, -1), wide.flatten(2))
+        wide = torch.cat([getattr(self, f"columns{i}") @ part for i, part in enumerate(parts)], dim=1).flatten(2)
+        flat = first.reshape(b, height, -1)
+        if flat.device.type == "cpu":  # item by item: a batched product takes a third longer
+            items = [torch.addmm(f, self.rows, w) for f, w in zip(flat.unbind(), wide.unbind(), strict=True)]
+            total = torch.stack(items) if b > 1 else items[0]
+        else:
+            total = torch.baddbmm(flat, self.rows.expand(b, -1, -1), wide)
         return total.view(first.shape)
 
 

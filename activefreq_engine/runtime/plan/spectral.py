@@ -8,8 +8,8 @@ bench/speed/spectral_forms.py measures them on the CPU; "auto" goes by what it r
 
 from __future__ import annotations
 
-import copy
 import math
+from contextlib import nullcontext
 from typing import Literal, get_args
 
 import torch
@@ -17,11 +17,18 @@ from torch import Tensor, nn
 
 from activefreq_engine.errors import InvalidArgumentError
 from activefreq_engine.models.freqnet import PAIR_DIMS, FreqModule, SpectralFilter
+from activefreq_engine.runtime import cpu
+from activefreq_engine.runtime.plan.layers import Conv
+from activefreq_engine.runtime.plan.rewrites import affine
 
 SpectralForm = Literal["auto", "fft", "matmul", "dense"]
 
 FASTEST: SpectralForm = "fft"
 """On the CPU, at every map size of B0 to B3 and with 1 and 2 threads (bench/results/spectral_forms.csv)."""
+
+ALONE = 25_000
+"""Up to so many numbers in a quarter of the maps, MKL transforms them in one thread: with two it took 1.3 to 1.6 times
+as long there, and from 37,000 numbers on less (AMD EPYC, 2 cores)."""
 
 # [B, C', H, W] -> batch axes first, then the two axes of the pair
 _TO_PLANES = {"hw": (0, 1, 2, 3), "cw": (0, 2, 1, 3), "ch": (0, 3, 1, 2)}
@@ -29,7 +36,13 @@ _FROM_PLANES = {"hw": (0, 1, 2, 3), "cw": (0, 2, 1, 3), "ch": (0, 2, 3, 1)}
 
 
 def spectral_module(
-    freq: FreqModule, height: int, width: int, form: SpectralForm = "auto", dtype: torch.dtype = torch.float32
+    freq: FreqModule,
+    height: int,
+    width: int,
+    form: SpectralForm = "auto",
+    dtype: torch.dtype = torch.float32,
+    *,
+    pack: bool = False,
 ) -> nn.Module:
     """A `FreqModule` at one map size, for inference: `[B, C, H, W]` -> the same shape and dtype, equal to `freq(x)`.
 
@@ -41,6 +54,7 @@ def spectral_module(
         height, width (int): of the maps.
         form (str): "fft", "matmul", "dense", or "auto": the fastest as measured.
         dtype (torch.dtype): of the maps, input and output.
+        pack (bool): whether the depth-wise convolution's weights are packed, see `packed`. Default: False.
 
     Raises:
         InvalidArgumentError: no such form, or a side below 1.
@@ -49,11 +63,11 @@ def spectral_module(
         raise InvalidArgumentError(f"form is {form!r}; allowed are {', '.join(get_args(SpectralForm))}")
     if height < 1 or width < 1:
         raise InvalidArgumentError(f"the map is {height}x{width} (HxW); both sides must be positive")
-    return _Spectral(freq, height, width, FASTEST if form == "auto" else form, dtype)
+    return _Spectral(freq, height, width, FASTEST if form == "auto" else form, dtype, pack)
 
 
 class _Spectral(nn.Module):
-    def __init__(self, freq: FreqModule, height: int, width: int, form: SpectralForm, dtype: torch.dtype) -> None:
+    def __init__(self, freq: FreqModule, height: int, width: int, form: SpectralForm, dtype: torch.dtype, pack: bool) -> None:
         super().__init__()
         branches: list[nn.Module] = []
         for f in freq.filters:
@@ -71,18 +85,26 @@ class _Spectral(nn.Module):
         for branch in branches:
             for name, table in branch.named_buffers():
                 branch.register_buffer(name, table.to(self.work.to_complex() if table.is_complex() else self.work))
-        self.depthwise = copy.deepcopy(freq.dwconv).to(dtype).requires_grad_(False)
+        self.depthwise = Conv(affine(freq.dwconv), freq.dwconv).to(dtype)
+        if pack:
+            self.depthwise.pack()
+        self._threads = 1 if freq.dwconv.out_channels * height * width <= ALONE else None
 
     def forward(self, x: Tensor) -> Tensor:
-        quarters = x.chunk(4, dim=1)
-        spectral = (f(q.to(self.work)) for f, q in zip(self.branches, quarters[:3], strict=True))
+        # transforms read planes
+        quarters = x[:, : 3 * x.shape[1] // 4].to(self.work, memory_format=torch.contiguous_format).chunk(3, dim=1)
+        local = self.depthwise(x[:, 3 * x.shape[1] // 4 :].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         if self._exported:  # what is exported writes to no part of a tensor
-            return torch.cat([*(s.to(x.dtype) for s in spectral), self.depthwise(quarters[3])], dim=1)
+            spectral = (f(q) for f, q in zip(self.branches, quarters, strict=True))
+            return torch.cat([*(s.to(x.dtype) for s in spectral), local], dim=1)
         # maps of a plan are channels-last; a plain concatenation would be planes, which the next layer would have to
         # convert
         y = torch.empty_like(x, memory_format=torch.channels_last)
-        for part, values in zip(y.chunk(4, dim=1), (*spectral, self.depthwise(quarters[3])), strict=True):
-            part.copy_(values)
+        *parts, last = y.chunk(4, dim=1)
+        last.copy_(local)
+        with cpu.mkl_threads(self._threads) if self._threads and x.device.type == "cpu" else nullcontext():
+            for part, f, q in zip(parts, self.branches, quarters, strict=True):
+                part.copy_(f(q))
         return y
 
 
