@@ -67,7 +67,9 @@ def spectral_module(
 
 
 class _Spectral(nn.Module):
-    def __init__(self, freq: FreqModule, height: int, width: int, form: SpectralForm, dtype: torch.dtype, pack: bool) -> None:
+    def __init__(
+        self, freq: FreqModule, height: int, width: int, form: SpectralForm, dtype: torch.dtype, pack: bool
+    ) -> None:
         super().__init__()
         branches: list[nn.Module] = []
         for f in freq.filters:
