@@ -50,6 +50,7 @@ _WORDS: dict[int | str, dict[str, Any]] = {
         401: "The token is missing or wrong",
         403: "From another site, or by a name that is not this server's",
         404: "No such thing",
+        408: "The body of the request did not come in time",
         409: "Not in the session's present state",
         410: "The session is over",
         413: "Too large",

@@ -16,8 +16,6 @@ from activefreq_engine.conventions import GENERAL_MODEL
 from activefreq_engine.errors import InvalidArgumentError
 
 TOKEN_VARIABLE = "ACTIVEFREQ_TOKEN"
-SOCKET_BYTES = 64 * 2**20
-"""Longest message of the WebSocket: a mask in base64."""
 
 
 def serve_command(
@@ -64,6 +62,7 @@ def serve_command(
         import websockets  # noqa: F401  # uvicorn takes it when the first page connects
 
         from activefreq_engine.serve.app import create_app
+        from activefreq_engine.serve.connections import config
     except ModuleNotFoundError as error:
         raise InvalidArgumentError(
             f'activefreq serve needs {error.name}; in its checkout: pip install ".[serve]"'
@@ -98,20 +97,12 @@ def serve_command(
         fsync=fsync,
     )
     studio = None if label_studio is None else LabelStudio(served, label_studio, os.environ.get(KEY_VARIABLE))
-    config = uvicorn.Config(
-        create_app(served, gate, studio),
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        ws_max_size=SOCKET_BYTES,
-        ws_per_message_deflate=False,
-        timeout_graceful_shutdown=2,
-    )
+    server = uvicorn.Server(config(create_app(served, gate, studio)))
     listener = _listen(host, port)
     bound = listener.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
     print(f"activefreq serves on http://{shown}:{bound}/{f'#token={token}' if token else ''}", flush=True)
-    uvicorn.Server(config).run([listener])
+    server.run([listener])
 
 
 def default_journal() -> Path:

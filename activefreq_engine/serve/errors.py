@@ -27,6 +27,12 @@ class NotFoundError(ServeError):
     status = 404
 
 
+class LateError(ServeError):
+    """The request did not come to its end in time."""
+
+    status = 408
+
+
 class ConflictError(ServeError):
     """The session cannot do this in its present state."""
 

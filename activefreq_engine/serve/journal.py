@@ -94,7 +94,12 @@ class Journals:
     """A folder of journals, one for each session."""
 
     def __init__(self, root: Path) -> None:
+        """Raises:
+        ConflictError: the folder belongs to another user, who could put journals there and take ours away.
+        """
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if hasattr(os, "geteuid") and os.geteuid() and root.stat().st_uid not in (0, os.geteuid()):
+            raise ConflictError(f"the journal's folder {root} belongs to another user; name one of your own")
         self.root = root
 
     def create(self, session: str, model: str, size: int) -> Journal:

@@ -32,6 +32,8 @@ HELLO_S = 10.0
 """Seconds within which a new connection must say hello."""
 WAITING = 64
 """Most requests that are read ahead; further ones stay in the network's buffers."""
+LARGE = 2**16
+"""After a request of more characters, the next one is read when all before it are answered."""
 UNAUTHORISED, NO_SESSION, TAKEN_OVER, BROKEN = 4401, 4404, 4409, 4400
 """Close codes."""
 
@@ -77,13 +79,16 @@ class Live:
 
     async def _read(self) -> None:
         while True:
-            message = await receive(self._socket)
-            await self._requests.put((message, time.perf_counter()))
+            text = await receive(self._socket)
+            await self._requests.put((decode(text), time.perf_counter()))
+            if len(text) > LARGE:
+                await self._requests.join()
 
     async def _serve(self) -> None:
         while True:
             message, start = await self._requests.get()
             await self._answer(message, start)
+            self._requests.task_done()
 
     async def _answer(self, message: dict[str, Any], start: float) -> None:
         work = self._work
@@ -193,7 +198,7 @@ class Lives:
         """Greet a page and serve it to the end."""
         await socket.accept()
         try:
-            hello = await asyncio.wait_for(receive(socket), HELLO_S)
+            hello = decode(await asyncio.wait_for(receive(socket), HELLO_S))
             if hello.get("type") != "hello":
                 raise ServeError('the first message must be {"type": "hello"}, with the token if there is one')
             token = hello.get("token")
@@ -209,12 +214,12 @@ class Lives:
             code = {401: UNAUTHORISED, 404: NO_SESSION, 410: NO_SESSION}.get(status, BROKEN)
             await socket.close(code, _reason(error))
             return
-        before, self._open[identity] = self._open.get(identity), socket
-        if before is not None:
-            with contextlib.suppress(RuntimeError, WebSocketDisconnect):
-                await before.close(TAKEN_OVER, "the session was opened in another place")
         work.connections += 1
+        before, self._open[identity] = self._open.get(identity), socket
         try:
+            if before is not None:
+                with contextlib.suppress(RuntimeError, WebSocketDisconnect):
+                    await before.close(TAKEN_OVER, "the session was opened in another place")
             await Live(socket, work, self._sessions.hint_thread).run()
         except ServeError as error:
             await socket.close(BROKEN, _reason(error))
@@ -228,12 +233,12 @@ class Lives:
                 del self._open[identity]
 
 
-async def receive(socket: WebSocket) -> dict[str, Any]:
+async def receive(socket: WebSocket) -> str:
     """The next message.
 
     Raises:
         WebSocketDisconnect: there is none any more.
-        ServeError: it is binary, or no JSON object.
+        ServeError: it is binary.
     """
     message = await socket.receive()
     if message["type"] == "websocket.disconnect":
@@ -241,7 +246,7 @@ async def receive(socket: WebSocket) -> dict[str, Any]:
     text = message.get("text")
     if text is None:  # `receive_text` would fail at it, with a trace in the log
         raise ServeError("the message is binary; requests are JSON, as text")
-    return decode(text)
+    return str(text)
 
 
 def decode(text: str) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Progress:
 
     def _note(self, event: dict[str, Any]) -> None:
         if self._file is not None:
-            with self._file.open("ab") as file:
+            with open(self._file, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
                 file.write(json.dumps(event).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())

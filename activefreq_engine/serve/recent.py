@@ -20,6 +20,8 @@ Opened = TypeVar("Opened")
 
 KEPT = 8
 """How many pictures each protocol remembers."""
+KEPT_PIXELS = 2**27
+"""How many pixels these have in all; the newest picture is kept in any case."""
 
 
 class Recent(Generic[Opened]):
@@ -32,7 +34,8 @@ class Recent(Generic[Opened]):
 
     def __init__(self, make: Callable[[NDArray[np.uint8]], Opened], max_pixels: int) -> None:
         self._make, self._max_pixels = make, max_pixels
-        self._opened: OrderedDict[str, Opened] = OrderedDict()
+        self._opened: OrderedDict[str, tuple[Opened, int]] = OrderedDict()
+        """By the content's hash: what was made, and the picture's pixels."""
         self._lock = threading.Lock()
 
     def of(self, text: str) -> Opened:
@@ -46,14 +49,17 @@ class Recent(Generic[Opened]):
         with self._lock:
             if key in self._opened:
                 self._opened.move_to_end(key)
-                return self._opened[key]
+                return self._opened[key][0]
         try:
             data = base64.b64decode(body, validate=True)
         except (binascii.Error, ValueError) as error:
             raise InvalidImageError("the picture is not base64") from error
-        made = self._make(load_image(data, max_pixels=self._max_pixels))
+        pixels = load_image(data, max_pixels=self._max_pixels)
+        made = self._make(pixels)
         with self._lock:
-            kept = self._opened.setdefault(key, made)
-            while len(self._opened) > KEPT:
+            kept, _ = self._opened.setdefault(key, (made, pixels.shape[0] * pixels.shape[1]))
+            while len(self._opened) > KEPT or (
+                len(self._opened) > 1 and sum(count for _, count in self._opened.values()) > KEPT_PIXELS
+            ):
                 self._opened.popitem(last=False)
         return kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import ipaddress
 import json
@@ -11,14 +12,16 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from activefreq_engine.serve.errors import ForbiddenError, NotAllowedError, ServeError, TooLargeError
+from activefreq_engine.serve.errors import ForbiddenError, LateError, NotAllowedError, ServeError, TooLargeError
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 JSON_BYTES = 2**20
-"""Most bytes of a request that is not a picture."""
+"""Most bytes of a request that is not a picture, and of a message of the WebSocket."""
+BODY_S = 60.0
+"""Seconds within which the next part of a request's body must come."""
 
 FAILED = "the server failed at this request; its log says why"
 """All that a client is told when the server itself fails."""
@@ -64,8 +67,12 @@ class Gate:
         if given is None or not secrets.compare_digest(self._token, given.encode("utf-8", "replace")):
             raise NotAllowedError("a token is needed; the server printed it when it started")
 
-    def check_place(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    def check_place(self, headers: Iterable[tuple[bytes, bytes]], *, link: bool = False) -> None:
         """Refuse names that are not ours (DNS rebinding) and pages of other sites.
+
+        Args:
+            headers: of the request.
+            link: whether a page of another site may lead here: a person follows a link to our page.
 
         Raises:
             ForbiddenError: the host name is not ours, or the request comes from another site.
@@ -79,7 +86,9 @@ class Gate:
         for origin in found.get(b"origin", []):
             if urlsplit(origin).scheme not in ("http", "https") or urlsplit(origin).netloc.lower() != hosts[0].lower():
                 raise ForbiddenError("the request comes from a page of another site")
-        if found.get(b"sec-fetch-site", ["none"])[0] not in ("none", "same-origin"):
+        kind = [found.get(name) for name in (b"sec-fetch-mode", b"sec-fetch-dest")]
+        followed = link and kind == [["navigate"], ["document"]]
+        if found.get(b"sec-fetch-site", ["none"])[0] not in ("none", "same-origin") and not followed:
             raise ForbiddenError("the request comes from a page of another site")
 
     def _known(self, host: str | None) -> bool:
@@ -118,7 +127,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         try:
-            self._gate.check_place(scope["headers"])
+            self._gate.check_place(scope["headers"], link=scope["path"] == "/" and scope.get("method") == "GET")
             if scope["type"] == "http" and not self._is_open(scope["path"]):
                 self._gate.check_token(bearer(scope["headers"]))
         except ServeError as error:
@@ -133,21 +142,27 @@ class Guard:
             await self._http(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started, taken, refused = False, 0, False
+        started, taken, complete = False, 0, False
+        refused: ServeError | None = None
         most = self._most(scope["path"])
 
         async def limited() -> MutableMapping[str, Any]:
-            nonlocal taken, refused
-            message = await receive()
+            nonlocal taken, complete, refused
+            try:
+                message = await asyncio.wait_for(receive(), None if complete else BODY_S)
+            except asyncio.TimeoutError:
+                refused = LateError(f"nothing of the request's body came for {BODY_S:.0f} seconds")
+                raise refused from None
             taken += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
             if taken > most:
-                refused = True
-                raise TooLargeError(f"the request has more than {most} bytes")
+                refused = TooLargeError(f"the request has more than {most} bytes")
+                raise refused
             return message
 
         async def with_headers(message: MutableMapping[str, Any]) -> None:
             nonlocal started
-            if refused:  # whatever the framework makes of the exception, the answer is ours
+            if refused is not None:  # whatever the framework makes of the exception, the answer is ours
                 return
             if message["type"] == "http.response.start":
                 started = True
@@ -157,12 +172,12 @@ class Guard:
         try:
             await self._app(scope, limited, with_headers)
         except Exception:
-            if not refused:
+            if refused is None:
                 _log.exception("%s %s failed", scope["method"], scope["path"])
                 if not started:
                     await _refuse(send, 500, FAILED)
-        if refused and not started:
-            await _refuse(send, TooLargeError.status, f"the request has more than {most} bytes")
+        if refused is not None and not started:
+            await _refuse(send, refused.status, str(refused))
 
 
 def bearer(headers: Iterable[tuple[bytes, bytes]]) -> str | None:

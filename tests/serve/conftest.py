@@ -22,6 +22,7 @@ else:
     import httpx
 
     from activefreq_engine import Engine
+    from activefreq_engine.serve import connections
     from activefreq_engine.serve.journal import Journals
     from activefreq_engine.serve.label_studio import LabelStudio
     from activefreq_engine.serve.pictures import Folder
@@ -65,8 +66,7 @@ class Server:
         app = create_app(self.sessions, Gate(token, loopback=loopback), studio)
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]
-        config = uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=1)
-        self._server = uvicorn.Server(config)
+        self._server = uvicorn.Server(connections.config(app))
         self._thread = threading.Thread(target=self._server.run, args=([self.socket],))
         self._thread.start()
         deadline = time.monotonic() + PATIENCE

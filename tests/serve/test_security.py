@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import io
 import json
+import os
+import socket
 import time
 import zlib
 from collections.abc import Iterator
@@ -17,6 +21,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from activefreq_engine import Engine
+from activefreq_engine.serve import connections, live, recent, security
+from activefreq_engine.serve.errors import ConflictError
+from activefreq_engine.serve.journal import Journals
+from activefreq_engine.serve.progress import Progress
 from activefreq_engine.serve.security import is_loopback
 from activefreq_engine.serve.sessions import Limits
 
@@ -107,6 +115,16 @@ def test_a_websocket_of_another_site_is_refused_before_it_opens(server: Server) 
     assert refused.value.response.status_code == 403
 
 
+def test_a_link_on_another_site_leads_to_the_page_and_nowhere_else(http: httpx.Client) -> None:
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    assert http.get("/", headers=link).status_code == 200
+    assert http.get("/", headers={**link, "Sec-Fetch-Dest": "iframe"}).status_code == 403
+    assert http.get("/", headers={**link, "Sec-Fetch-Mode": "no-cors"}).status_code == 403
+    assert http.get("/", headers={**link, "Host": "evil.example"}).status_code == 403
+    for method, path in (("POST", "/"), ("GET", "/v1/info"), ("GET", "/main.js"), ("POST", "/v1/sessions")):
+        assert http.request(method, path, headers=link).status_code == 403, path
+
+
 @pytest.mark.parametrize(
     "given", [None, "", "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}"]
 )
@@ -132,16 +150,16 @@ def test_the_websocket_wants_the_token_first(guarded: Server, known: httpx.Clien
     identity = known.post("/v1/sessions").json()["id"]
     address = f"ws://127.0.0.1:{guarded.port}/v1/sessions/{identity}/live"
     for hello in ({"type": "hello"}, {"type": "hello", "token": "wrong"}, {"type": "hello", "token": 1}):
-        with connect(address) as socket:
-            socket.send(json.dumps(hello))
+        with connect(address) as opened:
+            opened.send(json.dumps(hello))
             with pytest.raises(ConnectionClosed) as closed:
-                socket.recv(timeout=PATIENCE)
+                opened.recv(timeout=PATIENCE)
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == 4401
-    with connect(address) as socket:
-        socket.send(json.dumps({"op": "click", "seq": 1, "x": 1, "y": 1}))
+    with connect(address) as opened:
+        opened.send(json.dumps({"op": "click", "seq": 1, "x": 1, "y": 1}))
         with pytest.raises(ConnectionClosed):
-            socket.recv(timeout=PATIENCE)
+            opened.recv(timeout=PATIENCE)
     with Client(guarded.url, TOKEN) as client:
         client.dial(identity)
         assert client.state["id"] == identity
@@ -266,3 +284,93 @@ def test_the_page_asks_nothing_of_other_servers() -> None:
 )  # fmt: skip
 def test_what_counts_as_this_machine(host: str, here: bool) -> None:
     assert is_loopback(host) is here
+
+
+def test_who_does_not_finish_a_request_is_hung_up_on(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEAD_S", 2.0)
+    silent, head, body = (socket.create_connection(("127.0.0.1", server.port)) for _ in range(3))
+    head.sendall(b"GET /v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\nX: ")
+    # what follows a refusal is read, so that the client can read the answer, but not for ever
+    body.sendall(b"POST /v1/sessions HTTP/1.1\r\nHost: evil.example\r\nContent-Length: 1000000\r\n\r\n")
+    with Client(server.url) as client:
+        client.begin()
+        for drop in (silent, head, body):
+            deadline = time.monotonic() + PATIENCE
+            while not hung_up(drop, b"" if drop is silent else b"a"):
+                assert time.monotonic() < deadline, "the connection stays open"
+            drop.close()
+        assert client.ask("click", x=60, y=55)["type"] == "done", "a WebSocket stays"
+
+
+def hung_up(connection: socket.socket, drip: bytes) -> bool:
+    """Whether the other side has closed a connection; sends a byte and waits a little for an answer."""
+    connection.settimeout(0.2)
+    try:
+        connection.sendall(drip)
+        while connection.recv(4096):
+            continue
+        return True
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(security, "BODY_S", 0.2)
+    with Client(server.url) as client:
+        picture_ = f"/v1/sessions/{client.begin()}/image"
+    for path in ("/v1/sessions", picture_):
+        with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as connection:
+            method = b"PUT" if path == picture_ else b"POST"
+            connection.sendall(method + b" " + path.encode() + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+            connection.sendall(b"Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 408 "), path
+
+
+def test_messages_of_the_websocket_have_a_limit(server: Server, client: Client) -> None:
+    with connect(f"ws://127.0.0.1:{server.port}/v1/sessions/x/live", compression=None) as stranger:
+        with contextlib.suppress(ConnectionClosed):
+            stranger.send(json.dumps({"type": "hello", "token": "x" * security.JSON_BYTES}))
+        with pytest.raises(ConnectionClosed) as closed:
+            stranger.recv(timeout=PATIENCE)
+        assert closed.value.rcvd is None or closed.value.rcvd.code == 1009
+    # below the limit large requests are read one at a time; all are answered, in order
+    for _ in range(3):
+        assert client.ask("rename", object=1, name="x" * (2 * live.LARGE))["type"] == "error"
+    for n in range(4):
+        client.post("rename", object=1, name="y" * (2 * live.LARGE) if n % 2 else f"name {n}")
+    assert [client.take("done", "error")["seq"] for _ in range(4)] == [4, 5, 6, 7]
+    assert client.state["objects"][0]["name"] == "name 2"
+
+
+def test_pictures_that_are_remembered_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent, "KEPT_PIXELS", 3000)
+    made: list[int] = []
+
+    def make(pixels: np.ndarray) -> int:
+        made.append(pixels.shape[0])
+        return pixels.shape[0]
+
+    memory = recent.Recent(make, 10_000)
+    texts = {n: base64.b64encode(png(picture(30, n))).decode() for n in (10, 50, 60, 200)}
+    for n in (10, 50, 10, 60, 50, 10, 200, 200, 10):  # 50 and 60 do not fit together, 200 fits with nothing
+        assert memory.of(texts[n]) == n
+    assert made == [10, 50, 60, 50, 10, 200, 10]
+
+
+def test_the_folder_of_journals_is_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    progress = Progress(tmp_path / "images", tmp_path)
+    progress.mark("patient.png", "done")
+    (file,) = tmp_path.glob("folder-*.jsonl")
+    assert file.stat().st_mode & 0o077 == 0 or os.name == "nt"
+    root = tmp_path / "deeper" / "journals"
+    Journals(root)
+    if not hasattr(os, "geteuid"):
+        return
+    assert root.stat().st_mode & 0o077 == 0
+    if os.geteuid() == 0:
+        os.chown(root, 4321, 4321)
+    monkeypatch.setattr(os, "geteuid", lambda: 1234)
+    with pytest.raises(ConflictError, match="belongs to another user"):
+        Journals(root)
