@@ -19,7 +19,13 @@ from activefreq_engine.compat import prompts
 from activefreq_engine.compat.prompts import LOW, THRESHOLDS, Extent, MaskPrompt
 from activefreq_engine.compat.transforms import ResizeLongestSide
 from activefreq_engine.conventions import GENERAL_MODEL
-from activefreq_engine.errors import InvalidArgumentError, InvalidClickError, InvalidImageError, NoImageError
+from activefreq_engine.errors import (
+    ActiveFreqError,
+    InvalidArgumentError,
+    InvalidClickError,
+    InvalidImageError,
+    NoImageError,
+)
 from activefreq_engine.images import load_image
 from activefreq_engine.models import list_models
 from activefreq_engine.runtime.engine import Engine
@@ -161,6 +167,17 @@ class _Predictor(ABC):
     def device(self) -> torch.device:
         """Where the network runs."""
         return self.model.device
+
+    def get_image_embedding(self) -> Tensor:
+        """SAM's embedding of the picture, which does not exist here.
+
+        Raises:
+            ActiveFreqError: always.
+        """
+        raise ActiveFreqError(
+            "there is no embedding of SAM's here: this network computes features for the part of a picture that is "
+            "clicked in. Use predict, or a predictor of SAM's own package"
+        )
 
     @abstractmethod
     def _extent(self, picture: Picture) -> Extent:

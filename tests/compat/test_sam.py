@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from activefreq_engine import (
+    ActiveFreqError,
     Engine,
     InvalidArgumentError,
     InvalidClickError,
@@ -279,6 +280,8 @@ def test_what_is_refused(engine: Engine) -> None:
         predictor.set_torch_image(torch.zeros(1, 3, 40, 60), (40, 60))
     with pytest.raises(InvalidArgumentError, match="same number"):
         predictor.predict_torch(torch.zeros(2, 1, 2), torch.ones(3, 1))
+    with pytest.raises(ActiveFreqError, match="no embedding"):
+        predictor.get_image_embedding()
     with pytest.raises(KeyError):
         sam_model_registry["vit_x"]
     predictor.reset_image()
