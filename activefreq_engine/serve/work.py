@@ -117,6 +117,8 @@ class Work:
         self._newest = 1
         self._steps: dict[tuple[int, int], Steps] = {}
         self._slices: OrderedDict[int, _EngineSlice] = OrderedDict()
+        self._answered: tuple[int, NDArray[np.bool_]] | None = None
+        """The version that the last prompt made, and the mask that it gave to the current object."""
         self._engine, self._batches, self._threads = engine, batches, threads
         self._journal, self._fsync, self._most_steps = journal, fsync, most_steps
 
@@ -240,11 +242,13 @@ class Work:
 
     async def _carry_out(self, op: ops.AnyOp) -> None:
         """The engine's part of a request."""
+        self._answered = None
         match op:
             case ops.ClickOp() | ops.BoxOp() | ops.ScribbleOp() | ops.LassoOp():
                 part = await self._slice()
                 part.select(self.current)
-                await asyncio.wrap_future(self._batches.submit(part.session, op.prompt()))
+                result = await asyncio.wrap_future(self._batches.submit(part.session, op.prompt()))
+                self._answered = self.version + 1, result.mask
             case ops.MaskOp():
                 part = await self._slice()
                 part.select(self.current)
@@ -354,6 +358,8 @@ class Work:
     async def mask(self, number: int, index: int | None = None) -> NDArray[np.bool_]:
         """bool `[H, W]`, read-only: an object on a slice."""
         picture = self.opened()
+        if self._answered is not None and self._answered[0] == self.version and (number, index) == (self.current, None):
+            return self._answered[1]  # without a thread's detour: somebody waits for it
         if self.steps(number, index).done:
             part = await self._slice(index)
             found = await self.run(part.mask, number)
@@ -435,6 +441,7 @@ class Work:
         for part in self._slices.values():
             part.session.close()
         self._slices.clear()
+        self._answered = None
 
     async def _slice(self, index: int | None = None) -> _EngineSlice:
         index = self.index if index is None else index

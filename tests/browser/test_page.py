@@ -433,7 +433,7 @@ def test_the_page_survives_the_server(
     served.kill()
     until(page, "!document.querySelector('#link').classList.contains('on')")
     page.mouse.click(*place(page, *CLICKS[1][:2]), button="right")  # while nobody is there
-    assert page.locator(".point.waiting").count() == 1
+    until(page, "document.querySelectorAll('.point.waiting').length === 1")
     served.start()
     until(page, "document.querySelector('#link').classList.contains('on')", 60)
     clicked(page, 2)

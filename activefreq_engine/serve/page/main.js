@@ -9,6 +9,7 @@ import { box, View } from './view.js';
 
 const $ = id => document.getElementById(id);
 const LAST = 'activefreq.last';
+const PROMPT_MS = 50;
 const PROMPTS = new Set(['click', 'box', 'scribble', 'lasso']);
 const ON_STEPS = new Set([...PROMPTS, 'mask', 'undo', 'redo', 'reset']);
 const WEIGHTS = {
@@ -30,8 +31,8 @@ const app = {
 };
 
 const view = new View($('stage'), {
-  click: (x, y, other) => click(x, y, app.removing === other),
-  drawn: (kind, points, other) => prompt(kind === 'box' ? box(points) : { op: kind, points, positive: app.removing === other }),
+  click: (x, y, other, when) => click(x, y, app.removing === other, when),
+  drawn: (kind, points, other, when) => prompt(kind === 'box' ? box(points) : { op: kind, points, positive: app.removing === other }, when),
 });
 const objects = new Objects($('objects'), {
   select: object => send({ op: 'select', object }),
@@ -138,7 +139,8 @@ function onError(message) {
 
 function onSuggestions({ seq, object, items }) {
   if (object !== app.state?.object) return;
-  setRing(seq === app.skipped ? null : items[0] ?? null);
+  app.ring = seq === app.skipped ? null : items[0] ?? null;
+  showRing();
 }
 
 function onFrame(data) {
@@ -207,21 +209,24 @@ function paintHeat({ width, height, data, object }) {
 
 // --- what the person does ---
 
-function send(request) {
+// when: of the event that asked for it, on the clock of performance.now()
+function send(request, when = performance.now()) {
   if (!app.state?.picture) return;
-  const start = performance.now();
   const seq = app.link.send(request);
-  app.sent.set(seq, start);
+  app.sent.set(seq, when);
 }
 
-function click(x, y, positive) { prompt({ op: 'click', x, y, positive }); }
+function click(x, y, positive, when) { prompt({ op: 'click', x, y, positive }, when); }
 
-function prompt(request) {
+// The new mark is drawn together with its mask, or alone if the mask takes longer than PROMPT_MS.  Drawing it at once
+// would take a processor from the server just when it computes the mask.
+function prompt(request, when) {
   if (!app.state?.picture) return;
-  send(request);
+  send(request, when);
   app.waiting = waiting(app.link.outbox);
-  setRing(null);
-  marks();
+  app.ring = null;
+  clearTimeout(markTimer);
+  markTimer = setTimeout(marks, PROMPT_MS);
 }
 
 const waiting = outbox => outbox.filter(r => PROMPTS.has(r.op)).map(r => ({ ...r, waiting: true }));
@@ -232,13 +237,13 @@ function answerRing(agree) {
 
 function skipRing() {
   app.skipped = app.link?.seq ?? null;
-  setRing(null);
+  app.ring = null;
+  showRing();
 }
 
-function setRing(ring) {
-  app.ring = ring;
-  view.setRing(ring);
-  for (const id of ['hint-in', 'hint-out', 'hint-skip']) $(id).disabled = !ring;
+function showRing() {
+  view.setRing(app.ring);
+  for (const id of ['hint-in', 'hint-out', 'hint-skip']) $(id).disabled = !app.ring;
 }
 
 // --- the panel ---
@@ -246,7 +251,10 @@ function setRing(ring) {
 const current = () => app.state?.objects.find(o => o.number === app.state.object);
 const shows = id => $(id).getAttribute('aria-pressed') === 'true';
 
+let markTimer;
 function marks() {
+  clearTimeout(markTimer);
+  showRing();
   view.setMarks([...(current()?.prompts ?? []), ...(app.waiting ?? [])]);
 }
 
@@ -438,7 +446,7 @@ $('exports').addEventListener('click', e => {
 $('enter-form').addEventListener('submit', () => { setToken($('token').value); start(); });
 
 async function start() {
-  setRing(null);
+  showRing();
   try {
     const info = await get('v1/info');
     $('link').textContent = 'ready';

@@ -6,7 +6,7 @@ const APART = 2;  // CSS pixels between two points of a line that is drawn
 const POINTS = 2000;  // of one line; of a longer one every other is left out
 
 export class View {
-  // on: {click(x, y, other), drawn(kind, points, other)}; `other` is the sign that is not chosen
+  // on: {click(x, y, other, when), drawn(kind, points, other, when)}; `other` is the sign that is not chosen
   constructor(stage, on) {
     this.stage = stage;
     this.on = on;
@@ -115,6 +115,7 @@ export class View {
   }
 
   setRing(ring) {
+    if (ring === this.ring) return;  // or its pulse would begin again
     this.ring = ring;
     this.hint.replaceChildren();
     if (ring) {
@@ -235,7 +236,7 @@ export class View {
     this.giveUp();
     if (!finished) return;
     const moved = points.length > 1 && points.some(p => Math.hypot(p[0] - points[0][0], p[1] - points[0][1]) * this.scale >= 3);
-    if (moved && (kind === 'scribble' || kind === 'box' || points.length > 2)) this.on.drawn(kind, points, other);
+    if (moved && (kind === 'scribble' || kind === 'box' || points.length > 2)) this.on.drawn(kind, points, other, e?.timeStamp);
     else if (e) this.click(e, other);
   }
 
@@ -253,7 +254,7 @@ export class View {
     const at = this.toPicture(e.clientX, e.clientY);
     if (!at) return;
     this.setCross(null);
-    this.on.click(at.x, at.y, other);
+    this.on.click(at.x, at.y, other, e.timeStamp);
   }
 
   wheel(e) {
