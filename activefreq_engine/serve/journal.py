@@ -37,9 +37,11 @@ _ID = re.compile(r"[A-Za-z0-9_-]{16,64}")
 class Journal:
     """The events of one session, oldest first, and the means to add to them.  One process at a time."""
 
-    def __init__(self, folder: Path, file: int, events: list[dict[str, Any]]) -> None:
+    def __init__(self, folder: Path, file: int, events: list[tuple[int, dict[str, Any]]]) -> None:
         self.folder = folder
-        self.events = events
+        self.lines = [line for line, _ in events]
+        """Numbers of the lines that the events were read from, the first line being 1."""
+        self.events = [event for _, event in events]
         """What was read when the journal was opened."""
         self._file = file
 
@@ -194,26 +196,45 @@ def _read(file: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
                     raise ValueError(f"line {len(lines) + 1} has {LONGEST} bytes and more")
                 os.ftruncate(file, size - len(line))
                 break
-            found = json.loads(line)
+            try:
+                found = json.loads(line)
+            except (ValueError, RecursionError):  # ValueError: no UTF-8, a number of too many digits
+                found = None
             if not isinstance(found, dict):
-                raise ValueError(f"line {len(lines) + 1} is no JSON object")
+                raise DamagedLineError(len(lines) + 1, "it is no JSON object")
             lines.append(found)
     if not lines:
         raise ValueError("it is empty")
     return lines[0], lines[1:]
 
 
+class DamagedLineError(ValueError):
+    """A line of a journal cannot be read, or what it says cannot have happened after the lines before it."""
+
+    def __init__(self, line: int, reason: object) -> None:
+        super().__init__(f"line {line} of events.jsonl: {str(reason)[:200]}")
+        self.line = line
+
+
 def damaged(folder: Path, error: Exception) -> ConflictError:
-    """The error for a journal that cannot be read, or whose events cannot have happened."""
-    reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
-    return ConflictError(f"the journal in {folder} is damaged: {reason}. Move that folder away and begin a new session")
+    """The error for a journal that cannot be read, or whose events cannot have happened; it says how to keep the
+    work."""
+    keep = ""
+    if isinstance(error, DamagedLineError) and error.line > 2:  # the first two lines are the head and the picture
+        keep = f"To keep the work before it, copy the folder and delete line {error.line} and all lines after it; or "
+    reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:300]
+    move = f"{'move' if keep else 'Move'} that folder away and begin a new session"
+    return ConflictError(f"the journal in {folder} is damaged: {reason}. {keep}{move}")
 
 
-def _without_void(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    kept: list[dict[str, Any]] = []
-    for event in events:
-        if event.get("op") == "void":
+def _without_void(events: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+    """The events that were not taken back, with the numbers of their lines; the head is line 1."""
+    kept: list[tuple[int, dict[str, Any]]] = []
+    for line, event in enumerate(events, 2):
+        if event.get("op") != "void":
+            kept.append((line, event))
+        elif kept:
             kept.pop()
         else:
-            kept.append(event)
+            raise DamagedLineError(line, "there is nothing to take back")
     return kept

@@ -27,7 +27,7 @@ from activefreq_engine.serve.errors import (
     ServeError,
     TooLargeError,
 )
-from activefreq_engine.serve.journal import Journal, Journals, damaged
+from activefreq_engine.serve.journal import DamagedLineError, Journal, Journals, damaged
 from activefreq_engine.serve.pictures import Folder, Planes, is_slide, read_picture, read_region
 from activefreq_engine.serve.progress import Progress
 from activefreq_engine.serve.work import PromptStep, Work
@@ -252,7 +252,7 @@ class Sessions:
             ConflictError: the events are not possible in this order.
             ActiveFreqError: the picture of the session cannot be opened.
         """
-        for number, event in enumerate(journal.events, 1):
+        for number, (line, event) in enumerate(zip(journal.lines, journal.events, strict=True), 1):
             try:
                 if event.get("op") == "picture":
                     picture = await self._picture_of(journal, event)
@@ -261,7 +261,7 @@ class Sessions:
             except ActiveFreqError:
                 raise
             except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, OSError) as error:
-                raise damaged(journal.folder, error) from error
+                raise damaged(journal.folder, DamagedLineError(line, error)) from error
             try:
                 op = ops.parse(event)
                 if number < len(journal.events) or not isinstance(op, PromptStep):
@@ -270,7 +270,7 @@ class Sessions:
                     _log.warning("the last step of session %s cannot be carried out; it is taken back", work.id)
                     journal.append({"op": "void"})
             except (ServeError, InvalidClickError, InvalidPromptError, InvalidMaskError) as error:
-                raise damaged(journal.folder, error) from error
+                raise damaged(journal.folder, DamagedLineError(line, error)) from error
 
     async def _picture_of(self, journal: Journal, event: dict[str, Any]) -> Planes:
         if "box" in event:

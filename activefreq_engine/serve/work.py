@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,8 @@ from activefreq_engine.serve.batches import Batches
 from activefreq_engine.serve.errors import ConflictError, NotFoundError, ServeError, TooLargeError
 from activefreq_engine.serve.journal import Journal
 from activefreq_engine.serve.pictures import Planes
+
+_log = logging.getLogger(__name__)
 
 OBJECTS = 1000
 """Most objects of a session."""
@@ -291,8 +294,7 @@ class Work:
             False if it cannot; then nothing has changed.
 
         Raises:
-            ServeError, InvalidClickError, InvalidPromptError, InvalidMaskError: an earlier request cannot be carried
-                out, either, or this one does not fit them.
+            ServeError: it does not fit the requests before it.
         """
         self._follows(op)
         await self._slice()
@@ -463,7 +465,11 @@ class Work:
         return picture.height * picture.width * (channels + 2) + STEP_BYTES * steps
 
     def _build(self, index: int) -> _EngineSlice:
-        """The engine's session of a slice, with the slice's steps carried out on it.  Runs in a worker thread."""
+        """The engine's session of a slice, with the slice's steps carried out on it.  Runs in a worker thread.
+
+        A step that the engine refuses, because its line in the journal was damaged or an older version was less strict,
+        is left out, which the log says.  The steps around it stay.
+        """
         picture = self.opened()
         session = Session(engine=self._engine)
         session.set_image(picture.pixels(index, self.window), copy=False)
@@ -471,14 +477,31 @@ class Work:
         for (where, number), steps in self._steps.items():
             if where == index:
                 part.select(number)
-                for step in (*steps.done, *reversed(steps.undone)):
-                    if isinstance(step, ops.MaskOp):
-                        session.load_mask(_decode(step, picture))
-                    else:
-                        click_batch([session], [step.prompt()])
+                steps.done[:] = [s for s in steps.done if self._repeated(session, s, number, index)]
+                again = [s for s in reversed(steps.undone) if self._repeated(session, s, number, index)]
+                steps.undone[:] = again[::-1]
                 for _ in steps.undone:
                     session.undo()
         return part
+
+    def _repeated(self, session: Session, step: Step, number: int, index: int) -> bool:
+        """Carry out a step that was carried out before; False if that is not possible."""
+        try:
+            if isinstance(step, ops.MaskOp):
+                session.load_mask(_decode(step, self.opened()))
+            else:
+                click_batch([session], [step.prompt()])
+        except (InvalidClickError, InvalidPromptError, InvalidMaskError, InvalidImageError) as error:
+            _log.warning(
+                "session %s, slice %d, object %d: a %s cannot be carried out and is left out: %s",
+                self.id,
+                index,
+                number,
+                step.op,
+                error,
+            )
+            return False
+        return True
 
     async def run(self, function: Any, *arguments: Any) -> Any:
         """Call a function in a worker thread."""

@@ -152,9 +152,6 @@ WRONG: dict[str, Callable[[list[bytes]], list[bytes]]] = {
     "a window for 8 bits": added(line(op="window", low=1, high=2)),
     "a click outside": added(line(op="click", x=1e9, y=1)),
     "NaN": added(b'{"op":"click","x":NaN,"y":1}\n'),
-    "a lasso that was not drawn, and more": added(
-        line(op="lasso", points=[[1, 3], [4, 3], [2, 3]]), line(op="click", x=1, y=1)
-    ),
     "nothing to undo": added(*[line(op="undo")] * 2),
     "a picture without a sum": added(line(op="picture", name="a.png")),
     "a picture of a wrong kind": added(line(op="picture", name=3, path=[], sha256="")),
@@ -172,6 +169,8 @@ def test_a_journal_that_cannot_be(journal: Any, name: str) -> None:
     with pytest.raises((ConflictError, NotFoundError)) as raised:
         opened(root, identity)
     assert len(str(raised.value)) < 1200
+    if name == "a line twice":
+        assert "delete line 4 and all lines after it" in str(raised.value)
     assert file.read_bytes() == wrong, "nothing was lost of what somebody may repair"
     file.write_bytes(b"".join(lines))
     again = opened(root, identity)
@@ -210,6 +209,47 @@ def test_a_step_that_could_not_be_carried_out_is_taken_back(journal: Any) -> Non
             assert all(np.array_equal(again[n], found[n]) for n in found)
             assert file.read_bytes() == whole + bad + b'{"op":"void"}\n'
     file.write_bytes(whole)
+
+
+IMPOSSIBLE = (
+    line(op="lasso", points=[[1, 3], [4, 3], [2, 3]]),
+    line(op="scribble", points=[[1e6, 3]]),
+    line(op="box", x0=5, y0=5, x1=5, y1=9),
+    line(op="mask", png="AAAA"),
+)
+
+
+@pytest.mark.parametrize("bad", IMPOSSIBLE, ids=["lasso", "scribble", "box", "mask"])
+def test_an_impossible_step_in_the_middle_is_left_out_and_said_once(
+    journal: Any, rng: np.random.Generator, caplog: pytest.LogCaptureFixture, bad: bytes
+) -> None:
+    root, identity, lines, found = journal
+    file = root / identity / "events.jsonl"
+    at = int(rng.integers(2, len(lines)))
+    while b'"undo"' in lines[at] or b'"undo"' in lines[at - 1]:  # an undo there would take back the impossible step
+        at = int(rng.integers(2, len(lines)))
+    file.write_bytes(b"".join([*lines[:at], bad, *lines[at:]]))
+    caplog.clear()
+    again = opened(root, identity)
+    assert all(np.array_equal(again[n], found[n]) for n in found)
+    assert caplog.text.count("is left out") == 1
+    file.write_bytes(b"".join([*lines, bad, line(op="undo"), line(op="redo"), line(op="undo")]))
+    again = opened(root, identity)
+    assert all(np.array_equal(again[n], found[n]) for n in found)
+    file.write_bytes(b"".join(lines))
+
+
+def test_the_work_before_a_damaged_line_can_be_kept_as_the_error_says(journal: Any) -> None:
+    root, identity, lines, found = journal
+    file = root / identity / "events.jsonl"
+    file.write_bytes(b"".join([*lines[:-1], b"damaged\n", lines[-1]]))
+    with pytest.raises(ConflictError, match=f"delete line {len(lines)} and all lines after it"):
+        opened(root, identity)
+    kept = file.read_bytes().splitlines(keepends=True)[: len(lines) - 1]
+    file.write_bytes(b"".join(kept))
+    again = opened(root, identity)
+    assert all(np.array_equal(again[n], found[n]) for n in found)
+    file.write_bytes(b"".join(lines))
 
 
 def test_links_and_things_without_an_end_are_not_followed(tmp_path: Path) -> None:
