@@ -410,6 +410,25 @@ def test_damaged_files_of_clicks_are_refused(
     assert "c.json" in fails(capsys, "segment", photos, "--clicks", tmp_path / "c.json", "--json")
 
 
+def test_images_are_found_by_absolute_and_windows_paths_and_in_tab_separated_tables(
+    capsys: pytest.CaptureFixture[str],
+    photos: Path,
+    checkpoint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.csv").write_text(f"image\tx\ty\n{photos.name}\\a.png\t40\t30\n{photos / 'b.png'}\t5\t6\n")
+    how = ("--clicks", "c.csv", "--json", "--model", checkpoint, "--device", "cpu")
+    code, out, _ = run(capsys, "segment", photos.name, *how)
+    assert code == 0
+    found = {Path(row["image"]).name: row["clicks"] for row in map(json.loads, out.splitlines())}
+    assert {n: [(c["x"], c["y"]) for c in clicks] for n, clicks in found.items()} == {
+        "a.png": [(40, 30)],
+        "b.png": [(5, 6)],
+    }
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "x,y\n1,2\n", "image,x,y\na.png,1\n", "image,x,y\na.png,1,2,3,4\n", "image,x,y,positive\na.png,1,2,maybe\n"],

@@ -56,6 +56,17 @@ _STRANGERS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"NRRD", "an NRRD volume; read it with SimpleITK and pass one slice as an array"),
     (0, b"ObjectType", "a MetaImage header; read it with SimpleITK and pass one slice as an array"),
     (0, b"\x76\x2f\x31\x01", "an OpenEXR picture; read it with OpenEXR and pass an array"),
+    (0, b"\xff\x0a", "JPEG XL; save it as PNG"),
+    (0, b"\0\0\0\x0cJXL ", "JPEG XL; save it as PNG"),
+    (0, b"\xff\xd8\xff\xf7", "JPEG-LS; save it as PNG"),
+    (0, b"#?RADIANCE", "a Radiance HDR picture; read it with OpenCV and pass an array"),
+    (0, b"SIMPLE  =", "a FITS file; read it with astropy and pass an array"),
+    (0, b"ZISRAWFILE", "a Zeiss CZI slide; save a region of it as TIFF"),
+    (4, b"ftyp", "a video, or a picture of an unknown kind; save one frame as PNG"),
+    (0, b"{", "text, perhaps JSON, not a picture"),
+    (0, b"data:image/", "a data URL; decode what follows the comma by base64.b64decode and pass the bytes"),
+    (0, b"iVBORw0KGgo", "a PNG in base64; decode it by base64.b64decode and pass the bytes"),
+    (0, b"/9j/", "a JPEG in base64; decode it by base64.b64decode and pass the bytes"),
     (0, b"version https://git-lfs", "a Git LFS pointer, not the picture; run git lfs pull"),
     (0, b"<svg", "an SVG drawing; save it as PNG"),
     (0, b"<?xml", "XML, perhaps an SVG drawing; save it as PNG"),
@@ -127,7 +138,7 @@ def _open(file: IO[bytes], head: bytes, name: str) -> ImageFile.ImageFile:
     """Open a file with Pillow's class for its format.  ``Image.open`` is not used: it may pick a decoder that starts
     other programs, and it limits the number of pixels for the whole process."""
     opener = _opener(head)
-    if opener is None:
+    if opener is None or head[:4] == b"\xff\xd8\xff\xf7":  # JPEG-LS begins like JPEG
         raise InvalidImageError(f"cannot read {name}: {_stranger(head)}")
     file.seek(0)
     if opener is JpegImagePlugin.JpegImageFile:

@@ -307,6 +307,10 @@ def _from_pil(image: Image.Image, max_pixels: int) -> tuple[Raster, NDArray[Any]
             say_once(f"Pillow reads a {image.format} picture, which may cost it depth: {error}")
     try:
         return from_pillow(image), None, "image"
+    except ValueError as error:
+        if "closed image" in str(error):
+            raise InvalidImageError("the PIL image was closed; pass it before its `with` block ends") from error
+        raise InvalidImageError(f"cannot decode image: {error}. The file may be truncated or corrupt") from error
     except Exception as error:  # truncated and corrupt files fail here, in many ways
         raise InvalidImageError(f"cannot decode image: {error}. The file may be truncated or corrupt") from error
 

@@ -2,7 +2,7 @@
 
 Pillow alone is not enough: it knows a fixed list of combinations, keeps 8 bits of 16-bit colour and mistakes planes for
 pixels.  So this module reads the tags, libtiff (through Pillow) only undoes the compression, and NumPy turns the bytes
-into samples.  Compressions that store 8 bits at most (JPEG, CCITT, WebP) are decoded by Pillow as a whole.
+into samples.  Compressions that store 8 bits at most (JPEG, CCITT) are decoded by Pillow as a whole.
 """
 
 import io
@@ -51,7 +51,7 @@ _GROUP = 2**25  # bytes of decompressed strips handled at once
 
 _RAW = 1
 _BYTEWISE = {5: "LZW", 8: "Deflate", 32946: "Deflate", 32773: "PackBits", 34925: "LZMA", 50000: "ZSTD"}
-_BY_PILLOW = {2: "CCITT", 3: "CCITT", 4: "CCITT", 6: "JPEG", 7: "JPEG", 50001: "WebP"}
+_BY_PILLOW = {2: "CCITT", 3: "CCITT", 4: "CCITT", 6: "JPEG", 7: "JPEG"}
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _CIELAB, _ICCLAB = 0, 1, 2, 3, 5, 6, 8, 9
 _REVERSED = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)[:, ::-1], axis=1).ravel()
 
@@ -88,7 +88,7 @@ def read_tiff(file: IO[bytes], max_pixels: int, name: str) -> tuple[Raster, NDAr
         return _by_pillow(file, page, number, name)
     if compression != _RAW and compression not in _BYTEWISE:
         raise InvalidImageError(
-            f"{name} is a TIFF of compression {compression}; allowed are none, JPEG, CCITT, WebP, "
+            f"{name} is a TIFF of compression {compression}; allowed are none, JPEG, CCITT, "
             f"{', '.join(dict.fromkeys(_BYTEWISE.values()))}. Write it again with one of them"
         )
     dtype = _sample_type(page, name)

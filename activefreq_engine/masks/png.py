@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from activefreq_engine.errors import InvalidImageError, InvalidMaskError
+from activefreq_engine.errors import InvalidArgumentError, InvalidImageError, InvalidMaskError
 from activefreq_engine.files import write_file
 from activefreq_engine.images import as_array, load_labels
 from activefreq_engine.values import short, whole
@@ -52,6 +52,7 @@ def save_png(path: str | os.PathLike[str], mask: Any) -> None:
     Raises:
         InvalidMaskError: the argument is not a mask, see `as_mask`.
         FileWriteError: the file cannot be written.
+        InvalidArgumentError: the name ends like another format's, as .jpg.
     """
     _save(path, Image.fromarray(as_mask(mask).astype(np.uint8) * np.uint8(255)))
 
@@ -66,6 +67,7 @@ def save_labels_png(path: str | os.PathLike[str], labels: NDArray[np.integer[Any
     Raises:
         InvalidMaskError: wrong type, shape or values.
         FileWriteError: the file cannot be written.
+        InvalidArgumentError: the name ends like another format's, as .jpg.
     """
     labels = array_of(labels, "labels")
     if labels.ndim != 2 or 0 in labels.shape or labels.dtype.kind not in "ui":
@@ -97,6 +99,9 @@ def load_labels_png(path: str | os.PathLike[str]) -> NDArray[np.int32]:
 
 
 def _save(path: str | os.PathLike[str], image: Image.Image) -> None:
+    suffix = os.path.splitext(str(path))[1].lower()
+    if suffix in (".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"):
+        raise InvalidArgumentError(f"masks are written as PNG, but '{path}' ends in {suffix}; end the name in .png")
     out = io.BytesIO()
     image.save(out, format="PNG")
     write_file(path, out.getvalue())

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NoReturn, cast
 
 import numpy as np
 import torch
@@ -362,6 +362,12 @@ class Engine:
         if isinstance(self._executor, CpuPlans) and (height, width) not in self._ready:
             self.warmup(height, width)
             self._ready.add((height, width))
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise InvalidArgumentError(
+            "an engine cannot be copied or pickled: it has locks, and weights in the memory of its device. Share it "
+            "between threads; in another process make one from the same arguments, or call Engine.shared there"
+        )
 
     def _features(self, group: list[StepRequest], watch: Stopwatch | None) -> list[Any]:
         """Features of each request: those that it brought; the missing ones are computed in one batch."""

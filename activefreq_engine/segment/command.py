@@ -244,11 +244,15 @@ def _jobs(
 
 
 def _by_image(prompts: dict[str, Prompts], images: list[str], file: str) -> dict[str, Prompts]:
-    """The entries of a prompts file by the images that they are for: matched by path, or else by file name."""
+    """The entries of a prompts file by the images that they are for: matched by path, or else by file name.
+
+    A path may be absolute or relative, and a file from Windows may have backslashes in it.
+    """
     found: dict[str, Prompts] = {}
     for name, entry in prompts.items():
-        same = [i for i in images if os.path.normpath(i) == os.path.normpath(name)]
-        same = same or [i for i in images if Path(i).name == name]
+        names = {name, name.replace("\\", "/")}
+        same = [i for i in images if os.path.abspath(i) in {os.path.abspath(n) for n in names}]
+        same = same or [i for i in images if Path(i).name in names]
         if len(same) != 1:
             what = "is not an image that was given" if not same else f"may be {same[0]} or {same[1]}; give its path"
             raise InvalidArgumentError(f"{file}: image {name!r} {what}")

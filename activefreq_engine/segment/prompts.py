@@ -244,7 +244,7 @@ def _from_csv(path: Path, text: str) -> dict[str, Prompts]:
     lines = io.StringIO(text, newline=None)  # ends of lines as any system writes them
     head = lines.readline()
     lines.seek(0)
-    rows = csv.DictReader(lines, delimiter=";" if ";" in head and "," not in head else ",")
+    rows = csv.DictReader(lines, delimiter=next((d for d in ",;\t" if d in head), ","))
     try:
         names = [(n or "").strip().lower() for n in rows.fieldnames or []]
     except csv.Error as error:

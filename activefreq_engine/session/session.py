@@ -617,7 +617,7 @@ class Session:
 
         Raises:
             FileWriteError: the file cannot be written.
-            InvalidArgumentError: there is no such object, or `path` is no path.
+            InvalidArgumentError: there is no such object, or `path` is no path, or ends like another format's, as .jpg.
         """
         masks.save_png(path, self._exported(number))
 
@@ -626,7 +626,7 @@ class Session:
 
         Raises:
             FileWriteError: the file cannot be written.
-            InvalidArgumentError: `path` is no path.
+            InvalidArgumentError: `path` is no path, or ends like another format's, as .jpg.
         """
         masks.save_labels_png(path, self.labels)
 

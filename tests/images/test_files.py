@@ -368,6 +368,13 @@ def test_what_is_no_picture_is_named(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\n", "LFS"),
         (b"\0\5\x16\7\0\2\0\0Mac OS X", "macOS"),
         (b"\x93NUMPY\1\0", "numpy.load"),
+        (b"\xff\x0a" + bytes(60), "JPEG XL"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(60), "JPEG XL"),
+        (b"\xff\xd8\xff\xf7" + bytes(60), "JPEG-LS"),
+        (b"\0\0\0\x18ftypmp42" + bytes(60), "video"),
+        (b'{"version": "5.5.0", "shapes": []}', "JSON"),
+        (b"iVBORw0KGgoAAAANSUhEUg==", "PNG in base64"),
+        (b"data:image/png;base64,iVBORw0KGgo", "data URL"),
         (b"hello", "allowed are JPEG"),
         (b"II*\0\0\0\0\0", "without a page"),
     ]:
@@ -375,6 +382,14 @@ def test_what_is_no_picture_is_named(tmp_path):
         for source in (tmp_path / "a.jpg", data):
             with pytest.raises(InvalidImageError, match=says):
                 load_image(source)
+
+
+def test_a_closed_pil_image_is_called_closed(rng):
+    with Image.open(io.BytesIO(encoded(picture(rng), "PNG"))) as image:
+        assert load_image(image).shape == (H, W, 3)
+    for ask in (load_image, load_values):
+        with pytest.raises(InvalidImageError, match="was closed"):
+            ask(image)
 
 
 def test_the_limit_counts_for_files_and_can_be_raised(tmp_path, monkeypatch, rng):

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from pycocotools import mask as coco
 
-from activefreq_engine import InvalidMaskError, masks
+from activefreq_engine import InvalidArgumentError, InvalidMaskError, masks
 
 any_mask = hnp.arrays(bool, st.tuples(st.integers(1, 24), st.integers(1, 37)))
 quick = settings(max_examples=60, deadline=None)
@@ -119,3 +119,14 @@ def test_as_mask_accepts(dtype):
 def test_as_mask_refuses(mask):
     with pytest.raises(InvalidMaskError):
         masks.as_mask(mask, (2, 3))
+
+
+@pytest.mark.parametrize("name", ["m.jpg", "m.JPEG", "m.tif", "m.bmp", "m.webp", "m.gif"])
+def test_a_png_is_not_written_under_the_name_of_another_format(tmp_path, name):
+    for save in (masks.save_png, masks.save_labels_png):
+        with pytest.raises(InvalidArgumentError, match=r"end the name in \.png"):
+            save(tmp_path / name, np.ones((3, 4), np.uint8))
+    assert not list(tmp_path.iterdir())
+    for good in ("m.png", "m.PNG", "m", "m.v2"):
+        masks.save_png(tmp_path / good, np.ones((3, 4), np.uint8))
+        assert masks.load_labels_png(tmp_path / good).tolist() == [[255] * 4] * 3

@@ -965,6 +965,8 @@ def test_copies_are_refused_in_words(session):
     for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
         with pytest.raises(InvalidArgumentError, match="state_dict"):
             attempt(session)
+        with pytest.raises(InvalidArgumentError, match=r"Engine\.shared"):
+            attempt(session._engine)
 
 
 def test_states_name_the_weights(engine, rng):
