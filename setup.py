@@ -1,5 +1,6 @@
 """Packaging.  The root folder kernels/ installs as activefreq_engine.kernels, never as a top-level ``kernels``."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -29,6 +30,12 @@ packages = (
 version = re.search(r'^__version__ = "([^"]+)"', (ROOT / "activefreq_engine/__init__.py").read_text("utf-8"), re.M)
 if version is None:
     raise RuntimeError('activefreq_engine/__init__.py has no line __version__ = "..."')
+
+# pip knows no "this or that": who installs us says which build of OpenCV the metadata shall require.
+OPENCV = {"": "opencv-python", "headless": "opencv-python-headless"}
+opencv = os.environ.get("ACTIVEFREQ_OPENCV", "")
+if opencv not in OPENCV:
+    raise SystemExit(f"ACTIVEFREQ_OPENCV is {opencv!r}; allowed are 'headless', or leave it unset")
 
 # Lower bounds are the versions that constraints/oldest.txt names and the suite was run with; a test compares the two.
 train = ["matplotlib>=3.8"]
@@ -66,7 +73,7 @@ setup(
         "torch>=2.6",
         "numpy>=1.26",
         "safetensors>=0.4.3",  # weights, read without unpickling
-        "opencv-python>=4.10.0.82",  # or opencv-python-headless, see README
+        f"{OPENCV[opencv]}>=4.10.0.82",  # see README
         "pillow>=12",  # image files; older wheels have no AVIF and no ZSTD in TIFF, and known holes
         "typer>=0.20",
         "tqdm>=4.66",

@@ -111,7 +111,8 @@ def __getattr__(name: str) -> Any:
         raise ImportError(
             f"OpenCV cannot be loaded: {error}. Its package opencv-python needs libraries of a desktop, which servers "
             "and container images lack. Either 'pip uninstall opencv-python' and 'pip install opencv-python-headless', "
-            "which is the same cv2 without them; or install the system's packages (Debian: libgl1 and libglib2.0-0)"
+            "which is the same cv2 without them (README says how pip check agrees); or install the system's packages "
+            "(Debian: libgl1 and libglib2.0-0)"
         ) from error
     globals()[name] = value
     return value

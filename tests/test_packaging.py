@@ -123,6 +123,20 @@ def test_the_wheel_installs_the_command(installed: Path, tmp_path: Path) -> None
     assert "region_stats" in done.stdout
 
 
+@pytest.mark.parametrize(("said", "required"), [("", "opencv-python"), ("headless", "opencv-python-headless")])
+def test_the_installer_chooses_the_build_of_opencv(source: Path, tmp_path: Path, said: str, required: str) -> None:
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)]
+    env = {**os.environ, "ACTIVEFREQ_OPENCV": said}
+    subprocess.run(command, cwd=source, env=env, check=True, capture_output=True)
+    core = next(tmp_path.glob("*.egg-info/requires.txt")).read_text("utf-8").split("[")[0]
+    assert [Requirement(r).name for r in core.split() if "opencv" in r] == [required]
+    wrong = subprocess.run(
+        command, cwd=source, env={**env, "ACTIVEFREQ_OPENCV": "contrib"}, capture_output=True, text=True
+    )
+    assert wrong.returncode
+    assert "allowed are 'headless'" in wrong.stderr
+
+
 def test_pyinstaller_finds_our_hook_in_the_wheel(installed: Path, tmp_path: Path) -> None:
     code = (
         "from importlib.metadata import entry_points\n"
