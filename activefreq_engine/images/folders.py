@@ -1,5 +1,6 @@
 """Folders of pictures with masks: which files count, and which mask belongs to which picture."""
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,8 @@ def entries(folder: Path) -> list[Path]:
 def listing(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     """Files of a folder that have one of the suffixes, in small letters or capitals, sorted by name; at least one.
 
-    Hidden files do not count.  Other files that could be pictures are left out and named in the log.
+    Hidden files do not count.  Other files that could be pictures, and folders of more of them, are left out and named
+    in the log.
 
     Raises:
         DatasetError: there is no such folder, it cannot be read, or no file in it has one of the suffixes.
@@ -50,20 +52,37 @@ def listing(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     shown = entries(folder)
     files = [p for p in shown if p.suffix.lower() in suffixes]
     left = [p.name for p in shown if p.suffix.lower() not in (*suffixes, *_BESIDE) and p.is_file()]
+    inner = [p.name for p in shown if p.is_dir() and _holds_some(p, suffixes)]
     if not files:
         raise DatasetError(f"no file in {folder} ends in {', '.join(suffixes)}")
-    if left:
-        more = ", ..." if len(left) > 3 else ""
-        say_once(
-            f"{len(left)} files in {folder} are not of a type that is read here: {', '.join(left[:3])}{more}; left out"
-        )
+    for names, what in (
+        (left, "files in {} are not of a type that is read here"),
+        (inner, "folders within {} hold more files"),
+    ):
+        if names:
+            more = ", ..." if len(names) > 3 else ""
+            say_once(f"{len(names)} {what.format(folder)}: {', '.join(names[:3])}{more}; left out")
     return files
+
+
+def _holds_some(folder: Path, suffixes: Sequence[str]) -> bool:
+    try:
+        return any(p.suffix.lower() in suffixes for p in entries(folder))
+    except DatasetError:  # it may not be read, so nothing is known of it
+        return False
+
+
+def composed(name: str) -> str:
+    """A file name with its accents in one piece with their letters.  macOS and programs on it take them apart, so two
+    names that look alike may differ."""
+    return unicodedata.normalize("NFC", name)
 
 
 def match(images: Sequence[Path], truths: Sequence[Path], key: Callable[[str], str] = str) -> list[Pair]:
     """Pair images with truths by the key of their file stem.  Truths without an image are left out.
 
-    A truth may also differ in capitals, or end in _mask, _masks, _segmentation, _label or _labels.
+    A truth may also differ in capitals, write its accents in the other way of Unicode, or end in _mask, _masks,
+    _segmentation, _label or _labels.
 
     Raises:
         DatasetError: an image without a truth, or two files that claim the same place.
@@ -71,14 +90,14 @@ def match(images: Sequence[Path], truths: Sequence[Path], key: Callable[[str], s
     by_name: dict[str, Path] = {}
     loosely: dict[str, list[Path]] = {}
     for truth in truths:
-        if (other := by_name.setdefault(key(truth.stem), truth)) != truth:
+        if (other := by_name.setdefault(composed(key(truth.stem)), truth)) != truth:
             raise DatasetError(f"{other} and {truth} belong to the same image; keep one of them")
-        loosely.setdefault(_loose(key(truth.stem)), []).append(truth)
+        loosely.setdefault(_loose(composed(key(truth.stem))), []).append(truth)
     pairs: dict[str, Pair] = {}
     taken: dict[Path, Path] = {}
     missing = []
     for image in images:
-        name = key(image.stem)
+        name = composed(key(image.stem))
         if name in pairs:
             raise DatasetError(f"{pairs[name].image} and {image} have the same name {name!r}; keep one of them")
         near = loosely.get(name.casefold(), [])

@@ -248,11 +248,13 @@ def _by_image(prompts: dict[str, Prompts], images: list[str], file: str) -> dict
 
     A path may be absolute or relative, and a file from Windows may have backslashes in it.
     """
+    from activefreq_engine.images.folders import composed
+
     found: dict[str, Prompts] = {}
     for name, entry in prompts.items():
-        names = {name, name.replace("\\", "/")}
-        same = [i for i in images if os.path.abspath(i) in {os.path.abspath(n) for n in names}]
-        same = same or [i for i in images if Path(i).name in names]
+        names = {composed(name), composed(name.replace("\\", "/"))}
+        same = [i for i in images if os.path.abspath(composed(i)) in {os.path.abspath(n) for n in names}]
+        same = same or [i for i in images if composed(Path(i).name) in names]
         if len(same) != 1:
             what = "is not an image that was given" if not same else f"may be {same[0]} or {same[1]}; give its path"
             raise InvalidArgumentError(f"{file}: image {name!r} {what}")
@@ -267,8 +269,12 @@ def _start_mask(given: Path | None, image: str, several: bool) -> Path | None:
         return given
     if not given.is_dir():
         raise InvalidArgumentError(f"--start-mask {given} is no folder; for several images name a folder of PNGs")
+    from activefreq_engine.images.folders import composed, entries
+
     path = given / f"{Path(image).stem}.png"
-    return path if path.exists() else None
+    if path.exists():
+        return path
+    return next((p for p in entries(given) if composed(p.name) == composed(path.name)), None)
 
 
 def _place(jobs: list[_Job], several: bool, output: str | None, overlay: Path | None) -> None:

@@ -58,18 +58,24 @@ def read_image(path: Path) -> Pixels:
 
 
 def read_labels(path: Path, binary: bool) -> NDArray[Any]:
-    """A mask (above half of its largest value = object 1) or label map (each value one object) as uint16 `[H, W]`.
+    """A mask (one value beside 0, object 1) or label map (each value one object) as uint16 `[H, W]`.
 
     Raises:
         DatasetError: the file cannot be read, or is no mask or label map.
     """
     try:
-        labels = load_labels(path, any_colour=binary)
+        labels = load_labels(path)
     except InvalidImageError as error:
         raise DatasetError(f"{path} is not a readable image of labels: {error}") from error
     low, high = int(labels.min()), int(labels.max())
     if binary:
-        return (2.0 * labels > high).astype(np.uint16)
+        values = np.unique(labels[labels != 0])
+        if len(values) > 1:  # as in evaluation
+            raise DatasetError(
+                f"mask {path} holds {len(values)} non-zero values, {values[:5].tolist()}; a mask has one object. Put "
+                "label maps into labels/"
+            )
+        return (labels != 0).astype(np.uint16)
     if low < 0 or high > 65535:
         raise DatasetError(f"{path} has values from {low} to {high}; allowed are 0 to 65535. Number its objects anew")
     return labels.astype(np.uint16)
@@ -79,13 +85,16 @@ def find_pairs(folder: Path) -> tuple[str, list[Pair]]:
     """Which of `MASK_FOLDERS` a data folder has, and its images with their masks.
 
     Raises:
-        DatasetError: no such folder, no images, an image without a mask.
+        DatasetError: no such folder, no images, an image without a mask, or several of `MASK_FOLDERS`.
     """
     if not folder.is_dir():
         raise DatasetError(
             f"there is no folder {folder}; a data folder needs images/ and, beside it, masks/ (or labels/)"
         )
-    kind = next((k for k in MASK_FOLDERS if (folder / k).is_dir()), None)
+    kinds = [k for k in MASK_FOLDERS if (folder / k).is_dir()]
+    if len(kinds) > 1:
+        raise DatasetError(f"{folder} holds {' and '.join(kinds)}; keep the one that is meant, and move the rest away")
+    kind = kinds[0] if kinds else None
     images = folder / "images"
     try:
         paths = listing(images, IMAGE_SUFFIXES)

@@ -122,3 +122,22 @@ def test_names_that_do_not(tmp_path, images, truths, says):
     # an exact name goes before a likely one
     (pair,) = match(touch(tmp_path / "j", "a.png"), touch(tmp_path / "n", "a.png", "a_mask.png"))
     assert pair.truth.name == "a.png"
+
+
+def test_accents_may_be_written_in_either_way(tmp_path):
+    apart, whole = "Mu\u0308ll e\u0301", "M\u00fcll \u00e9"
+    for image, truth in ((apart, whole), (whole, apart), (whole, apart + "_mask"), (whole.upper(), apart)):
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        (pair,) = match(touch(folder / "images", f"{image}.png"), touch(folder / "masks", f"{truth}.png"))
+        assert pair.truth.stem == truth
+
+
+def test_folders_within_a_folder_are_named(tmp_path, caplog):
+    touch(tmp_path / "images", "a.png")
+    touch(tmp_path / "images" / "more", "b.PNG")
+    touch(tmp_path / "images" / "notes", "b.txt")
+    (tmp_path / "images" / "loop").symlink_to("nowhere")
+    assert [p.name for p in listing(tmp_path / "images", IMAGE_SUFFIXES)] == ["a.png"]
+    assert "1 folders within" in caplog.text
+    assert "more; left out" in caplog.text

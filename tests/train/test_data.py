@@ -151,6 +151,14 @@ def damage(folder: Path, how: str) -> None:
         image.write_bytes(mask.read_bytes()[:40])
     elif how == "no folder":
         (folder / "masks").rename(folder / "truth")
+    elif how == "several values":
+        values = np.zeros_like(cv2.imread(str(mask), 0))
+        values[:2], values[2:4] = 1, 3
+        cv2.imwrite(str(mask), values)
+    elif how == "a colour":
+        cv2.imwrite(str(mask), np.dstack([cv2.imread(str(mask), 0)] + [np.zeros_like(cv2.imread(str(mask), 0))] * 2))
+    elif how == "masks and labels":
+        (folder / "labels").mkdir()
     elif how == "no images":
         for p in (folder / "images").iterdir():
             p.unlink()
@@ -167,6 +175,9 @@ def damage(folder: Path, how: str) -> None:
         ("unreadable mask", ["masks/001.png", "not a readable image"]),
         ("unreadable image", ["images/001.png", "not a readable image"]),
         ("no folder", ["masks, labels, instances", "no such folder"]),
+        ("several values", ["masks/001.png", "2 non-zero values, [1, 3]", "labels/"]),
+        ("a colour", ["masks/001.png", "one channel"]),
+        ("masks and labels", ["masks and labels", "keep the one"]),
         ("no images", ["images/", "none"]),
         ("empty masks", ["no object", str(MIN_AREA)]),
     ],
