@@ -484,7 +484,7 @@ class Work:
                     session.undo()
         return part
 
-    def _repeated(self, session: Session, step: Step, number: int, index: int) -> bool:
+    def _repeated(self, session: Session, step: PromptStep, number: int, index: int) -> bool:
         """Carry out a step that was carried out before; False if that is not possible."""
         try:
             if isinstance(step, ops.MaskOp):
