@@ -45,7 +45,7 @@ class ResizeLongestSide:
         return self.apply_coords_torch(boxes.reshape(-1, 2, 2), original_size).reshape(-1, 4)
 
     def factors(self, original_size: tuple[int, ...]) -> NDArray[np.float64]:
-        """By what x and y of a picture of (H, W) are multiplied; rounding makes them differ a little."""
+        """The factors of x and of y for a picture of (H, W); rounding makes them differ a little."""
         old_h, old_w = original_size[0], original_size[1]
         new_h, new_w = self.get_preprocess_shape(old_h, old_w, self.target_length)
         return np.array([new_w / old_w, new_h / old_h])

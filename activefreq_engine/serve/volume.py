@@ -43,7 +43,7 @@ class SlicePrompt:
     place: Place
     said: tuple[Said, ...]
     adds: bool = False
-    """For a box: it adds to the slice's mask if there is one, and does not begin anew."""
+    """Says of a box that it adds to the slice's mask if there is one, and does not begin anew."""
 
 
 @dataclass(frozen=True, slots=True)

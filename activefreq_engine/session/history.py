@@ -130,12 +130,12 @@ class Picture:
     image: NDArray[np.uint8]
     """`[H, W]` or `[H, W, 3]`."""
     window: tuple[float, float] | None
-    """As given to `set_image`."""
+    """The window as `set_image` was given it."""
     settings: SessionSettings
     shown: Shown | None = None
     """The canvas whose mask was asked for last, with that mask."""
     digest: str | None = None
-    """Of the image; computed when asked for."""
+    """The image's hash; computed when asked for."""
     features: FeatureCache = field(default_factory=FeatureCache)
     """The engine's image features by region, for all objects."""
     shrunk: dict[int, NDArray[np.uint8]] = field(default_factory=dict)

@@ -222,7 +222,7 @@ class Slots:
         return cls((box, height, width), points, used)
 
     def then(self, x: int, y: int, positive: bool) -> Slots:
-        """With a click on a pixel on which there was none."""
+        """The slots with one more click, on a pixel on which there was none."""
         box, height, width = self.grid
         if not (box[0] <= x < box[2] and box[1] <= y < box[3]):
             return self

@@ -152,13 +152,13 @@ Class = tuple[int, int, bool, bool]
 
 
 def class_of(map_: Map) -> Class:
-    """Of a map's size what decides how much its kernel needs: C' and the longer side, padded; whether a side is 1."""
+    """What decides how much a map's kernel needs: C' and the longer side, padded, and whether a side is 1."""
     c, h, w = map_
     return pad(c), pad(max(h, w)), h == 1, w == 1
 
 
 def representatives(maps: Iterable[Map]) -> dict[Class, Map]:
-    """Of each class the map that needs most: both sides padded to the same, with the most masks, and of these the
+    """The map of each class that needs most: both sides padded to the same, with the most masks, and of these the
     largest that is no square."""
 
     def needs(map_: Map) -> tuple[bool, int, bool, int]:

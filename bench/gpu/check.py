@@ -53,7 +53,7 @@ class CheckStep:
 
     name: str
     share: float
-    """Of the time, beside the shares of the other steps."""
+    """How much of the time it may take, beside the shares of the other steps."""
     command: str
     """`{seconds}` in it becomes the time that it has, less what it takes to end in order."""
     tool: tuple[str, ...] = ()
@@ -364,7 +364,7 @@ def painting_targets(measured: Sequence[dict]) -> list[CheckTarget]:
 
 
 def targets(out: Path) -> list[CheckTarget]:
-    """From what the folder holds."""
+    """All targets, judged by what the folder holds."""
     clicks, models, peers, kernels, shapes, launches, suggestions, painted, sessions = (
         table(out / f"{name}.csv")
         for name in (

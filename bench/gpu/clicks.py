@@ -127,7 +127,7 @@ def requests(engine: Engine, side: int, batch: int) -> tuple[list[StepRequest], 
 
 
 def timed(run: Callable[[], Any], repeats: int) -> dict[str, Any]:
-    """Of a call that waits for the device itself; milliseconds."""
+    """The times of a call that waits for the device itself, in milliseconds."""
     run()
     taken = []
     for _ in range(repeats):

@@ -38,7 +38,7 @@ def cases(dry: bool) -> Iterator[ShapeCase]:
 
 
 def compile_one(case: ShapeCase, device: str) -> None:
-    """By a launch, so that it is the very kernel that launches look for."""
+    """Compile one case by launching it, so that it is the very kernel that launches look for."""
     channels, side, dtype, last, residual = case
     quarter, half = channels // 4, side // 2 + 1
     shapes = ((quarter, side, half), (quarter, half), (quarter, half))

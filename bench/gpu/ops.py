@@ -40,7 +40,7 @@ FREQ_TOLERANCE = 2e-3
 """Relative L2 error against float64 with fp16 operands, as in kernels/freq_module/README.md."""
 
 CHANNELS = {"B0": (32, 64, 160, 256), "B3": (64, 128, 320, 512)}
-"""Of the encoders' levels."""
+"""Channels of the encoders' levels."""
 
 
 def blobs(batch: int, side: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

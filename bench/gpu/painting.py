@@ -81,7 +81,7 @@ def differing(device: str, shape: tuple[int, int], region: tuple[int, int], seed
 
 
 def sides(mask: NDArray[np.bool_], height: int, width: int, top: int) -> tuple[int, int, int, int]:
-    """As `kernels.mask_bits` writes them."""
+    """The box of a mask as `kernels.mask_bits` writes it."""
     box = mask_bbox(np.ascontiguousarray(mask))
     return (width, height, 0, 0) if box is None else (box[0], box[1] + top, box[2], box[3] + top)
 

@@ -17,7 +17,7 @@ from activefreq_engine.eval import Dataset, Sample, make_clicker
 from bench.tools.clicking import ClickTimes
 
 CLICKS = 6
-"""On every image."""
+"""So many clicks are made on every image."""
 SLOW = {"sam_vit_b": 2}
 """Methods that see only the first images, and how many."""
 

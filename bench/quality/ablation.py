@@ -30,7 +30,7 @@ from bench.tools.machine import Machine
 
 
 class DepthWise(nn.Conv2d):
-    """In the place of `FreqModule`: a depth-wise convolution of all channels, 81 weights each where that has 83."""
+    """Takes the place of `FreqModule`: a depth-wise convolution of all channels, 81 weights each where that has 83."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 9, padding=4, groups=channels)

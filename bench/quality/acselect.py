@@ -178,7 +178,7 @@ class Runs:
     data: Dataset
     model: str
     options: Mapping[str, Any]
-    """For `evaluate`: max_clicks and stop_at."""
+    """The options that `evaluate` gets: max_clicks and stop_at."""
 
     def path(self, name: str, suffix: str = ".json") -> Path:
         """Where the run of a variant is, or will be."""
@@ -315,7 +315,7 @@ def _cell(value: Any) -> str:
 
 
 def suggestion_summary(name: str, report: Report, reference: Report | None, offers: Sequence[Offer]) -> str:
-    """In words and numbers: what following the suggestions costs or saves."""
+    """What following the suggestions costs or saves, in words and numbers."""
     lines = []
     for target in (0.85, 0.9):
         until = clicks_until(report, target)

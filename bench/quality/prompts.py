@@ -29,7 +29,7 @@ from bench.tools import rows, sets
 from bench.tools.machine import Machine
 
 LOOSE = 0.1
-"""By which part of the object's width and height a loose box is farther out on each side."""
+"""A loose box is farther out on each side by this share of the object's width and height."""
 CORNERS = 2000
 """Most points of a lasso."""
 

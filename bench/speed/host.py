@@ -122,7 +122,7 @@ class StandInExecutor:
         return painted
 
     def _part(self, previous: NDArray[Any]) -> float:
-        """As large as the object is in a region that fits it; at the first click in the whole picture."""
+        """The object's share of the region: at the first click of the whole picture, later of a region that fits it."""
         first = previous.dtype != np.uint16 and not previous.any()
         return 2 * self._case.radius / SIDE if first else 1 / EXPANSION
 

@@ -34,7 +34,7 @@ from bench.tools.scene import Spot, scene
 from bench.tools.verify import sessions_agree
 
 CLICKS = 20
-"""Of each sequence on a blank object."""
+"""So many clicks has each sequence, on a blank object."""
 
 
 class Forgetful(Engine):
@@ -55,9 +55,9 @@ class Rung:
     cached: bool = True
     precision: str = "fp32"
     backend: str = "reference"
-    """Of the kernels, see `kernels.dispatch`."""
+    """Backend of the kernels, see `kernels.dispatch`."""
     graph: bool = False
-    """On CUDA."""
+    """Whether clicks run as CUDA graphs, on a GPU."""
 
     @contextmanager
     def backend_chosen(self) -> Iterator[None]:

@@ -164,7 +164,7 @@ def beside_a_busy_process(sequences: int) -> list[Target]:
 
 
 def growth() -> list[Target]:
-    """In a process of its own, so that nothing else is in the figure."""
+    """How memory grows, in a process of its own, so that nothing else is in the figure."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
         megabytes = alone.submit(_growth).result()
     return [Target("MB more after 200 clicks on 12 megapixels", megabytes, most=50)]

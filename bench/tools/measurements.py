@@ -67,7 +67,7 @@ class Check:
     machine: Machine
     dry: bool
     deadline: float
-    """Of `time.monotonic`; what has not begun by then is skipped."""
+    """A time of `time.monotonic`; what has not begun by then is skipped."""
     limits: MachineLimits
     rows: list[Measurement] = field(default_factory=list)
     slow: set[tuple[str, str]] = field(default_factory=set)

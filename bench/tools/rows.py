@@ -11,7 +11,7 @@ from activefreq_engine.files import write_file
 
 RESULTS = Path(__file__).parents[1] / "results"
 Row = Mapping[str, Any]
-"""Of a CSV file: by column, as written; what is read are strings."""
+"""A row of a CSV file: its values by column. What was read from a file are strings."""
 
 ABOUT = (
     "device", "driver", "threads", "python", "torch", "triton", "numpy", "opencv-python", "cuda", "commit", "date"

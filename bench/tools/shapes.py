@@ -17,7 +17,7 @@ def level_maps(channels: Iterable[int], shape: tuple[int, int]) -> list[Map]:
 
 
 def every_map(channels: Iterable[int], sizes: Iterable[int] = SIZES) -> list[Map]:
-    """Of all sizes and shapes, each once, the smallest first."""
+    """The maps of all sizes and shapes, each once, the smallest first."""
     channels = tuple(channels)
     found = {m for size in sizes for shape in network_shapes(size) for m in level_maps(channels, shape)}
     return sorted(found, key=lambda m: (m[1] * m[2], m))

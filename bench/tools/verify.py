@@ -12,7 +12,7 @@ from activefreq_engine import Session
 BAND = 2
 """Pixels this close to the outline of a mask may fall on either side of it."""
 SHARE = 1e-3
-"""Of the other pixels, so many (relative to the area of the mask) may differ."""
+"""So many of the other pixels may differ, as a share of the mask's area."""
 PROBABILITY = 0.01
 """The mean difference in probability, over the area of the mask; bfloat16 reaches 0.002."""
 

@@ -33,7 +33,7 @@ class PlanLayer(nn.Module):
 
 
 def activated(x: Tensor, then: Activation) -> Tensor:
-    """In place."""
+    """Apply an activation in place."""
     if then == "relu":
         return x.relu_()
     return x if then == "none" else torch.ops.aten.gelu_(x)
