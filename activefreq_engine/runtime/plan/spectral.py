@@ -24,7 +24,7 @@ from activefreq_engine.runtime.plan.rewrites import affine
 SpectralForm = Literal["auto", "fft", "matmul", "dense"]
 
 FASTEST: SpectralForm = "fft"
-"""It was the fastest form on the CPU, at every map size of B0 to B3 and with 1 and 2 threads (bench/results/spectral_forms.csv)."""
+"""The fastest form on the CPU, at every map size of B0 to B3, on 1 and 2 threads (bench/results/spectral_forms.csv)."""
 
 ALONE = 25_000
 """Up to so many numbers in a quarter of the maps, MKL transforms them in one thread: with two it took 1.3 to 1.6 times
