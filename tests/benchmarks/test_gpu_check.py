@@ -12,14 +12,15 @@ import pytest
 import torch
 from activefreq_engine.kernels import triton_support
 from activefreq_engine.kernels.mask_bits import mask_bits
+from activefreq_engine.kernels.verification import poison
 
 from bench.gpu import check as gpu_check
 from bench.gpu import painting
 from bench.gpu.check import CheckStep, StepOutcome, chosen, click_targets, op_targets, read_ops
 from bench.gpu.clicks import BOTH
 from bench.tools import measurements, rows
-from bench.tools.machine import Machine, MachineLimits, commit
-from bench.tools.measurements import Check, Measurement, poison
+from bench.tools.machine import Machine, MachineLimits, commit, tensors
+from bench.tools.measurements import Check, Measurement
 from tests import cuda_on_host
 
 ROOT = Path(__file__).parents[2]
@@ -363,10 +364,10 @@ def test_targets_of_a_click(ours, reached):
 
 
 def test_poison_reaches_every_output():
-    tensors = [torch.zeros(3), torch.zeros(2, dtype=torch.bool)]
-    poison(tuple(tensors))
-    poison(single := torch.zeros(2))
-    assert all(bool(t.all()) for t in (*tensors, single))
+    outputs = [torch.zeros(3), torch.zeros(2, dtype=torch.bool)]
+    poison(*tensors(tuple(outputs)))
+    poison(*tensors(single := torch.zeros(2)))
+    assert all(bool((t != 0).all()) for t in (*outputs, single))
 
 
 def test_a_painted_bit_that_differs_is_told(monkeypatch):
