@@ -489,6 +489,26 @@ def test_a_folder_is_gone_through(new_page: Callable[..., Any], tmp_path: Path, 
     served.kill()
 
 
+def test_a_picture_on_its_way_is_named_and_the_one_before_takes_no_clicks(
+    new_page: Callable[..., Any], served: Served, file: Path, data: np.ndarray
+) -> None:
+    page = new_page()
+    begin(page, served, file)
+    held: list[Any] = []
+    page.route("**/image?name=*", lambda route: held.append(route))
+    page.locator("#file").set_input_files(file)
+    until(page, "document.querySelector('#stage').classList.contains('opening')")
+    assert page.locator("#name").text_content() == f"Opening {file.name} …"
+    page.mouse.click(*place(page, *CLICKS[0][:2]))
+    page.wait_for_timeout(200)
+    assert page.locator(".point").count() == 0
+    held[0].continue_()
+    until(page, "!document.querySelector('#stage').classList.contains('opening')")
+    assert file.name in page.locator("#name").text_content()
+    page.mouse.click(*place(page, *CLICKS[0][:2]))
+    clicked(page, 1)
+
+
 def test_keys_pressed_before_a_picture_is_there(new_page: Callable[..., Any], tmp_path: Path, data: np.ndarray) -> None:
     """Each moves by one, only the last picture is shown, and none is marked that was not seen."""
     (tmp_path / "images").mkdir()

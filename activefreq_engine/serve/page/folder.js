@@ -12,6 +12,7 @@ export class Folder {
     this.next = null;  // where keys lead that are pressed before it is there: {place}
     $('folder-previous').onclick = () => this.go(-1);
     $('folder-next').onclick = () => this.go(1);
+    $('empty-folder').onclick = () => this.open(Math.max(0, this.pictures.findIndex(p => p.status === 'open')));
     $('folder-done').onclick = () => this.mark('done');
     $('folder-skip').onclick = () => this.mark('skipped');
     $('slide-closer').onclick = () => this.closer();
@@ -23,7 +24,8 @@ export class Folder {
 
   async load() {
     this.pictures = await get('v1/pictures');
-    $('folder').hidden = !this.pictures.length;
+    $('folder').hidden = $('empty-folder').hidden = !this.pictures.length;
+    $('empty-open').classList.toggle('primary', !this.pictures.length);
     document.body.classList.toggle('alone', !this.pictures.length);
     this.update();
   }

@@ -10,6 +10,7 @@ import { box, View } from './view.js';
 const $ = id => document.getElementById(id);
 const LAST = 'activefreq.last';
 const PROMPT_MS = 50;
+const OPENING_MS = 250;  // what is there sooner needs no words
 const PROMPTS = new Set(['click', 'box', 'scribble', 'lasso']);
 const ON_STEPS = new Set([...PROMPTS, 'mask', 'undo', 'redo', 'reset']);
 const WEIGHTS = {
@@ -47,13 +48,31 @@ let newest = 0;  // of what was to be opened; what is overtaken on its way is no
 
 async function openNew(body, file) {
   const number = ++newest;
+  clearTimeout(slow);
+  slow = setTimeout(() => opening(file?.name ?? body.picture), OPENING_MS);
   try {
     notice('');
-    said(`Opening ${file?.name ?? body.picture}`);
     const session = body.picture ? await folder.session(body.picture, body.box) : (await (await call('POST', 'v1/sessions', body)).json()).id;
     if (file) await call('PUT', `v1/sessions/${session}/image?name=${encodeURIComponent(file.name.slice(0, 200))}`, file);
     if (number === newest) connect(session);
-  } catch (error) { failed(error); }
+  } catch (error) {
+    if (number === newest) opened();
+    failed(error);
+  }
+}
+
+// Say what is on its way.  The picture before it stays, but dimmed, and takes no clicks any more.
+let slow;
+function opening(name) {
+  $('stage').classList.add('opening');
+  $('name').textContent = `Opening ${name} …`;
+  said(`Opening ${name}`);
+}
+
+function opened() {
+  clearTimeout(slow);
+  $('stage').classList.remove('opening');
+  refresh();
 }
 
 function connect(session) {
@@ -72,6 +91,7 @@ function openFile(file) { if (file) openNew({}, file); }
 function onStatus(status, reason) {
   $('link').textContent = WORDS[status];
   $('link').classList.toggle('on', status === 'on');
+  if (status !== 'on' && status !== 'off') opened();
   if (status === 'token') enter();
   if (status === 'gone') { localStorage.removeItem(LAST); leave(); notice('This session is over. Open the picture again.'); }
   if (status === 'elsewhere') notice('This picture was opened in another tab or place.', 'Use it here', () => connect(app.link.session));
@@ -84,13 +104,14 @@ async function onState(state, outbox) {
   app.state = state;
   app.masks = new Map(state.objects.map(o => [o.number, new Mask()]));
   app.waiting = waiting(outbox);
-  if (!state.picture) return;
+  if (!state.picture) return opened();
   localStorage.setItem(LAST, JSON.stringify({ session: state.id, name: state.picture.name }));
   $('empty').hidden = true;
   document.body.classList.remove('blank');
   if (app.heat) app.link.uncertainty(true);
   size(state.picture.width, state.picture.height);
   await showPicture();
+  opened();
   folder.update();
 }
 
@@ -221,7 +242,7 @@ function click(x, y, positive, when) { prompt({ op: 'click', x, y, positive }, w
 // The new mark is drawn together with its mask, or alone if the mask takes longer than PROMPT_MS.  Drawing it at once
 // would take a processor from the server just when it computes the mask.
 function prompt(request, when) {
-  if (!app.state?.picture) return;
+  if (!app.state?.picture || $('stage').classList.contains('opening')) return;
   send(request, when);
   app.waiting = waiting(app.link.outbox);
   app.ring = null;
