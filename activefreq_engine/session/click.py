@@ -36,6 +36,11 @@ from activefreq_engine.session.prompts import (
 )
 from activefreq_engine.types import Box, BoxPrompt, Click, Lasso, Scribble
 
+FAR = 4  # image pixels to a network pixel from which an object may be too small for the first look
+UNLIKE = 2.5  # a clicked spot that lies so many deviations of the mask's colours from their mean is another thing
+SHADES = 4.0  # grey levels that are added to these deviations, for the noise of even grounds
+LARGER = 10  # the first mask must be so many times larger than that of the second look
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -83,7 +88,7 @@ def advance(
     (choosing and cutting out the part to redraw) and "paint" (the mask at image resolution).  `go_on` is called between
     stages; it raises if nobody wants the outcome any more.
     """
-    turns = [
+    turns: list[_Turn | None] = [
         None if _agrees(picture, step, new) else prepare(engine, picture, step, new)
         for (picture, step), new in zip(states, passes, strict=True)
     ]
@@ -93,6 +98,13 @@ def advance(
     go_on()
     answers = engine.run([t.request for t in asked], watch, go_on) if asked else []
     go_on()
+    for i, (turn, answer) in enumerate(zip(asked, answers, strict=True)):
+        closer = _closer(engine, turn, answer)
+        if closer is not None:
+            (found,) = engine.run([closer.request], watch, go_on)
+            go_on()
+            if _is_the_object(turn, answer, closer, found):
+                asked[i], answers[i] = closer, found
     layers = [
         [Layer.of(t.box, _held(t, t.box, a.levels, t.request.previous))] for t, a in zip(asked, answers, strict=True)
     ]
@@ -145,8 +157,8 @@ def _unmoved(picture: Picture, step: Step, new: Pass) -> Outcome:
     return Outcome(replace(step, event=event, canvas=canvas, passes=(*step.passes, new)), shown.mask, None)
 
 
-def prepare(engine: Engine, picture: Picture, step: Step, new: Pass) -> _Turn:
-    """Decide where to look and prepare what the network sees there."""
+def prepare(engine: Engine, picture: Picture, step: Step, new: Pass, region: Box | None = None) -> _Turn:
+    """Decide where to look, unless `region` says it, and prepare what the network sees there."""
     height, width = picture.shape
     marks, clicked = picture.after(step, new)
     newest = marks[-1]
@@ -157,6 +169,8 @@ def prepare(engine: Engine, picture: Picture, step: Step, new: Pass) -> _Turn:
         roi = zoom.outlined_roi(area, picture.bounds) if picture.settings.zoom else None
     elif new.view is not None and all(_within(new.view, m) for m in new.marks):
         roi = new.view
+    elif region is not None:
+        roi = region
     elif picture.settings.zoom:
         said = zoom.said_inside(marks) if clicked is None else clicked.inside
         roi = zoom.next_roi(height, width, step.mask_box, said, len(marks), step.roi)
@@ -192,6 +206,49 @@ def prepare(engine: Engine, picture: Picture, step: Step, new: Pass) -> _Turn:
         paint=paint,
     )
     return _Turn(picture, step, new, marks, clicked, roi, box, request)
+
+
+def _closer(engine: Engine, turn: _Turn, answer: StepAnswer) -> _Turn | None:
+    """A second look at an object's first click, at the image's own resolution, if the first one cannot have seen what
+    was clicked: the image is much larger than the network's input, and the clicked spot looks like nothing in the mask.
+
+    An object of a few network pixels is lost among its surroundings, and the mask is often these (docs/experiments.md).
+    """
+    picture, size = turn.picture, engine.size
+    if turn.step.mask_box is not None or turn.roi is not None or len(turn.marks) > 1 or not picture.settings.zoom:
+        return None
+    click, (height, width) = turn.marks[0], picture.shape
+    if not isinstance(click, Click) or turn.new.view is not None or max(height, width) < FAR * size:
+        return None
+    mask = answer.probs > picture.settings.threshold
+    crop = zoom.crop_rgb(picture.image, picture.bounds, *mask.shape)
+    radius = max(1, max(height, width) // (2 * size))
+    x, y = int(click.x), int(click.y)
+    spot = picture.image[max(0, y - radius) : y + radius + 1, max(0, x - radius) : x + radius + 1]
+    if mask.any():
+        inside = crop[mask].astype(np.float32)
+        apart = np.abs(spot.mean((0, 1), dtype=np.float32) - inside.mean(0)) / (inside.std(0) + SHADES)
+        if apart.max() < UNLIKE:
+            return None
+    side = min(size, height, width)
+    x0, y0 = (min(max(0, at - side // 2), length - side) for at, length in ((x, width), (y, height)))
+    return prepare(engine, picture, turn.step, turn.new, (x0, y0, x0 + side, y0 + side))
+
+
+def _is_the_object(turn: _Turn, answer: StepAnswer, closer: _Turn, found: StepAnswer) -> bool:
+    """Whether a second look shows a small object, whole within its region, and much smaller than the first mask."""
+    threshold, box, bounds = turn.picture.settings.threshold, closer.box, turn.picture.bounds
+    near = found.probs > threshold
+    inner = zoom.mask_bbox(near)
+    if inner is None:
+        return False
+    h, w = near.shape
+    edge = (max(1, w // 16), max(1, h // 16)) * 2
+    room = (inner[0], inner[1], w - inner[2], h - inner[3])
+    whole = all(r >= e or b == a for r, e, b, a in zip(room, edge, box, bounds, strict=True))
+    area = near.mean() * (box[2] - box[0]) * (box[3] - box[1])
+    far = (answer.probs > threshold).mean() * bounds[2] * bounds[3]
+    return whole and (far == 0 or far > LARGER * area)
 
 
 def _points(clicked: ClickTally | None, marks: tuple[Mark, ...], box: Box, h: int, w: int) -> NDArray[np.float32]:
