@@ -248,7 +248,7 @@ def _is_the_object(turn: _Turn, answer: StepAnswer, closer: _Turn, found: StepAn
     whole = all(r >= e or b == a for r, e, b, a in zip(room, edge, box, bounds, strict=True))
     area = near.mean() * (box[2] - box[0]) * (box[3] - box[1])
     far = (answer.probs > threshold).mean() * bounds[2] * bounds[3]
-    return whole and (far == 0 or far > LARGER * area)
+    return whole and bool(far == 0 or far > LARGER * area)
 
 
 def _points(clicked: ClickTally | None, marks: tuple[Mark, ...], box: Box, h: int, w: int) -> NDArray[np.float32]:
