@@ -11,6 +11,7 @@ from torch import nn
 from activefreq_engine.errors import InvalidArgumentError
 from activefreq_engine.models.freqnet import FreqModule
 from activefreq_engine.runtime.plan.spectral import FASTEST, spectral_module
+from tests.compiler import needs_compiler
 
 FORMS = ("auto", "fft", "matmul", "dense")
 MAPS = [(7, 12), (14, 7), (16, 28), (28, 14), (5, 56), (56, 1), (1, 3), (2, 2)]
@@ -74,6 +75,7 @@ def test_strides_do_not_matter(form: str) -> None:
     assert (module(turned) - module(x)).abs().max() <= 1e-12
 
 
+@needs_compiler
 @pytest.mark.parametrize("form", ["matmul", "dense"])
 def test_the_exportable_forms_have_no_complex_number(form: str) -> None:
     module = spectral_module(random_module(8), 12, 8, form)
