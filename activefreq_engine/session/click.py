@@ -101,10 +101,10 @@ def advance(
     for i, (turn, answer) in enumerate(zip(asked, answers, strict=True)):
         closer = _closer(engine, turn, answer)
         if closer is not None:
-            (found,) = engine.run([closer.request], watch, go_on)
+            (second,) = engine.run([closer.request], watch, go_on)
             go_on()
-            if _is_the_object(turn, answer, closer, found):
-                asked[i], answers[i] = closer, found
+            if _is_the_object(turn, answer, closer, second):
+                asked[i], answers[i] = closer, second
     layers = [
         [Layer.of(t.box, _held(t, t.box, a.levels, t.request.previous))] for t, a in zip(asked, answers, strict=True)
     ]
