@@ -15,6 +15,7 @@ from activefreq_engine.kernels.uncertain import uncertain_regions
 
 from activefreq_engine import Engine, InvalidArgumentError, Session
 from activefreq_engine.acselect import AcSelect
+from activefreq_engine.runtime import engine
 from activefreq_engine.runtime.graphs import regions
 from activefreq_engine.runtime.graphs.contexts import Contexts
 from activefreq_engine.runtime.graphs.regions import RegionContext
@@ -45,7 +46,8 @@ def host(device, monkeypatch) -> Iterator[cuda_on_host.Host]:
 @pytest.fixture
 def small(monkeypatch):
     """A grid that the host's imitation of a device fills soon."""
-    monkeypatch.setattr(regions, "SIDE", 64)
+    monkeypatch.setattr(regions, "SUGGESTION_SIDE", 64)
+    monkeypatch.setattr(engine, "SUGGESTION_SIDE", 64)
     monkeypatch.setattr(regions, "CAPACITY", 64)
 
 

@@ -295,6 +295,9 @@ def _from_pil(image: Image.Image, max_pixels: int) -> tuple[Raster, NDArray[Any]
     check_size(image.height, image.width, max_pixels, "image")
     if image.format == "EPS" and isinstance(image, ImageFile.ImageFile) and image.tile:
         raise InvalidImageError("image is PostScript, which is a program and is never run here; save it as PNG")
+    closed = "the PIL image was closed; pass it before its `with` block ends"
+    if isinstance(image, ImageFile.ImageFile) and image.tile and image.fp is None:  # Pillow 13 only asserts this
+        raise InvalidImageError(closed)
     # the image was opened but not loaded, so nobody can have changed it: read its file ourselves, since Pillow keeps
     # 8 bits of 16-bit colour
     if isinstance(image, ImageFile.ImageFile) and image.tile and image.tell() == 0 and image.fp is not None:
@@ -309,7 +312,7 @@ def _from_pil(image: Image.Image, max_pixels: int) -> tuple[Raster, NDArray[Any]
         return from_pillow(image), None, "image"
     except ValueError as error:
         if "closed image" in str(error):
-            raise InvalidImageError("the PIL image was closed; pass it before its `with` block ends") from error
+            raise InvalidImageError(closed) from error
         raise InvalidImageError(f"cannot decode image: {error}. The file may be truncated or corrupt") from error
     except Exception as error:  # truncated and corrupt files fail here, in many ways
         raise InvalidImageError(f"cannot decode image: {error}. The file may be truncated or corrupt") from error
