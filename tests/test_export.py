@@ -84,8 +84,11 @@ def test_the_manifest_is_enough_to_answer_a_box(
     pixels = load_image(EXAMPLE)
     height, width = pixels.shape[:2]
     for _ in range(3):
-        y0, tall = int(rng.integers(0, height // 2)), int(rng.integers(90, height // 2))
-        x0, wide = float(rng.uniform(30, width // 2)), 0.75 * tall
+        tall = int(rng.integers(90, 170))  # of 183 the region is 256: pixel centres lie exactly on the box's edge then
+        wide = 0.75 * tall
+        # regions, 1.4 times as large as the box, that the image's edge does not cut to another shape than H x W
+        y0 = int(rng.integers(tall // 4, height - tall - tall // 4))
+        x0 = float(rng.uniform(0.25 * wide, width - 1.25 * wide))
         x1, y1 = x0 + wide, y0 + tall
         session = Session(engine=engine, refine=False)
         session.set_image(pixels)

@@ -275,7 +275,7 @@ def test_image_and_label_stay_aligned(monkeypatch: pytest.MonkeyPatch, rng: np.r
                 continue
             for axis in (rows, columns):
                 got = (colour * axis).sum() / colour.sum()
-                assert got == pytest.approx(axis[crop.label == 1].mean(), abs=0.25)
+                assert got == pytest.approx(axis[crop.label == 1].mean(), abs=0.4)  # half a pixel would show
             checked += 1
     assert checked >= 5
 
