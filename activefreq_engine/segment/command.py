@@ -250,11 +250,16 @@ def _by_image(prompts: dict[str, Prompts], images: list[str], file: str) -> dict
     """
     from activefreq_engine.images.folders import composed
 
+    by_path: dict[str, list[str]] = {}
+    by_name: dict[str, list[str]] = {}
+    for image in images:
+        by_path.setdefault(os.path.abspath(composed(image)), []).append(image)
+        by_name.setdefault(composed(Path(image).name), []).append(image)
     found: dict[str, Prompts] = {}
     for name, entry in prompts.items():
         names = {composed(name), composed(name.replace("\\", "/"))}
-        same = [i for i in images if os.path.abspath(composed(i)) in {os.path.abspath(n) for n in names}]
-        same = same or [i for i in images if composed(Path(i).name) in names]
+        same = [i for n in names for i in by_path.get(os.path.abspath(n), ())]
+        same = same or [i for n in names for i in by_name.get(n, ())]
         if len(same) != 1:
             what = "is not an image that was given" if not same else f"may be {same[0]} or {same[1]}; give its path"
             raise InvalidArgumentError(f"{file}: image {name!r} {what}")

@@ -221,7 +221,8 @@ def _closer(engine: Engine, turn: _Turn, answer: StepAnswer) -> _Turn | None:
     if not isinstance(click, Click) or turn.new.view is not None or max(height, width) < FAR * size:
         return None
     mask = answer.probs > picture.settings.threshold
-    crop = zoom.crop_rgb(picture.image, picture.bounds, *mask.shape)
+    crop = turn.request.crop  # what the first look saw; not there where its features were
+    crop = zoom.crop_rgb(picture.image, picture.bounds, *mask.shape) if crop is None else crop
     radius = max(1, max(height, width) // (2 * size))
     x, y = int(click.x), int(click.y)
     spot = picture.image[max(0, y - radius) : y + radius + 1, max(0, x - radius) : x + radius + 1]

@@ -90,21 +90,22 @@ class _Spectral(nn.Module):
         self.depthwise = Conv(affine(freq.dwconv), freq.dwconv).to(dtype)
         if pack:
             self.depthwise.pack()
-        self._threads = 1 if freq.dwconv.out_channels * height * width <= ALONE else None
+        self._split = (3 * freq.dwconv.out_channels, freq.dwconv.out_channels)
+        self._alone = freq.dwconv.out_channels * height * width <= ALONE
 
     def forward(self, x: Tensor) -> Tensor:
-        # transforms read planes
-        quarters = x[:, : 3 * x.shape[1] // 4].to(self.work, memory_format=torch.contiguous_format).chunk(3, dim=1)
-        local = self.depthwise(x[:, 3 * x.shape[1] // 4 :].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        spectral, local = x.split(self._split, dim=1)
+        quarters = spectral.to(self.work, memory_format=torch.contiguous_format).chunk(3, dim=1)  # planes to transform
+        local = self.depthwise(local.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         if self._exported:  # what is exported writes to no part of a tensor
-            spectral = (f(q) for f, q in zip(self.branches, quarters, strict=True))
-            return torch.cat([*(s.to(x.dtype) for s in spectral), local], dim=1)
+            filtered = (f(q).to(x.dtype) for f, q in zip(self.branches, quarters, strict=True))
+            return torch.cat([*filtered, local], dim=1)
         # maps of a plan are channels-last; a plain concatenation would be planes, which the next layer would have to
         # convert
         y = torch.empty_like(x, memory_format=torch.channels_last)
         *parts, last = y.chunk(4, dim=1)
         last.copy_(local)
-        with cpu.mkl_threads(self._threads) if self._threads and x.device.type == "cpu" else nullcontext():
+        with cpu.mkl_threads(1) if self._alone and x.device.type == "cpu" else nullcontext():
             for part, f, q in zip(parts, self.branches, quarters, strict=True):
                 part.copy_(f(q))
         return y
