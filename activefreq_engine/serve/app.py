@@ -24,6 +24,7 @@ from activefreq_engine.overlay import heat_colours
 from activefreq_engine.serve import exports, label_studio, nninteractive, ops, samapi, x_anylabeling
 from activefreq_engine.serve.errors import NotFoundError, ServeError, TooLargeError
 from activefreq_engine.serve.live import Lives
+from activefreq_engine.serve.pictures import readable
 from activefreq_engine.serve.progress import PictureState
 from activefreq_engine.serve.security import FAILED, JSON_BYTES, Gate, Guard
 from activefreq_engine.serve.sessions import Sessions
@@ -160,7 +161,7 @@ def _server_routes(app: FastAPI, sessions: Sessions) -> None:
 
     @app.get("/v1/info")
     async def info() -> dict[str, Any]:
-        """Versions, model, limits."""
+        """Versions, model, limits, and the kinds of files that can be read here."""
         limits = sessions.limits
         return {
             "version": __version__,
@@ -171,6 +172,7 @@ def _server_routes(app: FastAPI, sessions: Sessions) -> None:
             "sessions": len(sessions),
             "folder": sessions.folder is not None,
             "journal": sessions.journals is not None,
+            "reads": readable(),
             "exports": list(exports.FORMATS),
             "limits": {name: getattr(limits, name) for name in limits.__slots__},
         }

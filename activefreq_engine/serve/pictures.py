@@ -4,6 +4,7 @@ bits, slides by region, volumes by slices."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from activefreq_engine.types import Box
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".scn", ".bif")
 SUFFIXES = PICTURE_SUFFIXES + SLIDE_SUFFIXES + VOLUME_SUFFIXES
+NEEDS = {"pictures": (), "volumes": ("SimpleITK",), "slides": ("tifffile", "zarr")}
+"""Kind of file -> the packages that read it, apart from those that are always there."""
 REGION_PIXELS = 2**22
 """Most pixels of a slide's region that is shown and clicked in."""
 
@@ -83,6 +86,11 @@ class Planes:
     def pixels(self, index: int, window: Window | None) -> NDArray[np.uint8]:
         """uint8 `[H, W]` or `[H, W, 3]`: a slice as it is shown and segmented."""
         return load_image(self.planes[index], window=window if self.windowed else None, copy=False)
+
+
+def readable() -> list[str]:
+    """The kinds of files, of `NEEDS`, whose packages are installed here.  None of the packages is loaded."""
+    return [kind for kind, packages in NEEDS.items() if all(find_spec(p) is not None for p in packages)]
 
 
 def read_picture(data: bytes, name: str, max_pixels: int) -> Planes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from pathlib import Path
 
 import httpx
@@ -24,6 +25,18 @@ def path(http: httpx.Client) -> str:
     identity = http.post("/v1/sessions").json()["id"]
     assert http.put(f"/v1/sessions/{identity}/image?name=a%20blob.png", content=png(picture())).status_code == 200
     return f"/v1/sessions/{identity}"
+
+
+@pytest.mark.parametrize(("missing", "kind"), [("SimpleITK", "volumes"), ("tifffile", "slides"), ("zarr", "slides")])
+def test_the_server_says_what_it_can_read(
+    missing: str, kind: str, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = http.get("/v1/info").json()["reads"]
+    assert "pictures" in found
+    pytest.importorskip(missing)
+    assert kind in found
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert http.get("/v1/info").json()["reads"] == [k for k in found if k != kind]
 
 
 def test_clicks_over_rest_are_those_of_a_session(http: httpx.Client, path: str, engine: Engine) -> None:
