@@ -256,6 +256,23 @@ def test_sam2s_shapes(engine: Engine, rng: np.random.Generator) -> None:
         predictor.predict(np.array([[x, y]]), np.array([1]))
 
 
+def test_the_batches_of_sam2s_notebook(engine: Engine, rng: np.random.Generator) -> None:
+    predictor = SAM2ImagePredictor(engine)
+    (one, (x1, y1)), (two, (x2, y2)) = blob(rng, 151, 90), blob(rng, 80, 121)
+    predictor.set_image_batch([one, two])
+    boxes = [np.array([[x - 30, y - 25, x + 30, y + 25], [2, 3, 40, 31]]) for x, y in ((x1, y1), (x2, y2))]
+    boxed, scores, low = predictor.predict_batch(None, None, box_batch=boxes, multimask_output=False)
+    assert [m.shape for m in boxed] == [(2, 1, 90, 151), (2, 1, 121, 80)]
+    assert [s.shape for s in scores] == [(2, 1)] * 2
+    assert [m.shape for m in low] == [(2, 1, 256, 256)] * 2
+    points = [np.array([[[x, y]], [[5, 6]]]) for x, y in ((x1, y1), (x2, y2))]
+    masks, scores, _ = predictor.predict_batch(points, [np.array([[1], [1]])] * 2, box_batch=None)
+    best = [m[range(len(m)), np.argmax(s, axis=-1)] for m, s in zip(masks, scores, strict=True)]
+    assert [m.shape for m in best] == [(2, 90, 151), (2, 121, 80)]
+    assert masks[0][0, 0, y1, x1] == masks[1][0, 0, y2, x2] == 1
+    assert ((boxed[0][0, 0] > 0) & (boxed[0][1, 0] > 0)).mean() < 0.05  # each box has its own answer
+
+
 def test_what_is_refused(engine: Engine) -> None:
     predictor = SamPredictor(engine)
     with pytest.raises(NoImageError, match="set_image"):
