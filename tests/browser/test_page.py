@@ -444,6 +444,27 @@ def test_the_page_survives_the_server(
     served.kill()
 
 
+def test_two_tabs_on_one_session(new_page: Callable[..., Any], served: Served, file: Path) -> None:
+    page = new_page()
+    begin(page, served, file)
+    page.mouse.click(*place(page, *CLICKS[0][:2]))
+    clicked(page, 1)
+    other = page.context.new_page()
+    other.goto(page.url)
+    opened(other)
+    until(page, "document.querySelector('#stage').classList.contains('ended')")
+    page.mouse.click(*place(page, *CLICKS[1][:2]), button="right")  # would be lost: it takes no clicks
+    page.keyboard.press("n")
+    other.mouse.click(*place(other, *CLICKS[2][:2]))
+    clicked(other, 2)
+    assert page.locator(".point").count() == 1
+    page.locator("#notice button").click()
+    until(page, "!document.querySelector('#stage').classList.contains('ended')")
+    clicked(page, 2)
+    assert page.locator("#objects li").count() == 1
+    until(other, "document.querySelector('#stage').classList.contains('ended')")
+
+
 def test_the_token_comes_in_the_fragment_and_leaves_the_address(
     new_page: Callable[..., Any], tmp_path: Path, file: Path
 ) -> None:
@@ -460,6 +481,24 @@ def test_the_token_comes_in_the_fragment_and_leaves_the_address(
     served.kill()
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_first_screen_promises_what_the_server_can_read(
+    new_page: Callable[..., Any], served: Served, installed: bool
+) -> None:
+    page = new_page()
+
+    def info(route: Any) -> None:
+        answer = route.fetch()
+        reads = ["pictures", *(["volumes"] if installed else [])]
+        route.fulfill(response=answer, json={**answer.json(), "reads": reads})
+
+    page.route("**/v1/info", info)
+    page.goto(served.url)
+    until(page, "document.querySelector('#link').textContent === 'ready'")
+    assert ("DICOM" in page.locator("#reads").text_content()) == installed
+    assert page.locator("#reads-more").is_visible() != installed
+
+
 def test_a_folder_is_gone_through(new_page: Callable[..., Any], tmp_path: Path, data: np.ndarray) -> None:
     (tmp_path / "images").mkdir()
     for n in range(3):
@@ -470,6 +509,9 @@ def test_a_folder_is_gone_through(new_page: Callable[..., Any], tmp_path: Path, 
     until(page, "!document.querySelector('#folder').hidden")
     page.keyboard.press("]")
     opened(page)
+    assert page.inner_text("#folder-place") == "1 of 3"
+    assert page.locator("#folder-previous").is_disabled()
+    assert page.locator("#folder-export").is_disabled()
     page.mouse.click(*place(page, 220, 240))
     clicked(page, 1)
     page.keyboard.press("d")
@@ -478,6 +520,7 @@ def test_a_folder_is_gone_through(new_page: Callable[..., Any], tmp_path: Path, 
     page.keyboard.press("k")
     until(page, "document.title.startsWith('2.png')")
     assert page.inner_text("#folder-count") == "1 done, 1 skipped, 1 open"
+    assert page.locator("#folder-next").is_disabled()
     page.keyboard.press("[")
     page.keyboard.press("[")
     until(page, "document.title.startsWith('0.png')")
@@ -486,6 +529,15 @@ def test_a_folder_is_gone_through(new_page: Callable[..., Any], tmp_path: Path, 
     coco = json.loads(Path(download.value.path()).read_bytes())
     assert [i["file_name"] for i in coco["images"]] == ["0.png"]
     assert len(coco["annotations"]) == 1
+    assert page.inner_text("#folder-state span") == "This picture is done."
+    page.locator("#folder-reopen").click()
+    until(page, "document.querySelector('#folder-state').hidden")
+    assert page.inner_text("#folder-count") == "0 done, 1 skipped, 2 open"
+    page.locator("#folder-done").click()  # goes on to 2.png, and Enter is not for the button any more
+    until(page, "document.title.startsWith('2.png')")
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(200)
+    assert page.inner_text("#folder-count") == "1 done, 1 skipped, 1 open"
     served.kill()
 
 

@@ -15,6 +15,7 @@ export class Folder {
     $('empty-folder').onclick = () => this.open(Math.max(0, this.pictures.findIndex(p => p.status === 'open')));
     $('folder-done').onclick = () => this.mark('done');
     $('folder-skip').onclick = () => this.mark('skipped');
+    $('folder-reopen').onclick = () => this.mark('open');
     $('slide-closer').onclick = () => this.closer();
     $('slide-whole').onclick = () => this.open(this.place);
     $('slide-export').onclick = () => download(`v1/pictures/geojson?picture=${encodeURIComponent(this.pictures[this.place].name)}`)
@@ -113,6 +114,7 @@ export class Folder {
     this.update();
     if (this.next !== next) return;  // somebody went on
     this.next = null;
+    if (status === 'open') return;
     const places = [...this.pictures.keys()], open = i => this.pictures[i].status === 'open';
     const after = [...places.slice(place + 1), ...places.slice(0, place)].find(open);
     if (after !== undefined) this.open(after);
@@ -125,9 +127,16 @@ export class Folder {
     const counts = { done: 0, skipped: 0, open: 0 };
     for (const picture of this.pictures) counts[picture.status]++;
     $('folder-count').textContent = `${counts.done} done, ${counts.skipped} skipped, ${counts.open} open`;
+    $('folder-export').disabled = !counts.done;
     Object.assign($('folder-progress'), { max: this.pictures.length, value: counts.done + counts.skipped });
     const place = this.place;
+    $('folder-place').textContent = place < 0 ? '' : `${place + 1} of ${this.pictures.length}`;
     $('folder-done').disabled = $('folder-skip').disabled = place < 0;
+    $('folder-previous').disabled = place < 1;
+    $('folder-next').disabled = place === this.pictures.length - 1;
+    const status = this.pictures[place]?.status ?? 'open';
+    $('folder-state').hidden = status === 'open';
+    $('folder-state').firstElementChild.textContent = `This picture is ${status}.`;
     $('folder-list').replaceChildren(...this.pictures.map((picture, i) => {
       const item = document.createElement('li'), button = document.createElement('button'), sign = document.createElement('span');
       sign.className = 'state';

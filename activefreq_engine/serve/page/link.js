@@ -67,6 +67,7 @@ export class Link {
   lost(code, reason) {
     this.ready = false;
     if (code in END) {
+      this.ended = true;
       if (code === 4409) { this.outbox = []; this.keep(); }
       return this.on.status(END[code], reason);
     }

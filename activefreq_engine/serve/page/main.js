@@ -91,11 +91,13 @@ function openFile(file) { if (file) openNew({}, file); }
 function onStatus(status, reason) {
   $('link').textContent = WORDS[status];
   $('link').classList.toggle('on', status === 'on');
+  $('stage').classList.toggle('ended', app.link?.ended === true);
   if (status !== 'on' && status !== 'off') opened();
   if (status === 'token') enter();
   if (status === 'gone') { localStorage.removeItem(LAST); leave(); notice('This session is over. Open the picture again.'); }
   if (status === 'elsewhere') notice('This picture was opened in another tab or place.', 'Use it here', () => connect(app.link.session));
   if (status === 'refused') notice(reason || 'The server refused the connection.');
+  if (status === 'off') app.sent.clear();  // what waits for a connection says nothing about the server's speed
   if (status === 'off') notice('The connection is lost. Clicks are kept, and sent when it is back.');
   if (status === 'on') notice('');
 }
@@ -232,9 +234,9 @@ function paintHeat({ width, height, data, object }) {
 
 // when: of the event that asked for it, on the clock of performance.now()
 function send(request, when = performance.now()) {
-  if (!app.state?.picture) return;
+  if (!app.state?.picture || app.link.ended) return;
   const seq = app.link.send(request);
-  app.sent.set(seq, when);
+  if (app.link.ready) app.sent.set(seq, when);
 }
 
 function click(x, y, positive, when) { prompt({ op: 'click', x, y, positive }, when); }
@@ -242,7 +244,7 @@ function click(x, y, positive, when) { prompt({ op: 'click', x, y, positive }, w
 // The new mark is drawn together with its mask, or alone if the mask takes longer than PROMPT_MS.  Drawing it at once
 // would take a processor from the server just when it computes the mask.
 function prompt(request, when) {
-  if (!app.state?.picture || $('stage').classList.contains('opening')) return;
+  if (!app.state?.picture || app.link.ended || $('stage').classList.contains('opening')) return;
   send(request, when);
   app.waiting = waiting(app.link.outbox);
   app.ring = null;
@@ -286,7 +288,7 @@ function numbers() {
   const share = mask ? 100 * mask.area / (width * height) : 0;
   const clicks = object.clicks.length, others = object.prompts.length - clicks;
   const counts = `${clicks} click${clicks === 1 ? '' : 's'}${others ? ` + ${others} drawn` : ''}`;
-  $('numbers').textContent = `${counts}${app.latency ? ` · ${app.latency.toFixed(0)} ms` : ''}`;
+  $('numbers').textContent = `${counts}${app.latency && object.prompts.length ? ` · ${app.latency.toFixed(0)} ms` : ''}`;
   said(`Object ${object.number}, ${counts}, ${share.toFixed(1)} percent of the picture`);
 }
 
@@ -448,6 +450,11 @@ addEventListener('keyup', e => {
 });
 addEventListener('blur', () => { view.moving = false; $('stage').classList.remove('ready-to-move'); });
 
+// A button that the mouse pressed gives the keyboard back to the picture: Enter is for the ring then, and not for Done.
+document.querySelector('aside').addEventListener('click', e => {
+  if (e.pointerType === 'mouse' && document.activeElement?.matches('aside button')) $('stage').focus({ preventScroll: true, focusVisible: false });
+});
+
 $('file').addEventListener('change', () => { openFile($('file').files[0]); $('file').value = ''; });
 addEventListener('paste', e => openFile([...e.clipboardData.files][0]));
 addEventListener('dragover', e => { e.preventDefault(); $('drop').hidden = false; });
@@ -473,6 +480,9 @@ async function start() {
     $('link').textContent = 'ready';
     const weights = `Weights: ${info.model}${info.model in WEIGHTS ? `, ${WEIGHTS[info.model]}` : ''}.`;
     for (const place of document.querySelectorAll('.weights')) place.textContent = weights;
+    const volumes = info.reads.includes('volumes');
+    if (volumes) $('reads').textContent = 'photographs, 16-bit images, DICOM, NIfTI and MetaImage';
+    $('reads-more').hidden = volumes;
     if (info.folder) await folder.load();
   } catch (error) { return failed(error); }
   const session = new URLSearchParams(location.hash.slice(1)).get('s');
