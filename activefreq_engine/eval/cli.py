@@ -96,10 +96,12 @@ def eval_command(
             write_json(report, json_path)
 
     def finish(report: Report) -> None:
-        """Print first: a disk that is full must not cost the table."""
-        typer.echo(json.dumps(report.to_json()) if printed else to_markdown([report]))
-        sys.stdout.flush()
-        write(report, last=True)
+        """Print first: a disk that is full must not cost the table, nor a reader that went away the report."""
+        try:
+            typer.echo(json.dumps(report.to_json()) if printed else to_markdown([report]))
+            sys.stdout.flush()
+        finally:
+            write(report, last=True)
 
     if merge or data is None:
         report = merge_reports([read_json(path) for path in merge or ()])

@@ -160,7 +160,7 @@ def load_checkpoint(path: str | Path, *, expected: FreqFormerConfig | None = Non
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise ModelLoadError(f"{path} does not fit its own configuration: {'; '.join(problems[:3])}{more}")
-    with settings_aside():
+    with settings_aside(), torch.random.fork_rng(devices=[]):  # what it draws is replaced, and the host's seed its own
         model = FreqFormer(config).float()
     model.load_state_dict(state)
     return model.eval()

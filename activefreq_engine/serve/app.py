@@ -19,10 +19,10 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from activefreq_engine import __version__, masks
-from activefreq_engine.errors import ActiveFreqError
+from activefreq_engine.errors import ActiveFreqError, FileWriteError
 from activefreq_engine.overlay import heat_colours
 from activefreq_engine.serve import exports, label_studio, nninteractive, ops, samapi, x_anylabeling
-from activefreq_engine.serve.errors import NotFoundError, ServeError, TooLargeError
+from activefreq_engine.serve.errors import NotFoundError, ServeError, StorageError, TooLargeError
 from activefreq_engine.serve.live import Lives
 from activefreq_engine.serve.pictures import readable
 from activefreq_engine.serve.progress import PictureState
@@ -57,6 +57,7 @@ _WORDS: dict[int | str, dict[str, Any]] = {
         413: "Too large",
         422: "A parameter is not of the right kind",
         503: "All places are taken",
+        507: "The disk takes nothing more",
     }.items()
 }
 
@@ -420,7 +421,8 @@ async def _sweep(sessions: Sessions) -> None:
 
 
 async def _problem(_: Request, error: Exception) -> Response:
-    return JSONResponse({"detail": str(error)}, getattr(error, "status", 400))
+    status = StorageError.status if isinstance(error, FileWriteError) else 400
+    return JSONResponse({"detail": str(error)}, getattr(error, "status", status))
 
 
 async def _failed(_: Request, __: Exception) -> Response:

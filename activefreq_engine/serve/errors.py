@@ -55,3 +55,9 @@ class FullError(ServeError):
     """All places are taken; try again later."""
 
     status = 503
+
+
+class StorageError(ServeError):
+    """The disk takes nothing more, or cannot be written to; nothing was done."""
+
+    status = 507

@@ -8,17 +8,19 @@ an end was left by a crash, and nobody was told about its event: it is cut off.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
 import shutil
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from activefreq_engine.serve.errors import ConflictError, NotFoundError
+from activefreq_engine.files import write_file
+from activefreq_engine.serve.errors import ConflictError, NotFoundError, StorageError
 
 try:
     import fcntl
@@ -47,16 +49,22 @@ class Journal:
 
     def append(self, event: Mapping[str, Any]) -> None:
         """Hand one event to the operating system.  It survives a crash of this process, but not yet one of the
-        machine."""
-        data = (json.dumps(event, separators=(",", ":"), allow_nan=False) + "\n").encode()
-        written = os.write(self._file, data)
-        if written != len(data):  # half a line would spoil the next one
-            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
-            raise OSError(f"only {written} of {len(data)} bytes fitted on the disk of {self.folder}")
+        machine.
+
+        Raises:
+            StorageError: the disk does not take it; the journal is then as it was.
+        """
+        with keeping(self.folder):
+            append_line(self._file, event)
 
     def sync(self) -> None:
-        """Wait until everything that was appended survives a power cut."""
-        os.fsync(self._file)
+        """Wait until everything that was appended survives a power cut.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        with keeping(self.folder):
+            os.fsync(self._file)
 
     @property
     def picture(self) -> Path:
@@ -79,17 +87,42 @@ class Journal:
         raise ConflictError(f"the picture of the journal in {self.folder} cannot be read: {reason}")
 
     def write_picture(self, data: bytes) -> None:
-        """Keep a picture; whole or not at all."""
-        temporary = self.folder / "picture.part"
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.picture)
+        """Keep a picture; whole or not at all.
+
+        Raises:
+            StorageError: the disk does not take it.
+        """
+        with keeping(self.folder):
+            write_file(self.picture, data)
 
     def close(self) -> None:
         """Let go of the file; the journal stays."""
         os.close(self._file)
+
+
+@contextlib.contextmanager
+def keeping(place: Path) -> Iterator[None]:
+    """Turns the system's errors while something is written into a sentence for the client."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"the server cannot keep this, so it was not done: {error.strerror or error}. Make room on the disk of "
+            f"{place}, or let the server write there; then try again"
+        ) from error
+
+
+def append_line(file: int, event: Mapping[str, Any]) -> None:
+    """Write one event to the end of a file that was opened with O_APPEND, whole or not at all.
+
+    Raises:
+        OSError: it does not fit on the disk.
+    """
+    data = (json.dumps(event, separators=(",", ":"), allow_nan=False) + "\n").encode()
+    written = os.write(file, data)
+    if written != len(data):  # half a line would spoil the next one
+        os.ftruncate(file, os.fstat(file).st_size - written)
+        raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes fitted")
 
 
 class Journals:
@@ -105,12 +138,22 @@ class Journals:
         self.root = root
 
     def create(self, session: str, model: str, size: int) -> Journal:
-        """A new, empty journal."""
+        """A new, empty journal.
+
+        Raises:
+            StorageError: there is no room for it, or no right to write there; nothing is left of it then.
+        """
         folder = self._folder(session)
-        folder.mkdir(mode=0o700)
-        file = _locked(folder)
-        journal = Journal(folder, file, [])
-        journal.append({"format": FORMAT, "version": VERSION, "model": model, "size": size, "made": int(time.time())})
+        with keeping(self.root):
+            folder.mkdir(mode=0o700, parents=True)
+        with contextlib.ExitStack() as undo:
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            file = _locked(folder)
+            undo.callback(os.close, file)
+            journal = Journal(folder, file, [])
+            head = {"format": FORMAT, "version": VERSION, "model": model, "size": size, "made": int(time.time())}
+            journal.append(head)
+            undo.pop_all()
         return journal
 
     def open(self, session: str, model: str, size: int) -> Journal:

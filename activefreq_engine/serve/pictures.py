@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from activefreq_engine.errors import InvalidImageError
 from activefreq_engine.images import Slide, Window, image_size, load_image, load_values, load_volume
+from activefreq_engine.images.raster import say_once
 from activefreq_engine.images.volumes import VOLUME_SUFFIXES, TooManyPixelsError
 from activefreq_engine.images.window import choose_window
 from activefreq_engine.serve.errors import NotFoundError, TooLargeError
@@ -175,14 +176,25 @@ class Folder:
         self.root = root.resolve(strict=True)
 
     def names(self) -> list[str]:
-        """Paths relative to the folder, with forward slashes, sorted; links that lead out are left out."""
+        """Paths relative to the folder, with forward slashes, sorted; links that lead out are left out, and names that
+        are no text, which no client could send back.
+
+        Raises:
+            NotFoundError: the folder is not there any more.
+        """
+        if not self.root.is_dir():
+            raise NotFoundError(f"the folder of pictures, {self.root}, is gone; bring it back")
         found = []
         for path in sorted(self.root.rglob("*")):
             if not path.name.lower().endswith(SUFFIXES):
                 continue
             name = path.relative_to(self.root).as_posix()
-            if not any(part.startswith(".") for part in Path(name).parts) and self._inside(path) is not None:
+            if any(part.startswith(".") for part in Path(name).parts) or self._inside(path) is None:
+                continue
+            if _is_text(name):
                 found.append(name)
+            else:
+                say_once(f"the name of {name!r} is no UTF-8; left out: rename it")
         return found
 
     def read(self, name: str, max_bytes: int) -> bytes:
@@ -204,7 +216,7 @@ class Folder:
         Raises:
             NotFoundError: there is no such file inside the folder.
         """
-        path = self._inside(self.root / name) if "\0" not in name else None
+        path = self._inside(self.root / name) if "\0" not in name and _is_text(name) else None
         if path is None or not name.lower().endswith(SUFFIXES):
             raise NotFoundError(f"there is no picture {name!r} in the folder")
         return path
@@ -216,3 +228,12 @@ class Folder:
         except (OSError, RuntimeError):  # missing, or links in a circle
             return None
         return real if real.is_file() and real.is_relative_to(self.root) else None
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file name can be sent; Python keeps bytes that are no UTF-8 as surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from activefreq_engine.serve.errors import ConflictError
+from activefreq_engine.serve.journal import append_line, keeping
 
 LARGEST = 2**27
 """Limit on the bytes of the file with a folder's progress."""
@@ -55,10 +56,13 @@ class Progress:
 
     def _note(self, event: dict[str, Any]) -> None:
         if self._file is not None:
-            with open(self._file, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-                file.write(json.dumps(event).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            with keeping(self._file.parent):
+                file = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+                try:
+                    append_line(file, event)
+                    os.fsync(file)
+                finally:
+                    os.close(file)
         self._fold(event)
 
     def _fold(self, event: dict[str, Any]) -> None:

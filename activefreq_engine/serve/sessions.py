@@ -150,8 +150,12 @@ class Sessions:
             picture = await self._decode(data, path)
             source = {"path": path, "sha256": hashlib.sha256(data).hexdigest()}
         work = await self.create()
-        await work.set_picture(picture, source)
-        progress.begin(path, work.id, box)
+        try:
+            await work.set_picture(picture, source)
+            progress.begin(path, work.id, box)
+        except BaseException:  # nobody would find the session again
+            self.drop(work.id)
+            raise
         return work
 
     def folder_or_refuse(self) -> tuple[Folder, Progress]:

@@ -148,7 +148,7 @@ def pack(folders: Sequence[Path | Source], target: Path, max_side: int = 384) ->
                     )
                 scale = max_side / max(labels.shape)
                 if scale < 1:
-                    size = (round(labels.shape[1] * scale), round(labels.shape[0] * scale))
+                    size = (max(1, round(labels.shape[1] * scale)), max(1, round(labels.shape[0] * scale)))
                     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
                     labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT)
                 writer.add(np.ascontiguousarray(image), labels, source.objects, number, pair.name)

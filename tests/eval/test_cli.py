@@ -189,6 +189,17 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(folder, run, tmp_path, mo
     assert len(read_json(tmp_path / "r.json").samples) == 3
 
 
+def test_a_table_that_cannot_be_printed_does_not_cost_the_report(folder, run, tmp_path, monkeypatch):
+    from activefreq_engine.eval import cli
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cli.typer, "echo", full)
+    assert run(folder / "lesions", *common(folder), "--json", tmp_path / "r.json")[0] == 1
+    assert len(read_json(tmp_path / "r.json").samples) == 3
+
+
 def test_a_huge_limit_is_no_limit(folder, run):
     code, out, _ = run(folder / "lesions", *common(folder), "--limit", "9" * 30)
     assert code == 0

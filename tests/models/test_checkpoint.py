@@ -65,6 +65,14 @@ def test_round_trip_in_float32_is_exact(model: FreqFormer, tmp_path: Path) -> No
     assert all(torch.equal(loaded.state_dict()[k], v) for k, v in model.state_dict().items())
 
 
+def test_loading_takes_none_of_the_hosts_random_numbers(saved: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    load_checkpoint(saved)
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_metadata(model: FreqFormer, saved: Path) -> None:
     facts = read_metadata(saved)
     assert facts["metadata"] == {"licence": "Apache-2.0", "metrics": {"noc90": 4.5}}

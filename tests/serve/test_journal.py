@@ -6,6 +6,7 @@ ACTIVEFREQ_KILLS=100 makes it more often than CI does.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import multiprocessing
 import os
@@ -23,10 +24,11 @@ from websockets.exceptions import ConnectionClosed
 
 from activefreq_engine import Engine, Session
 from activefreq_engine.cli import main
-from activefreq_engine.serve.errors import ConflictError, NotFoundError
+from activefreq_engine.serve import journal as journal_module
+from activefreq_engine.serve.errors import ConflictError, NotFoundError, StorageError
 from activefreq_engine.serve.journal import Journal, Journals
 
-from .client import HEIGHT, PATIENCE, WIDTH, Client, picture
+from .client import HEIGHT, LESION, PATIENCE, WIDTH, Client, picture
 from .conftest import Server
 
 KILLS = int(os.environ.get("ACTIVEFREQ_KILLS", "2"))
@@ -227,12 +229,54 @@ def test_half_a_line_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write = os.write
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", lambda file, data: write(file, data[:9]))
-        with pytest.raises(OSError, match="9 of"):
+        with pytest.raises(StorageError, match="9 of"):
             journal.append({"op": "undo"})
     assert (tmp_path / name / "events.jsonl").read_bytes() == whole
     journal.append({"op": "redo"})
     journal.close()
     assert journals.open(name, "model", 256).events == [{"op": "redo"}]
+
+
+def no_room(*_: object) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_session_without_room_for_its_journal_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journals, opened, closed = Journals(tmp_path), [], []
+    locked, close = journal_module._locked, os.close
+    monkeypatch.setattr(journal_module, "_locked", lambda folder: opened.append(locked(folder)) or opened[-1])
+    monkeypatch.setattr(os, "close", lambda file: closed.append(file) or close(file))
+    monkeypatch.setattr(os, "write", no_room)
+    with pytest.raises(StorageError, match="No space left"):
+        journals.create("a" * 16, "model", 256)
+    assert opened
+    assert set(opened) <= set(closed)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_refuses_steps_in_words_and_loses_none(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server(engine, tmp_path / "j", LESION.parent)
+    try:
+        with server.http() as http:
+            path = f"/v1/sessions/{http.post('/v1/sessions', json={'picture': LESION.name}).json()['id']}"
+            click, done = {"x": 160, "y": 230}, {"picture": LESION.name, "status": "done"}
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "write", no_room)
+                asked = [
+                    http.post(f"{path}/clicks", json=click),
+                    http.post("/v1/sessions", json={"picture": "ISIC_0013793.jpg"}),
+                    http.put("/v1/pictures/status", json=done),
+                ]
+            assert [r.status_code for r in asked] == [507] * 3
+            assert all("No space left" in r.json()["detail"] for r in asked)
+            assert http.get(path).json()["objects"][0]["clicks"] == []
+            assert http.post(f"{path}/clicks", json=click).json()["object"]["clicks"] == [[160, 230, True]]
+            assert http.put("/v1/pictures/status", json=done).status_code == 200
+            assert len(server.sessions) == 1
+    finally:
+        server.close()
 
 
 def test_an_answer_waits_for_the_disk(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import pytest
 from PIL import Image
 
 from activefreq_engine import Engine, Session, masks
+from activefreq_engine.serve.errors import NotFoundError
 from activefreq_engine.serve.frames import changed_box
+from activefreq_engine.serve.pictures import Folder
 
 from .client import HEIGHT, LESION, WIDTH, Client, picture, png
 from .conftest import Server
@@ -158,6 +161,30 @@ def test_a_folder_is_annotated_to_the_end(http: httpx.Client, server: Server) ->
     http.put("/v1/pictures/status", json={"picture": LESION.name, "status": "open"})
     assert http.get("/v1/pictures/coco").json()["images"] == []
     assert http.put("/v1/pictures/status", json={"picture": LESION.name, "status": "lost"}).status_code == 422
+
+
+def test_a_name_that_is_no_text_costs_only_its_own_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    try:
+        (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(LESION.read_bytes())
+    except OSError:
+        pytest.skip("names here are always text")
+    names = ["a\nb.png", "\u00fc \U0001f600.png", "100%#?.png"]
+    for name in names:
+        (tmp_path / name).touch()
+    folder = Folder(tmp_path)
+    assert folder.names() == sorted(names)
+    assert "no UTF-8" in caplog.text
+    with pytest.raises(NotFoundError, match="no picture"):
+        folder.path(os.fsdecode(b"\xff.png"))
+
+
+def test_a_folder_that_is_gone_is_not_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    folder = Folder(tmp_path / "p")
+    assert folder.names() == []
+    (tmp_path / "p").rmdir()
+    with pytest.raises(NotFoundError, match="is gone"):
+        folder.names()
 
 
 def test_the_description_is_complete(http: httpx.Client) -> None:

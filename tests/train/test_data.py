@@ -94,6 +94,16 @@ def test_large_images_shrink_and_stay_aligned(tmp_path: Path) -> None:
         assert (soft * axis).sum() / soft.sum() == pytest.approx((labels * axis).sum() / labels.sum(), abs=0.06)
 
 
+@pytest.mark.parametrize("shape", [(1, 3000), (2500, 2)])
+def test_a_picture_as_thin_as_a_line_is_packed(tmp_path: Path, shape: tuple[int, int]) -> None:
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+        cv2.imwrite(str(tmp_path / kind / "line.png"), np.full(shape, 255, np.uint8))
+    target = pack([tmp_path], tmp_path / "packed", max_side=384)
+    entry = json.loads((target / "index.json").read_text())["entries"][0]
+    assert sorted((entry["h"], entry["w"])) == [1, 384]
+
+
 def test_a_complete_pack_is_reused_and_another_is_not(pairs: Path, tmp_path: Path) -> None:
     other = write_pairs(tmp_path / "other", 3, seed=9)
     packed = pack([pairs], tmp_path / "packed")
