@@ -104,6 +104,8 @@ def test_the_wheel_segments_an_image_beside_a_foreign_kernels(installed: Path, t
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys({DEV_ONLY!r}))  # importing any of them fails: the core dependencies must do
+import torch
+compiler = "torch._dynamo" in sys.modules
 import kernels, activefreq_engine, activefreq_engine.cli, activefreq_engine.eval
 from activefreq_engine import Session
 assert kernels.FOREIGN and activefreq_engine.kernels.__name__ == "activefreq_engine.kernels"
@@ -112,6 +114,7 @@ with Session(device="cpu") as session:
     session.set_image({str(EXAMPLE)!r})
     mask = session.click(160, 230).mask
     session.suggest()
+assert ("torch._dynamo" in sys.modules) == compiler, "it takes a second or two to import"
 print(mask.shape, bool(mask[230, 160]))
 """
     assert output(installed, code, tmp_path) == "(384, 384) True"

@@ -57,6 +57,8 @@ def init_weights(module: nn.Module) -> None:
 
     A 1x1 convolution counts as a linear layer: with fan-out, a head of one channel would begin with logits of +-10.
     """
+    if any(p.is_meta for p in module.parameters(recurse=False)):
+        return  # there are no values, and torch would import its compiler to draw none
     if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -86,9 +87,10 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)  # for each head its queries, keys and values
         self.proj = nn.Linear(dim, dim)
         self.attention_biases = nn.Parameter(torch.zeros(heads, window * window))
-        row, column = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
-        dy, dx = ((t.flatten()[:, None] - t.flatten()[None]).abs() for t in (row, column))
-        self.register_buffer("distance", dy * window + dx, persistent=False)
+        # in NumPy: on the meta device torch would import its compiler for it
+        row, column = np.divmod(np.arange(window * window), window)
+        dy, dx = (np.abs(at[:, None] - at) for at in (row, column))
+        self.register_buffer("distance", torch.tensor(dy * window + dx), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         b, h, w, c = x.shape
