@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 
@@ -19,15 +19,13 @@ def devices() -> list[torch.device]:
     return [torch.device("cpu"), *(torch.device("cuda", i) for i in range(count))]
 
 
-def questions(
-    device: torch.device,
-    shapes: Iterable[tuple[int, int]],
-    model: str = "freqformer_b0",
-    precision: str = "auto",
-) -> list[Question]:
-    """The questions that an engine of this model asks for these network shapes, and the ops' own sample questions."""
-    folded = Folded(create_model(model).to(device).eval(), device, precision, pack=True)
-    asked = [*dispatch.samples(device), *(q for shape in shapes for q in folded.questions(*shape))]
+def questions(device: torch.device, shapes: Sequence[tuple[int, int]], precision: str = "auto") -> list[Question]:
+    """What engines of our weights ask for these network shapes, and the ops' own sample questions.  A guide's kernels
+    are the same at every shape, so the network that has one is asked about at the first shape only."""
+    asked = [*dispatch.samples(device)]
+    for model, at in (("freqformer_b0", shapes), ("freqformer_b0_guided", shapes[:1])):
+        folded = Folded(create_model(model, pretrained=True).to(device).eval(), device, precision, pack=True)
+        asked += [q for shape in at for q in folded.questions(*shape)]
     return list({q.key: q for q in asked}.values())
 
 

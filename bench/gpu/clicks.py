@@ -143,7 +143,7 @@ def in_ms(times: ClickTimes) -> dict[str, Any]:
 
 def every_model(device: str, dry: bool, deadline: float) -> Iterator[dict[str, Any]]:
     """Rows of models.csv: the default first, and none that begins after the deadline."""
-    names = [f"freqformer_b{n}" for n in range(4)]
+    names = ["freqformer_b0", "freqformer_b0_guided", "freqformer_b1", "freqformer_b2", "freqformer_b3"]
     sizes = [64] if dry else sorted(SIZES, key=lambda size: size != SIZE)
     cases = [(name, size) for size in sizes for name in (names[:1] if dry else names)]
     for name, size in tqdm(cases, desc="models", unit="case"):

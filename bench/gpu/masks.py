@@ -1,4 +1,5 @@
-"""Masks on the device beside those of the CPU in float32: every size, five shapes of region, fp16 and fp32.
+"""Masks on the device beside those of the CPU in float32: every size, five shapes of region, fp16 and fp32; at the
+default size in fp16 also those of the network with a guide.
 
     python -m bench.gpu.masks              # writes masks.csv to bench/results/cuda
     python -m bench.gpu.masks --first      # the default size in fp16
@@ -37,25 +38,29 @@ RATIOS = ((1, 1), (4, 3), (3, 4), (16, 9), (5, 27))
 """Width to height of the region; the last one reaches the network very narrow."""
 
 IMAGES = Path(__file__).parents[2] / "examples" / "images"
-FIRST = 384
-"""The default size, which comes first."""
+MODEL, FIRST = "freqformer_b0", 384
+"""The default model, and the default size, which comes first."""
 
 
 @functools.cache
-def engines(device: str, size: int, precision: str) -> tuple[Engine, Engine]:
+def engines(device: str, model: str, size: int, precision: str) -> tuple[Engine, Engine]:
     """What is judged, and what judges it."""
     torch.set_num_threads(2)
-    return Engine(device=device, precision=precision, size=size), Engine(device="cpu", precision="fp32", size=size)
+    return (
+        Engine(model, device=device, precision=precision, size=size),
+        Engine(model, device="cpu", precision="fp32", size=size),
+    )
 
 
-def compared(device: str, size: int, precision: str, ratio: tuple[int, int]) -> dict[str, Any]:
-    """The row of one shape; in a process that is asked for this size and precision alone."""
+def compared(device: str, model: str, size: int, precision: str, ratio: tuple[int, int]) -> dict[str, Any]:
+    """The row of one shape; in a process that is asked for this model, size and precision alone."""
     height, width = network_shape((0, 0, 100 * ratio[0], 100 * ratio[1]), size)
-    row: dict[str, Any] = {"key": f"{precision} {size} {height}x{width}", "precision": precision, "size": size}
+    key = f"{precision} {size} {height}x{width}" + ("" if model == MODEL else f" {model}")
+    row: dict[str, Any] = {"key": key, "model": model, "precision": precision, "size": size}
     row |= {"height": height, "width": width, "limit": LIMITS[precision], "error": float("nan"), "note": ""}
     photograph = Image.open(min(IMAGES.glob("*.jpg"))).convert("RGB").resize((width, height))
     try:
-        row["error"] = error(*engines(device, size, precision), np.array(photograph))
+        row["error"] = error(*engines(device, model, size, precision), np.array(photograph))
     except Exception as problem:
         row["note"] = f"{type(problem).__name__}: {str(problem)[:200]}"
     return row
@@ -88,15 +93,17 @@ def main() -> None:
     dry = arguments.dry_run
     device, ratios = ("cpu", RATIOS[-1:]) if dry else ("cuda", RATIOS)
     sizes = [min(SIZES)] if dry else sorted(SIZES, key=lambda size: (size != FIRST, size))
-    cases = [(size, precision) for size in sizes for precision in (("fp32",) if dry else LIMITS)]
+    cases = [(MODEL, size, precision) for size in sizes for precision in (("fp32",) if dry else LIMITS)]
     cases = cases[:1] if arguments.first else cases
+    if not dry and not arguments.first:
+        cases.append(("freqformer_b0_guided", FIRST, "fp16"))
     about, found, died = Machine(device).describe(), [], []
     with ExitStack() as stack:
         alone = [stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn"))) for _ in cases]
         waiting = {
-            pool.submit(compared, device, size, precision, ratio): f"{precision} {size} {ratio[0]}:{ratio[1]}"
+            pool.submit(compared, device, *case, ratio): " ".join(map(str, (*case, *ratio)))
             for ratio in ratios
-            for pool, (size, precision) in zip(alone, cases, strict=True)
+            for pool, case in zip(alone, cases, strict=True)
         }
         for done in tqdm(as_completed(waiting), total=len(waiting), desc="masks", unit="shape"):
             if problem := done.exception():  # the process is gone
@@ -106,7 +113,7 @@ def main() -> None:
             rows.write(arguments.out / "masks.csv", found, about, replace="key")
     for row in sorted(found, key=lambda row: row["key"]):
         print(
-            f"{row['key']:24s} {row['error']:.1e} of {row['limit']:.0e}  {'' if right(row) else 'WRONG'} {row['note']}"
+            f"{row['key']:44s} {row['error']:.1e} of {row['limit']:.0e}  {'' if right(row) else 'WRONG'} {row['note']}"
         )
     wrong = [row for row in found if not right(row)]
     print(*died, sep="\n")

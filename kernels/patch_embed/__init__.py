@@ -18,18 +18,20 @@ def patch_embed(
     scale: Tensor,
     shift: Tensor,
     *,
+    added: Tensor | None = None,
     eps: float,
     next_eps: float,
     splits: int = 1,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """A 3x3 convolution of stride 2 with zero padding, its norm, and the next layer's norm.
+    """A 3x3 convolution of stride 2 with zero padding, its norm, what a guide adds to it, and the next layer's norm.
 
     Args:
         x (Tensor): `[B, H, W, I]`, floating; the kernel is offered for float16.
         weight (Tensor): `[C, 3, 3, I]`, output channels first.
         bias (Tensor): `[C]`.
         scale, shift (Tensor): `[C]`, of the embedding's norm.
+        added (Tensor, optional): `[B, (H + 1) // 2, (W + 1) // 2, C]`, added after the embedding's norm.
         eps, next_eps (float): of the two norms; the second has no scale and shift.
         splits (int): programs that share 16 pixels; C / splits must be a power of two from 16 on. Default: 1.
         backend (str): see `kernels.dispatch`. Default: "auto".
@@ -47,20 +49,42 @@ def patch_embed(
     expect("weight", weight, None, 3, 3, x.shape[-1])
     for name, t in (("bias", bias), ("scale", scale), ("shift", shift)):
         expect(name, t, len(weight))
-    check_no_gradient("patch_embed", x=x, weight=weight, bias=bias, scale=scale, shift=shift)
-    return _operator(x, weight, bias, scale, shift, float(eps), float(next_eps), splits, backend)
+    if added is not None:
+        expect("added", added, *_shape(x, weight))
+    check_no_gradient("patch_embed", x=x, weight=weight, bias=bias, scale=scale, shift=shift, added=added)
+    return _operator(x, weight, bias, scale, shift, added, float(eps), float(next_eps), splits, backend)
+
+
+def _shape(x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
+    b, h, w, _ = x.shape
+    return b, (h + 1) // 2, (w + 1) // 2, len(weight)
 
 
 def _outputs(
-    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, eps: float, next_eps: float, splits: int
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    added: Tensor | None,
+    eps: float,
+    next_eps: float,
+    splits: int,
 ) -> tuple[Tensor, Tensor]:
-    b, h, w, _ = x.shape
-    shape = (b, (h + 1) // 2, (w + 1) // 2, weight.shape[0])
+    shape = _shape(x, weight)
     return x.new_empty(shape), x.new_empty(shape)
 
 
 def _limits(
-    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, eps: float, next_eps: float, splits: int
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    added: Tensor | None,
+    eps: float,
+    next_eps: float,
+    splits: int,
 ) -> str:
     if x.dtype != torch.float16:
         return f"maps are {x.dtype}; offered is float16"
@@ -80,12 +104,13 @@ def _run(
     bias: Tensor,
     scale: Tensor,
     shift: Tensor,
+    added: Tensor | None,
     eps: float,
     next_eps: float,
     splits: int,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    y, normed = op(backend, x, weight, bias, scale, shift, eps, next_eps, splits)
+    y, normed = op(backend, x, weight, bias, scale, shift, added, eps, next_eps, splits)
     return y, normed
 
 

@@ -31,6 +31,7 @@ def patch_embed_kernel(
     norm_ptr,
     scale_ptr,
     shift_ptr,
+    added_ptr,  # fp16 [B, N, C], or anything where nothing is added
     part_ptr,
     counter_ptr,
     HI,
@@ -44,6 +45,7 @@ def patch_embed_kernel(
     BN: tl.constexpr,
     SPLITS: tl.constexpr,
     BM: tl.constexpr,
+    RESIDUAL: tl.constexpr,  # as for `finish_rows`
     EPS1: tl.constexpr,
     EPS2: tl.constexpr,
 ):
@@ -66,8 +68,8 @@ def patch_embed_kernel(
     row = image * N + rm
     if SPLITS == 1:
         finish_rows(
-            acc, b_ptr, x_ptr, out_ptr, norm_ptr, scale_ptr, shift_ptr, b_ptr, b_ptr, row, inside,
-            C, CP, 0, True, 1, EPS1, EPS2,
+            acc, b_ptr, added_ptr, out_ptr, norm_ptr, scale_ptr, shift_ptr, b_ptr, b_ptr, row, inside,
+            C, CP, RESIDUAL, True, 1, EPS1, EPS2,
         )  # fmt: skip
     else:
         tile = image * tl.num_programs(0) + tl.program_id(0)
@@ -75,8 +77,8 @@ def patch_embed_kernel(
         if is_last(counter_ptr + tile, SPLITS):
             whole = load_columns(part_ptr, tile, BM, CP, C)
             finish_rows(
-                whole, b_ptr, x_ptr, out_ptr, norm_ptr, scale_ptr, shift_ptr, b_ptr, b_ptr, row, inside,
-                C, CP, 0, True, 1, EPS1, EPS2,
+                whole, b_ptr, added_ptr, out_ptr, norm_ptr, scale_ptr, shift_ptr, b_ptr, b_ptr, row, inside,
+                C, CP, RESIDUAL, True, 1, EPS1, EPS2,
             )  # fmt: skip
 
 
@@ -86,6 +88,7 @@ def kernel_call(
     bias: Tensor,
     scale: Tensor,
     shift: Tensor,
+    added: Tensor | None,
     eps: float,
     next_eps: float,
     splits: int,
@@ -105,6 +108,7 @@ def kernel_call(
         norm_ptr=normed,
         scale_ptr=scale,
         shift_ptr=shift,
+        added_ptr=bias if added is None else added,
         HI=height,
         WI=width,
         N=h * w,
@@ -116,6 +120,7 @@ def kernel_call(
         BN=pad(c) if splits == 1 else c // splits,
         SPLITS=splits,
         BM=ROWS,
+        RESIDUAL=0 if added is None else 2,
         EPS1=eps,
         EPS2=next_eps,
         **scratch(tiles * b, splits, c, x),

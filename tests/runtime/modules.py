@@ -5,6 +5,10 @@ from torch import Tensor, nn
 
 from activefreq_engine import create_model
 from activefreq_engine.models import FreqFormer
+from activefreq_engine.models.tinyvit import TinyViTSpec
+
+TINY = TinyViTSpec((8, 12, 8, 16), (1, 1, 2, 1), (2, 2, 2, 4), (7, 7, 14, 7))
+"""A guide's trunk that is small enough for tests."""
 
 
 def relative(got: Tensor, expected: Tensor) -> float:

@@ -117,10 +117,10 @@ class StandInFused:
     def __init__(self, plan):
         self.plan = plan
 
-    def __call__(self, c1, p1, previous, points, radius, out):
+    def __call__(self, features, previous, points, radius, out):
         before = previous.int().float() / levels.ONE
         disks = click_maps(points, *before.shape[1:], radius=radius)
-        answer = self.plan.click(c1, p1, torch.cat([before[:, None], disks], dim=1))
+        answer = self.plan.click(*features, torch.cat([before[:, None], disks], dim=1))
         levels.write(answer.logits, out)
         return answer
 

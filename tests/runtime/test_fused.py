@@ -33,13 +33,27 @@ def test_a_plan_on_a_cpu_has_none():
     assert Folded(create_model("freqformer_b0"), "cpu", "fp32").plan(32, 64).fused is None
 
 
-@pytest.mark.parametrize("name", ["freqformer_b0", "freqformer_b1"])
+@pytest.mark.parametrize("name", ["freqformer_b0", "freqformer_b0_guided", "freqformer_b1", "freqformer_b3"])
 def test_kernels_are_offered_for_every_op_of_our_encoders(name):
     click = Folded(create_model(name), "cpu", "fp16").fuse()
     assert click is not None
     calls = click.calls(96, 64)
     assert {op for op, _ in calls} == OPS.keys()
     assert [OPS[op].limits(*args) for op, args in calls] == [""] * len(calls)
+
+
+def test_a_guide_costs_a_click_no_launch():
+    """What it adds is read by the embeddings of the stages, which run anyway."""
+    models = create_model("freqformer_b0"), create_model("freqformer_b0", guide="tinyvit_5m")
+    plain, guided = (Folded(model, "cpu", "fp16").fuse() for model in models)
+    assert plain is not None
+    assert guided is not None
+    calls = [click.calls(96, 160) for click in (plain, guided)]
+    assert [name for name, _ in calls[0]] == [name for name, _ in calls[1]]
+    where = OPS["patch_embed"].names.index("added")
+    without, added = ([args[where] for name, args in c if name == "patch_embed"] for c in calls)
+    assert without == [None] * 3
+    assert [tuple(t.shape) for t in added] == [(1, 12, 20, 64), (1, 6, 10, 160), (1, 3, 5, 256)]
 
 
 def test_another_encoder_has_none(caplog):

@@ -5,19 +5,18 @@ import pytest
 import torch
 
 from activefreq_engine import Engine, Session
-from activefreq_engine.models.tinyvit import TINYVIT_SPECS, TinyViTSpec
+from activefreq_engine.models.tinyvit import TINYVIT_SPECS
 from activefreq_engine.runtime.graphs.contexts import Contexts
 from activefreq_engine.runtime.plan import Folded
 
 from .clicking import poison, request
-from .modules import logits_error, random_model, relative
+from .modules import TINY, logits_error, random_model, relative
 from .runners import FakeGraphs
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    spec = TinyViTSpec((8, 12, 8, 16), (1, 1, 2, 1), (2, 2, 2, 4), (7, 7, 14, 7))
-    monkeypatch.setitem(TINYVIT_SPECS, "tinyvit_tiny", spec)
+    monkeypatch.setitem(TINYVIT_SPECS, "tinyvit_tiny", TINY)
 
 
 def guided(dtype):

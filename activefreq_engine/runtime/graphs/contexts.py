@@ -230,9 +230,8 @@ class ClickContext(Context):
         self._transfer.send()
         points = self._transfer.tensors["points"]
         if self._plan.fused is not None:
-            c1, p1 = self._features  # with a guide there would be more, and no fused kernels
             found = self._outbox.levels  # holds the previous answer, which is read, and then the new one
-            kept: Coarse = self._plan.fused(c1, p1, found.levels, points, self._radius, found)
+            kept: Coarse = self._plan.fused(self._features, found.levels, points, self._radius, found)
             self._paint()
             self._outbox.fetch()
             return kept

@@ -65,6 +65,11 @@ def shares(channels: int, tiles: float, least: int) -> int:
     return next((s for s in allowed if tiles * s >= ENOUGH), allowed[-1])
 
 
+def _tiles(stride: int) -> float:
+    """Tiles of 16 pixels in one item at 384 x 384 px."""
+    return (384 / stride) ** 2 / 16
+
+
 def _ohwi(conv: layers.Conv) -> Tensor:
     """`[O, kh, kw, I]`; channels-last weights lie like that already."""
     return conv.weight.permute(0, 2, 3, 1).contiguous()
@@ -119,7 +124,8 @@ class _FusedBlock:
 class _FusedStage:
     """`layers.Stage`, and the norm of the Freq block that reads its output."""
 
-    def __init__(self, stage: layers.Stage, freq_norm: layers.Norm, tiles: float) -> None:
+    def __init__(self, stage: layers.Stage, freq_norm: layers.Norm, stride: int) -> None:
+        self.stride, tiles = stride, _tiles(stride)
         proj, norm = stage.embed.proj, stage.embed.norm
         self.embed: Weights = (_ohwi(proj), proj.bias, norm.weight, norm.bias)
         self.embed_eps = norm.eps
@@ -130,9 +136,14 @@ class _FusedStage:
         affine = stage.norm.weight, stage.norm.bias, freq_norm.weight, freq_norm.bias
         self.ends: list[tuple[Any, ...]] = [*ends, (*affine, stage.norm.eps, freq_norm.eps)]
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
         x, xn = patch_embed.patch_embed(
-            x, *self.embed, eps=self.embed_eps, next_eps=self.blocks[0].norm_eps, splits=self.embed_shares
+            x,
+            *self.embed,
+            added=added,
+            eps=self.embed_eps,
+            next_eps=self.blocks[0].norm_eps,
+            splits=self.embed_shares,
         )
         for block, (*affine, eps, next_eps) in zip(self.blocks, self.ends, strict=True):
             x, xn = block(x, xn, tuple(affine), eps, next_eps)
@@ -168,6 +179,7 @@ class Fused:
         embed, stages, norms, ffns, projects, head: of `Folded`, without the first stage's, on the device in fp16;
             `norms` and `ffns` of each stage's first and last Freq block.
         strides: of the stages.
+        guided: whether a guide adds to the tokens of each stage.
     """
 
     def __init__(
@@ -179,22 +191,22 @@ class Fused:
         projects: Sequence[layers.Linear],
         head: layers.Linear,
         strides: Sequence[int],
+        guided: bool,
     ) -> None:
-        tiles = [(384 / stride) ** 2 / 16 for stride in strides]
         norm = embed.norm
         taps = click_embed.taps_of(embed.proj.weight)
         self._embed: Weights = (taps, embed.proj.bias, norm.weight, norm.bias)
         self._embed_eps = norm.eps
-        self._stages = [_FusedStage(s, n, t) for s, n, t in zip(stages, norms, tiles, strict=True)]
-        self._parts = [_FusedPart(f, p, t) for f, p, t in zip(ffns, projects, tiles, strict=True)]
+        self._stages = [_FusedStage(s, n, stride) for s, n, stride in zip(stages, norms, strides, strict=True)]
+        self._parts = [_FusedPart(f, p, _tiles(s)) for f, p, s in zip(ffns, projects, strides, strict=True)]
         assert head.bias is not None
         self._head = head.weight[0].float(), head.bias.float()
+        self._guided = guided
 
     def __call__(
         self,
         freqs: Sequence[Callable[[Tensor, Tensor], Tensor]],
-        c1: Tensor,
-        p1: Tensor,
+        features: Sequence[Tensor],
         previous: Tensor,
         points: Tensor,
         radius: float,
@@ -202,11 +214,13 @@ class Fused:
         keep: bool,
     ) -> Coarse:
         """A click; `freqs` are the Freq layers of the stages for one network shape, the rest as for `FusedClick`."""
+        c1, p1, *more = features
+        added: list[Tensor | None] = [g.permute(0, 2, 3, 1) for g in more] if more else [None] * len(self._stages)
         weights = (*self._embed, c1.permute(0, 2, 3, 1))
         x = click_embed.click_embed(previous, points, *weights, eps=self._embed_eps, radius=radius)
         parts = []
-        for stage, freq, part in zip(self._stages, freqs, self._parts, strict=True):
-            x, xn = stage(x)
+        for stage, freq, part, g in zip(self._stages, freqs, self._parts, added, strict=True):
+            x, xn = stage(x, g)
             parts.append(part(freq(xn, x)))
         p2, p3, p4 = parts
         weight, bias = self._head
@@ -219,12 +233,15 @@ class Fused:
         """The fused ops of a click on one image of this network shape: name and arguments; tensors hold no numbers."""
         device, c1, e = self._head[0].device, len(self._embed[1]), len(self._head[0])
         like = torch.empty(0, dtype=torch.float16, device=device)
-        image, share = (like.new_empty(1, height // 4, width // 4, n).permute(0, 3, 1, 2) for n in (c1, e))
+        sides = [(4, c1), (4, e)]
+        if self._guided:
+            sides += [(s.stride, len(s.embed[1])) for s in self._stages]
+        features = [like.new_empty(1, height // s, width // s, n).permute(0, 3, 1, 2) for s, n in sides]
         floats = torch.empty(0, dtype=torch.float32, device=device)
         points = floats.new_empty(1, 2 * SLOTS, 2)
         out = Levels(floats.new_empty(1, height, width, dtype=torch.uint16), floats.new_empty(1))
         with torch.inference_mode(), Recorder() as recorder:
-            self([lambda xn, x: x] * len(self._stages), image, share, out.levels, points, 1.0, out, True)
+            self([lambda xn, x: x] * len(self._stages), features, out.levels, points, 1.0, out, True)
         return recorder.fused
 
     def questions(self, height: int, width: int) -> list[Question]:
@@ -248,11 +265,13 @@ class FusedClick:
     keep: bool
     """Whether a refiner will read the answer."""
 
-    def __call__(self, c1: Tensor, p1: Tensor, previous: Tensor, points: Tensor, radius: float, out: Levels) -> Coarse:
+    def __call__(
+        self, features: Sequence[Tensor], previous: Tensor, points: Tensor, radius: float, out: Levels
+    ) -> Coarse:
         """Answer a click.
 
         Args:
-            c1, p1: of `ProjectedFeatures`, fp16.
+            features: `plan.ProjectedFeatures` or `plan.GuidedProjections`, fp16, channels last.
             previous (Tensor): `[B, H, W]`, float32 probabilities or uint16 levels before the click.
             points (Tensor): float32 `[B, 2 * SLOTS, 2]`, as `click_maps` takes them.
             radius (float): of a click's disk, pixels.
@@ -262,7 +281,7 @@ class FusedClick:
             Coarse: for the refiner; empty where there is none.
         """
         mixes = [_mixed(list(blocks.children())) for blocks in self.freqs]
-        return self.shared(mixes, c1, p1, previous, points, radius, out, self.keep)
+        return self.shared(mixes, features, previous, points, radius, out, self.keep)
 
 
 def _mixed(blocks: Sequence[Any]) -> Callable[[Tensor, Tensor], Tensor]:

@@ -243,14 +243,13 @@ class Folded:
         """The click by fused kernels; None where the network is not one that they are written for."""
         stages = self._stages[1:]
         why_not = fused.unsuited(self._embed, stages, self._strides[1:])
-        if self._guide is not None:
-            why_not = "it has a guide, which adds to the tokens of every stage"
         if why_not:
             fused.say(why_not)
             return None
         blocks = self._freq_layers[1:]
         norms, ffns = [b[0][0] for b in blocks], [b[-1][2] for b in blocks]
-        return Fused(self._embed, stages, norms, ffns, self._projects[1:], self._head, self._strides[1:])
+        guided = self._guide is not None
+        return Fused(self._embed, stages, norms, ffns, self._projects[1:], self._head, self._strides[1:], guided)
 
     def _plan(self, height: int, width: int, form: SpectralForm) -> Plan:
         sizes = [(height // stride, width // stride) for stride in self._strides]

@@ -47,8 +47,9 @@ def ffn(b: int, h: int, w: int, c: int, k: int, splits: int, ended: bool) -> lis
     return [half(b, h, w, k), half(b, h, w, c), *weights, *norm, 1e-5, *norm, 1e-6, splits]
 
 
-def embed(b: int, h: int, w: int, i: int, c: int, splits: int) -> list:
-    return [half(b, h, w, i), half(c, 3, 3, i), half(c), half(c), half(c), 1e-5, 1e-6, splits]
+def embed(b: int, h: int, w: int, i: int, c: int, splits: int, *, guided: bool = False) -> list:
+    added = half(b, -(-h // 2), -(-w // 2), c) if guided else None
+    return [half(b, h, w, i), half(c, 3, 3, i), half(c), half(c), half(c), added, 1e-5, 1e-6, splits]
 
 
 def attend(b: int, h: int, w: int, c: int, heads: int, keys: int | None, splits: int) -> list:
@@ -82,6 +83,8 @@ CASES = [
     ("patch_embed", embed(2, 5, 7, 32, 64, 1)),
     ("patch_embed", embed(1, 7, 4, 64, 160, 5)),
     ("patch_embed", embed(1, 6, 9, 160, 256, 8)),
+    ("patch_embed", embed(2, 3, 8, 32, 64, 1, guided=True)),
+    ("patch_embed", embed(2, 5, 6, 64, 160, 5, guided=True)),
     ("point_ffn", [half(2, 3, 7, 64), half(128, 64), half(128), half(64, 128), half(64, 64), half(64), 1e-5, 1]),
     ("point_ffn", [half(1, 5, 3, 160), half(320, 160), half(320), half(64, 320), half(64, 160), half(64), 1e-5, 5]),
     ("click_embed", clicks(2, 32, 64, 32, levels(2, 32, 64))),

@@ -10,6 +10,7 @@ from activefreq_engine.kernels import triton_support
 from activefreq_engine.kernels.click_maps.reference import click_maps
 
 from activefreq_engine import create_model
+from activefreq_engine.models.tinyvit import TINYVIT_SPECS
 from activefreq_engine.runtime.graphs.contexts import ClickContext, Shelf
 from activefreq_engine.runtime.levels import ONE, Levels
 from activefreq_engine.runtime.painting import Easel, PaintRequest
@@ -18,7 +19,7 @@ from activefreq_engine.runtime.plan.fused import Recorder
 from activefreq_engine.runtime.plan.plan import ProjectedFeatures
 from activefreq_engine.session.painter import limit
 
-from ..modules import random_model, relative
+from ..modules import TINY, random_model, relative
 from ..runners import Eager
 
 INTERPRETING = triton_support.INTERPRETING
@@ -52,11 +53,13 @@ def by_name(monkeypatch):
         monkeypatch.setattr(Folded, "_layer_questions", lambda *_: [])
 
 
+@pytest.mark.parametrize("guide", [None, "tinyvit_tiny"])
 @torch.inference_mode()
-def test_equals_the_network_in_float64():
+def test_equals_the_network_in_float64(guide, monkeypatch):
     """The bound is that of half precision; the plan's layers in fp16 miss float64 by as much."""
     height, width = 32, 64
-    exact = random_model(refiner_width=0 if INTERPRETING else 32)
+    monkeypatch.setitem(TINYVIT_SPECS, "tinyvit_tiny", TINY)
+    exact = random_model(refiner_width=0 if INTERPRETING else 32, guide=guide)
     plan = Folded(copy.deepcopy(exact).float().to(WHERE), WHERE, "fp16").plan(height, width)
     assert plan.fused is not None
     reference = Folded(exact, "cpu", "fp32").plan(height, width, "fft")
@@ -67,7 +70,8 @@ def test_equals_the_network_in_float64():
     expected = reference.click(*features, maps)
     out = Levels(torch.full((1, height, width), 77, dtype=torch.uint16), torch.full((1,), float("nan")))
     out = Levels(*(t.to(WHERE) for t in out))
-    got = plan.fused(*(f.to(WHERE, torch.float16) for f in features), previous.to(WHERE), points.to(WHERE), 5.0, out)
+    half = [f.to(WHERE, torch.float16) for f in features]
+    got = plan.fused(half, previous.to(WHERE), points.to(WHERE), 5.0, out)
     probs = expected.logits[:, 0].sigmoid()
     error = (out.levels.cpu().to(torch.float64) / ONE - probs).abs().max()
     print("probabilities", error, "of", probs.min(), "to", probs.max())
