@@ -133,6 +133,16 @@ def test_what_is_right_says_nothing(model, caplog):
     assert len(verification.findings(CPU)) == 3
 
 
+def test_a_layer_of_zeros_is_right(model):
+    """As a new guide's projections are: what the relative error is relative to is zero."""
+    with torch.no_grad():
+        model.encoder.stages[1].blocks[0].ffn.fc1.weight.zero_()
+        model.encoder.stages[1].blocks[0].ffn.fc1.bias.zero_()
+    Folded(model, precision="bf16", pack=True).plan(64, 32)
+    assert all(f.ok for f in verification.findings(CPU))
+    assert verification.findings(CPU)
+
+
 def test_float32_is_not_tried(model):
     Folded(model, precision="fp32", pack=True).plan(64, 32)
     assert not verification.findings(CPU)
