@@ -180,35 +180,33 @@ def planned() -> Iterator[tuple[Map, str]]:
             yield map_, "tf32x3"
 
 
-FUSED = {
-    "freqformer_b0": ((384, 384),),
-}
-"""Network shapes for the fused ops: what is compiled depends on them by the number of keys, padded, alone.  Attention
-to fewer keys and the ops of other encoders are not compiled here; a device tries them before it uses them."""
+FUSED = ("freqformer_b0", "freqformer_b0_guided", "freqformer_b1", "freqformer_b3")
+"""Models whose fused ops are compiled, for 384 x 384 px: what is compiled depends on the network shape by the number of
+keys, padded, alone.  Attention to fewer keys is not compiled here; a device tries it before it uses it.  B2's ops are
+B3's."""
 
 
 def fused() -> Iterator[Configuration]:
     """The fused ops of a click, every binary once."""
     seen = set()
-    for model, shapes in FUSED.items():
+    for model in FUSED:
         click = Folded(create_model(model), "cpu", "fp16").fuse()
         assert click is not None
-        for height, width in shapes:
-            for name, args in click.calls(height, width):
-                op, kind = OPS[name], "fused " + model.rpartition("_")[2]
-                form = op.form(*args)
-                if (name, form.key) in seen:
-                    continue
-                if op.limits(*args):
-                    raise SystemExit(f"error: {name} is not offered for {model}: {op.limits(*args)}")
-                seen.add((name, form.key))
-                label = f"{name} {kind} {form.size}"
-                call = op.kernel_call(*(a.to("meta") if isinstance(a, torch.Tensor) else a for a in args))
-                same = sum(label in other for other, _ in seen)
-                seen.add((label + f" #{same + 1}", ""))
-                # the head multiplies in float32
-                quick = label.startswith(("attention fused b0 24x24x160", "click_head fused b0"))
-                yield Configuration(label + (f" #{same + 1}" if same else ""), call, name != "click_head", quick=quick)
+        for name, args in click.calls(384, 384):
+            op, kind = OPS[name], "fused " + model.rpartition("_")[2]
+            form = op.form(*args)
+            if (name, form.key) in seen:
+                continue
+            if op.limits(*args):
+                raise SystemExit(f"error: {name} is not offered for {model}: {op.limits(*args)}")
+            seen.add((name, form.key))
+            label = f"{name} {kind} {form.size}"
+            call = op.kernel_call(*(a.to("meta") if isinstance(a, torch.Tensor) else a for a in args))
+            same = sum(label in other for other, _ in seen)
+            seen.add((label + f" #{same + 1}", ""))
+            # the head multiplies in float32
+            quick = label.startswith(("attention fused b0 24x24x160", "click_head fused b0"))
+            yield Configuration(label + (f" #{same + 1}" if same else ""), call, name != "click_head", quick=quick)
 
 
 def configurations() -> Iterator[Configuration]:

@@ -159,4 +159,4 @@ def kernel_call(
         TX=TX,
         KEEP=keep,
     )
-    return KernelCall(click_head_kernel, grid, arguments, num_warps=8)
+    return KernelCall(click_head_kernel, grid, arguments, num_warps=8 if e <= 256 else 16)

@@ -131,4 +131,4 @@ def kernel_call(
         EPS2=next_eps,
         **scratch(tiles * b, splits, c, x),
     )
-    return KernelCall(conv_ffn_kernel, (tiles, splits, b), arguments, num_warps=8)
+    return KernelCall(conv_ffn_kernel, (tiles, splits, b), arguments, num_warps=8 if pad(c) <= 256 else 16)

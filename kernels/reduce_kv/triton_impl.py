@@ -22,7 +22,10 @@ from ..triton_rows import (
 )
 from ..triton_support import KernelCall, pad
 
-COLUMNS = 64  # of keys and values at a time; fewer where there are fewer
+COLUMNS = 64
+"""Columns of keys and values at a time; fewer where there are fewer, or where their weights would not fit."""
+MOST_WEIGHTS = 1 << 14
+"""Most weights of these columns.  Three steps of a loop have theirs in shared memory at once."""
 
 
 @triton.jit
@@ -114,7 +117,7 @@ def kernel_call(
         KB=kb,
         R=ratio,
         BN=pad(c) if splits == 1 else c // splits,
-        KVN=min(COLUMNS, (2 * c) & -(2 * c)),
+        KVN=min(COLUMNS, MOST_WEIGHTS // pad(c), (2 * c) & -(2 * c)),
         SPLITS=splits,
         BM=ROWS,
         EPS=eps,

@@ -72,6 +72,7 @@ CASES = [
     ("norm_linear", linear(1, 1, 3, 32, 200, bias=False, residual=False, eps=None, gelu=False)),
     ("reduce_kv", [half(2, 9, 14, 64), half(64, 4, 4, 64), half(64), half(128, 64), 1e-5, 4]),
     ("reduce_kv", [half(1, 11, 6, 160), half(160, 2, 2, 160), half(160), half(320, 160), 1e-5, 5]),
+    ("reduce_kv", [half(1, 3, 4, 320), half(320, 2, 2, 320), half(320), half(640, 320), 1e-5, 5]),
     ("reduce_kv", [half(1, 4, 6, 32), half(32, 2, 2, 32), half(32), half(64, 32), 1e-6, 1]),
     ("attention", attend(2, 3, 7, 64, 2, 9, 1)),
     ("attention", attend(1, 5, 3, 160, 5, 37, 5)),
