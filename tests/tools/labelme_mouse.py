@@ -30,7 +30,11 @@ overrides = {"ai": {"default": "ActiveFreq (skin lesions)"}, "auto_save": False}
 window = MainWindow(config_file=None, config_overrides=overrides, file_or_dir=picture, output_dir=str(folder))
 window.resize(1100, 760)
 window.show()
+assert QTest.qWaitForWindowExposed(window, 300_000)  # its size, and so the picture's scale, is settled then
 canvas = window._canvas_widgets.canvas
+
+
+clicked = []
 
 
 def settle() -> None:
@@ -58,6 +62,7 @@ def move(x: float, y: float, keys: Qt.KeyboardModifiers = Qt.NoModifier) -> None
 
 def click(x: float, y: float, keys: Qt.KeyboardModifiers = Qt.NoModifier) -> None:
     move(x, y, keys)
+    clicked.append(pixel(x, y))
     QTest.mouseClick(canvas, Qt.LeftButton, keys, at(x, y))
     settle()
 
@@ -111,7 +116,7 @@ click(*points[2], Qt.ControlModifier)
 found = np.zeros(session.shape, bool)
 found[y0 : y1 + 1, x0 : x1 + 1] = shape.mask
 for count in (1, 2, 3):
-    wanted = session.predict([pixel(*p) for p in points[:count]], signs[:count]).mask
+    wanted = session.predict(clicked[:count], signs[:count]).mask
 assert wanted.sum() > 1000
 assert (found == wanted).all(), (found != wanted).sum()
 keep("mask.png")

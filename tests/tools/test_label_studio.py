@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,6 +21,8 @@ import pytest
 from PIL import Image
 
 from activefreq_engine import Session, masks
+
+from .driving import PATIENCE, run, variables
 
 LESION = Path(__file__).parents[2] / "examples" / "images" / "ISIC_0014809.jpg"
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
@@ -37,17 +40,36 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def studio(tools: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Label Studio with one user; its address.  The first start makes a database, which takes minutes."""
+def database(tools: Path) -> Path:
+    """A folder with Label Studio's database, without anything in it.
+
+    To make it takes some three hundred migrations, which are most of a first start, so it is made once.
+    """
+    made = tools / "label-studio" / "database"
+    if not made.exists():
+        part = made.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        run(tools / "label-studio" / "bin" / "label-studio", "version", env={"LABEL_STUDIO_BASE_DATA_DIR": str(part)})
+        part.rename(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def studio(tools: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Label Studio with one user; its address."""
     if running := os.environ.get("ACTIVEFREQ_LABEL_STUDIO"):
         yield running
         return
     folder, port = tmp_path_factory.mktemp("label-studio"), free_port()
+    shutil.copytree(request.getfixturevalue("database"), folder, dirs_exist_ok=True)
     env = {
-        **os.environ,
+        **variables(),
         "LABEL_STUDIO_BASE_DATA_DIR": str(folder),
         "USE_DEFAULT_BANNED_SUBNETS": "false",  # it would not speak to a backend on loopback
         "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
+        "LATEST_VERSION_CHECK": "false",
+        "COLLECT_ANALYTICS": "false",
         "DJANGO_SETTINGS_MODULE": "core.settings.label_studio",
     }
     with (folder / "log").open("wb") as log:
@@ -61,19 +83,19 @@ def studio(tools: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
             stderr=log,
         )
         try:
-            url, until = f"http://127.0.0.1:{port}", time.monotonic() + 600
+            url, until = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE
             while True:
                 assert process.poll() is None, (folder / "log").read_text()[-2000:]
                 assert time.monotonic() < until, (folder / "log").read_text()[-2000:]
                 try:
-                    if httpx.get(url + "/health", timeout=5).status_code == 200:
+                    if httpx.get(url + "/health", timeout=60).status_code == 200:
                         break
                 except httpx.HTTPError:
-                    time.sleep(1)
+                    time.sleep(0.2)
             yield url
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(300)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +134,7 @@ def test_a_mask_from_first_click_to_export(studio: str, backend: str) -> None:
     height, width = pixels.shape[:2]
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "PNG")
-    with httpx.Client(base_url=studio, headers={"Authorization": f"Token {TOKEN}"}, timeout=60) as api:
+    with httpx.Client(base_url=studio, headers={"Authorization": f"Token {TOKEN}"}, timeout=600) as api:
         project = api.post("/api/projects", json={"title": "lesions", "label_config": CONFIG}).json()["id"]
         answer = api.post(f"/api/projects/{project}/import", files={"file": ("lesion.png", data.getvalue())})
         assert answer.status_code == 201, answer.text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,8 @@ import torch
 
 from activefreq_engine import create_model
 from activefreq_engine.export import export_onnx
+
+from .driving import run
 
 H, W = 128, 96
 TOLERANCE = 1e-4
@@ -55,13 +56,10 @@ def test_onnx_runtime_answers_as_torch(name: str, tools: Path, tmp_path: Path, r
     assert json.loads((tmp_path / "manifest.json").read_text())["runtimes"]["onnxruntime"].startswith("1.15 and newer")
     for python, version in ((tools / "onnxruntime" / "bin" / "python", "1.15."), (Path(sys.executable), "")):
         np.savez(tmp_path / "data.npz", **given)
-        done = subprocess.run(
-            [python, "-c", RUN, tmp_path, tmp_path / "data.npz"], capture_output=True, text=True, cwd=tmp_path
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith(version)
+        said = run(python, "-c", RUN, tmp_path, tmp_path / "data.npz", cwd=tmp_path)
+        assert said.startswith(version)
         answers = np.load(tmp_path / "data.npz")
         apart = {key: float(np.abs(answers[key] - value.numpy()).max()) for key, value in wanted.items()}
-        print(name, "onnxruntime", done.stdout.strip(), apart)
+        print(name, "onnxruntime", said.strip(), apart)
         assert wanted["logits"].std() > 0.1
         assert max(apart.values()) <= TOLERANCE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import cv2
@@ -13,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from activefreq_engine import masks
+
+from .driving import run
 
 HEIGHT, WIDTH = 91, 140
 
@@ -52,11 +53,10 @@ def test_the_tools_read_what_we_write(
 
     python = tools / "readers" / "bin" / "python"
     script = Path(__file__).with_name("readers.py")
-    done = subprocess.run([python, script, tmp_path], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    print(done.stdout)
-    assert set(json.loads(done.stdout)["errors"]) == {f"{n}{t}.geojson" for n in objects for t in (0, 1.5)}
-    assert not any(json.loads(done.stdout)["errors"].values())
+    said = run(python, script, tmp_path, cwd=tmp_path)
+    print(said)
+    assert set(json.loads(said)["errors"]) == {f"{n}{t}.geojson" for n in objects for t in (0, 1.5)}
+    assert not any(json.loads(said)["errors"].values())
     found = np.load(tmp_path / "found.npz")
 
     # Both tools fill polygons with their outline, by Pillow and by OpenCV: up to a pixel more than they enclose.
