@@ -185,9 +185,9 @@ class Sessions:
 
     def close(self) -> None:
         """Let go of everything; journals stay."""
+        self.batches.close()
         for identity in list(self._works):
             self._works.pop(identity).close()
-        self.batches.close()
         self.threads.shutdown()
         self.hint_thread.shutdown(cancel_futures=True)
 

@@ -7,6 +7,7 @@ clicked, its session is made to hold the mask that the buffer has there.  So sli
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -213,7 +214,7 @@ class PromptedVolume:
         axis, index = place
         plane = np.moveaxis(self._image, axis + 1, 1)[:, index]
         pixels = np.ascontiguousarray(plane[0] if len(plane) == 1 else np.moveaxis(plane, 0, -1))
-        session = Session(engine=self._engine)
+        session = Session(engine=self._engine, wait=math.inf)  # who ends a session waits for the click under way
         session.set_image(pixels, copy=False)
         self._sessions[place] = session
         while len(self._sessions) > SLICES:

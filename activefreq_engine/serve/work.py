@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import math
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -471,7 +472,7 @@ class Work:
         is left out, which the log says.  The steps around it stay.
         """
         picture = self.opened()
-        session = Session(engine=self._engine)
+        session = Session(engine=self._engine, wait=math.inf)  # who ends a session waits for the click under way
         session.set_image(picture.pixels(index, self.window), copy=False)
         part = _EngineSlice(session)
         for (where, number), steps in self._steps.items():

@@ -554,7 +554,12 @@ def test_a_picture_on_its_way_is_named_and_the_one_before_takes_no_clicks(
     page.mouse.click(*place(page, *CLICKS[0][:2]))
     page.wait_for_timeout(200)
     assert page.locator(".point").count() == 0
+    page.route("**/image?slice=*", lambda route: held.append(route))
     held[0].continue_()
+    while len(held) < 2:  # the session is there, its picture is still on its way
+        page.wait_for_timeout(10)
+    assert page.locator("#name").text_content() == f"Opening {file.name} …"
+    held[1].continue_()
     until(page, "!document.querySelector('#stage').classList.contains('opening')")
     assert file.name in page.locator("#name").text_content()
     page.mouse.click(*place(page, *CLICKS[0][:2]))

@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -270,6 +272,30 @@ def test_what_is_not_json_ends_the_connection_and_nothing_else(client: Client, t
         client.take("never")
     client.dial(client.state["id"])
     assert client.mask().any()
+
+
+def test_a_server_closes_while_a_click_is_at_work(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server(engine, tmp_path)
+    with Client(server.url) as client:
+        client.begin()
+        client.ask("click", x=40.5, y=60.5, positive=True)
+        (part,) = next(iter(server.sessions._works.values()))._slices.values()
+        held = threading.Event()
+
+        def hold() -> None:
+            with part.session._turn():  # as a click holds it
+                held.set()
+                time.sleep(0.3)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        held.wait()
+        server.sessions.close()  # what the server calls last
+        thread.join()
+    monkeypatch.setattr(server.sessions, "close", lambda: None)
+    server.close()
 
 
 def test_the_picture_comes_back_as_it_is_shown(client: Client) -> None:

@@ -294,7 +294,7 @@ function numbers() {
 
 function refresh() {
   const { state } = app, object = current(), picture = state?.picture;
-  $('name').textContent = picture ? `${picture.name} · ${picture.width} × ${picture.height}` : '';
+  if (!$('stage').classList.contains('opening')) $('name').textContent = picture ? `${picture.name} · ${picture.width} × ${picture.height}` : '';
   document.title = picture ? `${picture.name} – activefreq` : 'activefreq';
   $('undo').disabled = $('reset').disabled = !object?.undo;
   $('redo').disabled = !object?.redo;
