@@ -46,6 +46,9 @@ def run(
 
 
 def variables() -> dict[str, str]:
-    """The variables of this process, without the one by which Python compiles a tool's thousands of modules anew at
-    each start."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    """The variables of this process, without those that harm a tool.
+
+    OpenCV, when imported, sets the places of its own Qt: another Qt then finds no screen and aborts.  And Python may be
+    told to write no bytecode; each start of a tool would compile thousands of modules anew.
+    """
+    return {n: v for n, v in os.environ.items() if not n.startswith("QT_") and n != "PYTHONDONTWRITEBYTECODE"}
