@@ -96,7 +96,8 @@ def choose(tool: str, sign: str = "positive") -> None:
 
 widget.server_url_edit.setText(url)
 QTest.mouseClick(widget.init_button, Qt.MouseButton.LeftButton)
-until(lambda: widget.label_layer_name in viewer.layers)
+# its window stands in a person's way until the picture is sent; what is sent to the canvas goes past it
+until(lambda: widget.label_layer_name in viewer.layers and widget._upload_dialog is None)
 viewer.reset_view()
 QTest.qWait(300)
 
