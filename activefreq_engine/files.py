@@ -51,9 +51,8 @@ def _write(target: str, content: bytes) -> None:
             file.write(content)
         return
     partial = os.path.join(os.path.dirname(target), f".{secrets.token_hex(8)}.partial")
-    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
-        with open(handle, "wb") as file:
+        with open(partial, "xb") as file:
             if mode is not None:
                 os.chmod(partial, stat.S_IMODE(mode))
             file.write(content)

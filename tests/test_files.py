@@ -3,13 +3,14 @@
 import errno
 import os
 import stat
+import sys
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from activefreq_engine import FileWriteError, masks
+from activefreq_engine import FileWriteError, files, masks
 from activefreq_engine.files import beside, write_file
 
 try:
@@ -89,3 +90,33 @@ def test_permissions_links_and_other_targets(tmp_path):
     for target in (tmp_path, tmp_path / "none" / "a"):
         with pytest.raises(OSError, match="directory"):
             write_file(target, b"3")
+
+
+def test_an_interrupt_at_any_line_leaves_no_stump(tmp_path):
+    path, lines = tmp_path / "mask.png", 0
+    path.write_bytes(b"old")
+
+    def interrupting(frame, event, _):
+        nonlocal left
+        if frame.f_code.co_filename != files.__file__:
+            return None
+        if event in ("line", "return"):
+            left -= 1
+            if left < 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return interrupting
+
+    while True:
+        left, traced = lines, sys.gettrace()
+        sys.settrace(interrupting)
+        try:
+            write_file(path, b"new")
+            break
+        except KeyboardInterrupt:
+            lines += 1
+        finally:
+            sys.settrace(traced)
+        assert path.read_bytes() in (b"old", b"new")
+        assert [p.name for p in tmp_path.iterdir()] == ["mask.png"], f"interrupted at the {lines}th line"
+    assert lines > 10
