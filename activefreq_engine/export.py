@@ -27,7 +27,8 @@ import typer
 from activefreq_engine import __version__
 from activefreq_engine.conventions import OUTLINED
 from activefreq_engine.errors import BackendUnavailableError, InvalidArgumentError, ModelLoadError
-from activefreq_engine.files import write_file
+from activefreq_engine.files import write_file, writing
+from activefreq_engine.values import whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -65,17 +66,21 @@ def export_onnx(
 
     Raises:
         BackendUnavailableError: onnx or onnxscript is missing.
-        InvalidArgumentError: a side is not a positive multiple of 32, or `folder` is a file.
+        InvalidArgumentError: a side is not a positive multiple of 32, or `folder` is a file or no path.
+        FileWriteError: the folder cannot be made, or a file not be written.
         ModelLoadError: the model cannot be loaded.
     """
+    height = whole("height", height)
+    width = height if width is None else whole("width", width)
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise BackendUnavailableError(
             f'export needs {" and ".join(missing)}, not installed here; in the checkout run: pip install ".[export]"'
         )
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise InvalidArgumentError(f"{folder} is a file; name a directory to write to")
+    with writing(folder):
+        folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise InvalidArgumentError(f"{folder} is a file; name a directory to write to")
 
     import torch
     from tqdm import tqdm
@@ -89,12 +94,13 @@ def export_onnx(
         raise ModelLoadError(f"model is a {type(module).__name__}; only a FreqFormer can be exported")
     module = copy.deepcopy(module).float().cpu().eval()
     with torch.inference_mode():
-        plan = Folded(module, precision="fp32").plan(height, width or height, form="matmul")
+        plan = Folded(module, precision="fp32").plan(height, width, form="matmul")
         refine: Any = plan.refine
         if refine is not None:
             refine.heads = _convolution(refine.heads)
         halves = _examples(plan, module.config.refine_size)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     graphs: dict[str, Any] = {}
     for title, (half, inputs, outputs) in tqdm(halves.items(), "export", file=sys.stderr, disable=None, leave=False):
         graphs[title] = _write(half, inputs, outputs, folder / f"{title}.onnx")

@@ -14,8 +14,13 @@ from activefreq_engine.errors import ActiveFreqError, FileWriteError, InvalidArg
 
 
 @contextlib.contextmanager
-def _writing(path: object) -> Iterator[None]:
-    """Turns errors of the system into ours.  A broken pipe stays what it is: nothing is wrong with the file then."""
+def writing(path: object) -> Iterator[None]:
+    """Turns errors of the system into ours.  A broken pipe stays what it is: nothing is wrong with the file then.
+
+    Raises:
+        FileWriteError: the system refuses.
+        InvalidArgumentError: `path` is no path.
+    """
     try:
         yield
     except (BrokenPipeError, ActiveFreqError):
@@ -37,7 +42,7 @@ def write_file(path: str | os.PathLike[str], content: bytes) -> None:
         FileWriteError: the file cannot be written; the target is then as it was.
         InvalidArgumentError: `path` is no path.
     """
-    with _writing(path):
+    with writing(path):
         _write(os.path.realpath(path), content)
 
 
@@ -81,7 +86,7 @@ def beside(path: Path) -> Iterator[Path]:
     partial = path.with_name(f"{path.name}.partial")  # always the same: what a kill leaves is written over
     try:
         yield partial
-        with _writing(path):
+        with writing(path):
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
             partial.replace(path)
@@ -89,10 +94,10 @@ def beside(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             partial.unlink()
         if isinstance(error, OSError):
-            with _writing(path):
+            with writing(path):
                 raise
         number = _SYSTEM.search(str(error)) if isinstance(error, SafetensorError) else None
         if number is not None:  # its writer hides the system's error in its own
-            with _writing(path):
+            with writing(path):
                 raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
         raise

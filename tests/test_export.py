@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from activefreq_engine import Engine, Session, create_model
 from activefreq_engine.cli import main
-from activefreq_engine.errors import BackendUnavailableError, InvalidArgumentError, ModelLoadError
+from activefreq_engine.errors import BackendUnavailableError, FileWriteError, InvalidArgumentError, ModelLoadError
 from activefreq_engine.export import export_onnx
 from activefreq_engine.images import load_image
 from activefreq_engine.models import FreqFormer, normalise
@@ -269,6 +269,27 @@ def test_missing_packages_are_told_with_the_cure(
         export_onnx("freqformer_b0", tmp_path / "new")
     assert 'pip install ".[export]"' in fails(capsys, "export", "freqformer_b0", "--out", tmp_path)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("new", "64"), InvalidArgumentError),
+        (("new", None), InvalidArgumentError),
+        (("new", 64, 0), InvalidArgumentError),
+        (("new", 64, "96"), InvalidArgumentError),
+        ((None, 64), InvalidArgumentError),
+        ((5, 64), InvalidArgumentError),
+        (("a\0b", 64), InvalidArgumentError),
+        (("file/new", 64), FileWriteError),
+    ],
+)
+def test_wrong_arguments_end_in_errors_of_ours(tmp_path: Path, monkeypatch, arguments, error) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(error):
+        export_onnx("freqformer_b0", *arguments)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_what_it_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
