@@ -116,13 +116,13 @@ def _size(shape: Any) -> tuple[int, int]:
 
 
 def array_of(source: Any, what: str) -> NDArray[Any]:
-    """The array behind an array, a tensor or a list.
+    """The array behind an array, a tensor or a list.  What a masked array of NumPy hides is outside: 0.
 
     Raises:
         InvalidMaskError: no array can be made of it.
     """
     try:
-        array = as_array(source)
+        array = source.filled(0) if isinstance(source, np.ma.MaskedArray) else as_array(source)
         return np.asarray(source) if array is None else np.asarray(array)
     except (
         InvalidImageError,

@@ -39,6 +39,8 @@ from activefreq_engine.types import Box, BoxPrompt, Click, Lasso, Scribble
 FAR = 4  # image pixels to a network pixel from which an object may be too small for the first look
 UNLIKE = 2.5  # a clicked spot that lies so many deviations of the mask's colours from their mean is another thing
 SHADES = 4.0  # grey levels that are added to these deviations, for the noise of even grounds
+SURE = 0.85  # at a lower probability of the clicked spot the first look may not have seen it
+EDGED = 0.6  # an object's colours are so many deviations, its own and its surroundings' added, from these
 LARGER = 10  # the first mask must be so many times larger than that of the second look
 
 
@@ -210,7 +212,8 @@ def prepare(engine: Engine, picture: Picture, step: Step, new: Pass, region: Box
 
 def _closer(engine: Engine, turn: _Turn, answer: StepAnswer) -> _Turn | None:
     """A second look at an object's first click, at the image's own resolution, if the first one cannot have seen what
-    was clicked: the image is much larger than the network's input, and the clicked spot looks like nothing in the mask.
+    was clicked: the image is much larger than the network's input, and the clicked spot looks like nothing in the mask
+    or has a low probability.
 
     An object of a few network pixels is lost among its surroundings, and the mask is often these (docs/experiments.md).
     """
@@ -229,7 +232,8 @@ def _closer(engine: Engine, turn: _Turn, answer: StepAnswer) -> _Turn | None:
     if mask.any():
         inside = crop[mask].astype(np.float32)
         apart = np.abs(spot.mean((0, 1), dtype=np.float32) - inside.mean(0)) / (inside.std(0) + SHADES)
-        if apart.max() < UNLIKE:
+        column, row = boxes.network_pixel(click.x, click.y, picture.bounds, *mask.shape)
+        if apart.max() < UNLIKE and answer.probs[row, column] >= SURE:
             return None
     side = min(size, height, width)
     x0, y0 = (min(max(0, at - side // 2), length - side) for at, length in ((x, width), (y, height)))
@@ -237,7 +241,8 @@ def _closer(engine: Engine, turn: _Turn, answer: StepAnswer) -> _Turn | None:
 
 
 def _is_the_object(turn: _Turn, answer: StepAnswer, closer: _Turn, found: StepAnswer) -> bool:
-    """Whether a second look shows a small object, whole within its region, and much smaller than the first mask."""
+    """Whether a second look shows a small object: whole within its region, with an edge in the picture, and much
+    smaller than the first mask."""
     threshold, box, bounds = turn.picture.settings.threshold, closer.box, turn.picture.bounds
     near = found.probs > threshold
     inner = zoom.mask_bbox(near)
@@ -249,7 +254,20 @@ def _is_the_object(turn: _Turn, answer: StepAnswer, closer: _Turn, found: StepAn
     whole = all(r >= e or b == a for r, e, b, a in zip(room, edge, box, bounds, strict=True))
     area = near.mean() * (box[2] - box[0]) * (box[3] - box[1])
     far = (answer.probs > threshold).mean() * bounds[2] * bounds[3]
-    return whole and bool(far == 0 or far > LARGER * area)
+    return whole and bool(far == 0 or far > LARGER * area) and _edged(closer, near)
+
+
+def _edged(turn: _Turn, mask: NDArray[np.bool_]) -> bool:
+    """Whether the picture has other colours on the mask than a few network pixels around it."""
+    crop = zoom.crop_rgb(turn.picture.image, turn.box, *mask.shape) if turn.request.crop is None else turn.request.crop
+    on = mask.astype(np.uint8)
+    inner = cv2.erode(on, np.ones((3, 3), np.uint8)) > 0
+    ring = (cv2.dilate(on, np.ones((9, 9), np.uint8)) > 0) & (cv2.dilate(on, np.ones((3, 3), np.uint8)) == 0)
+    if not ring.any():
+        return False
+    there, around = (crop[part].astype(np.float32) for part in (inner if inner.any() else mask, ring))
+    apart = np.abs(there.mean(0) - around.mean(0)) / (there.std(0) + around.std(0) + SHADES)
+    return bool(apart.max() >= EDGED)
 
 
 def _points(clicked: ClickTally | None, marks: tuple[Mark, ...], box: Box, h: int, w: int) -> NDArray[np.float32]:

@@ -1,5 +1,7 @@
 """A small object in a large photograph: the first click looks a second time, from nearer."""
 
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
@@ -66,3 +68,30 @@ def test_a_second_look_needs_a_large_image_and_an_unlike_spot(
             asked.clear()
             session.click(SIDE[1] // 3, SIDE[0] // 2)
         assert asked == [1] * passes
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_object_has_an_edge_in_the_picture(rng: np.random.Generator, channels: int) -> None:
+    """A part of an even ground, of a ramp of light, or of a texture is no object, however whole its mask is."""
+    shape = (96, 128)
+    mask = np.zeros(shape, np.uint8)
+    cv2.circle(mask, (60, 50), 14, 1, -1)
+    ground = np.full(shape, 150.0)
+    ramp = np.broadcast_to(np.linspace(60, 220, shape[1]), shape)
+    texture = rng.choice([60.0, 200.0], shape)
+    for picture, edged in (
+        (ground, False),
+        (ramp, False),
+        (texture, False),
+        (ground - 40 * mask, True),
+        (ramp + 60 * mask, True),
+        (ground + rng.normal(0, 5, shape) - 12 * mask, True),
+    ):
+        grey = np.clip(picture, 0, 255).astype(np.uint8)
+        image = grey if channels == 1 else np.stack([grey] * 3, axis=2)
+        turn = SimpleNamespace(
+            picture=SimpleNamespace(image=image), box=(0, 0, 128, 96), request=SimpleNamespace(crop=None)
+        )
+        assert click._edged(turn, mask > 0) == edged
+    turn.request.crop = np.zeros((*shape, 3), np.uint8)
+    assert not click._edged(turn, np.ones(shape, bool)), "all of the region: there is no edge to see"

@@ -112,6 +112,13 @@ def test_as_mask_accepts(dtype):
     assert masks.as_mask(np.array([[0, 255]], np.uint8)).tolist() == [[False, True]]
 
 
+def test_what_a_masked_array_hides_is_outside(tmp_path):
+    hidden = np.ma.masked_array(np.full((2, 3), 1), [[0, 0, 1], [1, 0, 0]])
+    assert masks.as_mask(hidden, (2, 3)).tolist() == [[True, True, False], [False, True, True]]
+    masks.save_labels_png(tmp_path / "m.png", 7 * hidden)
+    assert masks.load_labels_png(tmp_path / "m.png").tolist() == [[7, 7, 0], [0, 7, 7]]
+
+
 @pytest.mark.parametrize(
     "mask",
     [np.zeros((3, 2), bool), np.zeros(6, bool), np.zeros((2, 3)), np.array([[0, 1, 2], [0, 0, 0]]), None, "mask"],
