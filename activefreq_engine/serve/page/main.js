@@ -246,6 +246,7 @@ function click(x, y, positive, when) { prompt({ op: 'click', x, y, positive }, w
 function prompt(request, when) {
   if (!app.state?.picture || app.link.ended || $('stage').classList.contains('opening')) return;
   send(request, when);
+  view.calm();
   app.waiting = waiting(app.link.outbox);
   app.ring = null;
   clearTimeout(markTimer);

@@ -114,6 +114,9 @@ export class View {
     return group;
   }
 
+  // The ring stands still from now on: while a click is computed, nothing should draw.
+  calm() { this.hint.querySelector('.pulse')?.remove(); }
+
   setRing(ring) {
     if (ring === this.ring) return;  // or its pulse would begin again
     this.ring = ring;
