@@ -509,7 +509,7 @@ def test_a_folder_is_gone_through(new_page: Callable[..., Any], tmp_path: Path, 
     until(page, "!document.querySelector('#folder').hidden")
     page.keyboard.press("]")
     opened(page)
-    assert page.inner_text("#folder-place") == "1 of 3"
+    until(page, "document.querySelector('#folder-place').textContent === '1 of 3'")
     assert page.locator("#folder-previous").is_disabled()
     assert page.locator("#folder-export").is_disabled()
     page.mouse.click(*place(page, 220, 240))
@@ -519,8 +519,8 @@ def test_a_folder_is_gone_through(new_page: Callable[..., Any], tmp_path: Path, 
     clicked(page, 0)
     page.keyboard.press("k")
     until(page, "document.title.startsWith('2.png')")
+    until(page, "document.querySelector('#folder-next').disabled")
     assert page.inner_text("#folder-count") == "1 done, 1 skipped, 1 open"
-    assert page.locator("#folder-next").is_disabled()
     page.keyboard.press("[")
     page.keyboard.press("[")
     until(page, "document.title.startsWith('0.png')")
@@ -529,7 +529,7 @@ def test_a_folder_is_gone_through(new_page: Callable[..., Any], tmp_path: Path, 
     coco = json.loads(Path(download.value.path()).read_bytes())
     assert [i["file_name"] for i in coco["images"]] == ["0.png"]
     assert len(coco["annotations"]) == 1
-    assert page.inner_text("#folder-state span") == "This picture is done."
+    until(page, "document.querySelector('#folder-state span').textContent === 'This picture is done.'")
     page.locator("#folder-reopen").click()
     until(page, "document.querySelector('#folder-state').hidden")
     assert page.inner_text("#folder-count") == "0 done, 1 skipped, 2 open"
