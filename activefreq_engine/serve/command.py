@@ -106,11 +106,20 @@ def serve_command(
 
 
 def default_journal() -> Path:
-    """The folder in which sessions are kept by default."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    else:
-        base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    """The folder in which sessions are kept by default.
+
+    Raises:
+        InvalidArgumentError: this user has no home folder.
+    """
+    try:
+        if sys.platform == "win32":
+            base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+        else:
+            base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    except RuntimeError as error:
+        raise InvalidArgumentError(
+            "this user has no home folder to keep sessions in; name one with --journal, or give --no-journal"
+        ) from error
     return Path(base) / "activefreq" / "sessions"
 
 

@@ -124,7 +124,14 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection: let it through to the application, or refuse it."""
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
+
+            async def last() -> MutableMapping[str, Any]:
+                try:
+                    return await receive()
+                except asyncio.CancelledError:  # a second Ctrl-C, which does not wait for the first one's shutdown
+                    return {"type": "lifespan.shutdown"}
+
+            await self._app(scope, last, send)
             return
         try:
             self._gate.check_place(scope["headers"], link=scope["path"] == "/" and scope.get("method") == "GET")

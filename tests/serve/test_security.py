@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import io
@@ -20,13 +21,15 @@ from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from activefreq_engine import Engine
+from activefreq_engine import Engine, InvalidArgumentError
 from activefreq_engine.serve import connections, live, recent, security
+from activefreq_engine.serve.app import create_app
+from activefreq_engine.serve.command import default_journal
 from activefreq_engine.serve.errors import ConflictError
 from activefreq_engine.serve.journal import Journals
 from activefreq_engine.serve.progress import Progress
-from activefreq_engine.serve.security import is_loopback
-from activefreq_engine.serve.sessions import Limits
+from activefreq_engine.serve.security import Gate, is_loopback
+from activefreq_engine.serve.sessions import Limits, Sessions
 
 from .client import PATIENCE, Client, picture, png
 from .conftest import Server
@@ -374,3 +377,40 @@ def test_the_folder_of_journals_is_the_users_own(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(os, "geteuid", lambda: 1234)
     with pytest.raises(ConflictError, match="belongs to another user"):
         Journals(root)
+
+
+def test_a_second_ctrl_c_ends_the_server_in_order(engine: Engine) -> None:
+    """It cancels what the first one waits for; that used to be logged as a failure of thirty lines."""
+    app = create_app(Sessions(engine, Limits(), journals=None, folder=None), Gate(None, loopback=True))
+    said = []
+
+    async def run() -> None:
+        started = asyncio.Event()
+
+        async def receive() -> dict[str, str]:
+            if not said:
+                return {"type": "lifespan.startup"}
+            started.set()
+            return await asyncio.Event().wait()
+
+        async def send(message: dict[str, str]) -> None:
+            said.append(message["type"])
+
+        serving = asyncio.ensure_future(app({"type": "lifespan"}, receive, send))
+        await asyncio.wait_for(started.wait(), PATIENCE)
+        serving.cancel()
+        await asyncio.wait_for(serving, PATIENCE)
+
+    asyncio.run(run())
+    assert said == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+def test_who_has_no_home_must_name_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    for variable in ("XDG_STATE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(InvalidArgumentError, match="--journal"):
+        default_journal()
