@@ -8,7 +8,9 @@ memory, open files, threads and the times of clicks are written down.  After the
 Exit code 1 says that something grew.
 
 Clicks are timed in seconds of their own thread's work.  What passes on the clock, also written down, is mostly waiting
-for the other seven threads and for whatever else the machine has to do, which grows and shrinks by itself.
+for the other seven threads and for whatever else the machine has to do, which grows and shrinks by itself.  A thread's
+work also takes longer while neighbours use the same core and its caches, so a fixed piece of Python work is timed
+between clicks; what may not grow is their ratio.
 """
 
 import argparse
@@ -34,6 +36,7 @@ from activefreq_engine.runtime import engine as runtime_engine
 from activefreq_engine.runtime.engine import StepAnswer, StepRequest
 from activefreq_engine.runtime.timing import Stopwatch
 from activefreq_engine.session import state as session_state
+from bench.speed.host import piece
 from bench.tools import memory, plots, rows
 from bench.tools.machine import Machine
 
@@ -86,6 +89,8 @@ class Worker:
         self._sessions = [self._opened(e) for e in self._engines for _ in range(sessions // 2)]
         self.times: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
         """Milliseconds of clicks: of the thread's own work, and on the clock."""
+        self.pieces: list[float] = []
+        """Milliseconds of `piece`, of the thread's own work."""
 
     def _opened(self, engine: Engine) -> tuple[Session, Engine, np.ndarray]:
         """A new session on a new picture, and both of what it was made from."""
@@ -108,6 +113,10 @@ class Worker:
             start, own = perf_counter(), thread_time()
             session.click(x, y, positive)
             self.times[answered].append((1e3 * (thread_time() - own), 1e3 * (perf_counter() - start)))
+            if self._rng.random() < 0.1:
+                own = thread_time()
+                piece()
+                self.pieces.append(1e3 * (thread_time() - own))
             self._between(index)
 
     def _between(self, index: int) -> None:
@@ -156,20 +165,23 @@ def soak(clicks: int, answered: int, samples: int) -> Iterator[dict[str, Any]]:
             list(pool.map(lambda w: w.work(each), workers))  # the list raises what a thread raised
         times = {kind: np.array([t for w in workers for t in w.times[kind]]).reshape(-1, 2) for kind in KINDS}
         by_network += len(times[True])
+        taken = float(np.median([t for w in workers for t in w.pieces] or [math.nan]))
         for w in workers:
-            w.times = {True: [], False: []}
+            w.times, w.pieces = {True: [], False: []}, []
         row = {
             "clicks": each * THREADS * sample,
             "answered": by_network,
             "memory MB": memory.resident(),
             "handles": len(list(Path("/proc/self/fd").iterdir())),
             "open threads": len(list(Path("/proc/self/task").iterdir())),
+            "piece p50 ms": taken,
         }
         for kind, name in KINDS.items():
             for column, clock in enumerate(("work", "clock")):
                 for p in (50, 99):
                     values = times[kind][:, column]
                     row[f"{name} {clock} p{p} ms"] = float(np.percentile(values, p)) if len(values) else math.nan
+            row[f"{name} in pieces"] = row[f"{name} work p50 ms"] / taken
         yield row
 
 
@@ -200,7 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
     if len(found) < 4:
         print(f"{len(found)} samples are too few to see whether anything grows; 4 are the fewest")
         return 1
-    names = ("memory MB", "handles", "open threads", *(f"{name} work p50 ms" for name in KINDS.values()))
+    names = ("memory MB", "handles", "open threads", *(f"{name} in pieces" for name in KINDS.values()))
     growth = {name: grown(found, name) for name in names}
     print(f"{found[-1]['clicks']} clicks, {found[-1]['answered']} of them answered by the network")
     for name, value in growth.items():
