@@ -201,8 +201,9 @@ def _session_routes(app: FastAPI, sessions: Sessions) -> None:
     @app.delete("/v1/sessions/{identity}", status_code=204)
     async def delete_session(identity: Identity) -> None:
         """End a session and delete its journal."""
-        await sessions.get(identity)
-        sessions.drop(identity)
+        work = await sessions.get(identity)
+        async with work.lock:  # a click under way ends first, and nobody else waits for it
+            sessions.drop(identity)
 
     @app.put(
         "/v1/sessions/{identity}/image",

@@ -5,6 +5,7 @@ import io
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ import pytest
 from PIL import Image
 from websockets.exceptions import ConnectionClosed
 
-from activefreq_engine import Engine, Session
+from activefreq_engine import ClickResult, Engine, Session
+from activefreq_engine.serve import batches
+from activefreq_engine.types import Prompt
 
 from .client import HEIGHT, LESION, WIDTH, Client, picture, png
 from .conftest import Server
@@ -296,6 +299,33 @@ def test_a_server_closes_while_a_click_is_at_work(
         thread.join()
     monkeypatch.setattr(server.sessions, "close", lambda: None)
     server.close()
+
+
+def test_a_session_that_ends_during_a_click_keeps_nobody_else_waiting(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, go_on, click = threading.Event(), threading.Event(), batches.click_batch
+
+    def slow(sessions: list[Session], prompts: list[Prompt]) -> list[ClickResult]:
+        with sessions[0]._turn():  # as a click holds it
+            started.set()
+            go_on.wait()
+        return click(sessions, prompts)
+
+    with Client(server.url) as client, ThreadPoolExecutor(2) as pool:
+        client.begin()
+        monkeypatch.setattr(batches, "click_batch", slow)
+        try:
+            clicked = pool.submit(client.ask, "click", x=90.5, y=10.5, positive=True)
+            started.wait()
+            ended = pool.submit(client.http.delete, f"/v1/sessions/{client.state['id']}")
+            time.sleep(0.3)
+            assert client.http.get("/v1/info", timeout=60).status_code == 200
+            assert not ended.done()
+        finally:
+            go_on.set()
+        assert ended.result().status_code == 204
+        assert clicked.exception() is None or isinstance(clicked.exception(), ConnectionClosed)  # its session is over
 
 
 def test_the_picture_comes_back_as_it_is_shown(client: Client) -> None:
