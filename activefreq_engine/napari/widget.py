@@ -182,11 +182,14 @@ class SegmentWidget(QWidget):  # type: ignore[misc]
         if tool != "Point":
             viewer.camera.mouse_pan = viewer.camera.mouse_zoom = False
         yield
-        moved = False
-        while event.type == "mouse_move":
+        moved, held = False, True
+        while held:
+            held = event.type == "mouse_move"
             moved = moved or bool(np.abs(np.asarray(event.pos) - start).max() >= _STILL)
+            # where the button is let go counts too: napari leaves out some moves of a fast hand
             path.append(self._xy(plane, event))
-            yield
+            if held:
+                yield
         viewer.camera.mouse_pan, viewer.camera.mouse_zoom = free
         height, width = (self.annotation.shape[a] for a in plane.axes)
         if not moved:

@@ -44,8 +44,20 @@ class Desk:
         self.widget.start(self.viewer.layers[0])
         self.settle()
         assert self.widget.annotation is not None, self.widget.status.text()
+        self.rest()
         self.viewer.reset_view()
-        self.qtbot.wait(100)
+        self.rest()
+
+    def rest(self) -> None:
+        """Wait until the window and the view have stopped changing: places on the screen follow from them."""
+        seen: list[tuple[float, ...]] = []
+
+        def still() -> bool:
+            camera = self.viewer.camera
+            seen.append((self.canvas.width(), self.canvas.height(), camera.zoom, *camera.center))
+            return seen[-30:] == [seen[-1]] * 30
+
+        self.qtbot.waitUntil(still, timeout=60_000)
 
     def settle(self) -> None:
         self.qtbot.waitUntil(lambda: self.widget.pending == 0, timeout=60_000)
