@@ -224,13 +224,11 @@ def _closer(engine: Engine, turn: _Turn, answer: StepAnswer) -> _Turn | None:
     if not isinstance(click, Click) or turn.new.view is not None or max(height, width) < FAR * size:
         return None
     mask = answer.probs > picture.settings.threshold
-    crop = turn.request.crop  # what the first look saw; not there where its features were
-    crop = zoom.crop_rgb(picture.image, picture.bounds, *mask.shape) if crop is None else crop
     radius = max(1, max(height, width) // (2 * size))
     x, y = int(click.x), int(click.y)
     spot = picture.image[max(0, y - radius) : y + radius + 1, max(0, x - radius) : x + radius + 1]
     if mask.any():
-        inside = crop[mask].astype(np.float32)
+        inside = _seen(turn, *mask.shape)[mask].astype(np.float32)
         apart = np.abs(spot.mean((0, 1), dtype=np.float32) - inside.mean(0)) / (inside.std(0) + SHADES)
         column, row = boxes.network_pixel(click.x, click.y, picture.bounds, *mask.shape)
         if apart.max() < UNLIKE and answer.probs[row, column] >= SURE:
@@ -259,7 +257,7 @@ def _is_the_object(turn: _Turn, answer: StepAnswer, closer: _Turn, found: StepAn
 
 def _edged(turn: _Turn, mask: NDArray[np.bool_]) -> bool:
     """Whether the picture has other colours on the mask than a few network pixels around it."""
-    crop = zoom.crop_rgb(turn.picture.image, turn.box, *mask.shape) if turn.request.crop is None else turn.request.crop
+    crop = _seen(turn, *mask.shape)
     on = mask.astype(np.uint8)
     inner = cv2.erode(on, np.ones((3, 3), np.uint8)) > 0
     ring = (cv2.dilate(on, np.ones((9, 9), np.uint8)) > 0) & (cv2.dilate(on, np.ones((3, 3), np.uint8)) == 0)
@@ -268,6 +266,12 @@ def _edged(turn: _Turn, mask: NDArray[np.bool_]) -> bool:
     there, around = (crop[part].astype(np.float32) for part in (inner if inner.any() else mask, ring))
     apart = np.abs(there.mean(0) - around.mean(0)) / (there.std(0) + around.std(0) + SHADES)
     return bool(apart.max() >= EDGED)
+
+
+def _seen(turn: _Turn, h: int, w: int) -> NDArray[np.uint8]:
+    """What the network saw, RGB.  A request whose features were known does not bring it."""
+    crop = turn.request.crop
+    return zoom.crop_rgb(turn.picture.image, turn.box, h, w) if crop is None else crop
 
 
 def _points(clicked: ClickTally | None, marks: tuple[Mark, ...], box: Box, h: int, w: int) -> NDArray[np.float32]:
