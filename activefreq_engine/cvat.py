@@ -1,7 +1,7 @@
 """CVAT: the function that `cvat-cli` registers and runs as an agent, and what its Nuclio function needs.
 
     cvat-cli function create-native activefreq --function-module activefreq_engine.cvat
-    cvat-cli function run-agent ID --function-module activefreq_engine.cvat -p model=str:freqformer_b0_general
+    cvat-cli function run-agent ID --function-module activefreq_engine.cvat -p model=str:freqformer_b0_guided
 
 docs/cvat.md has the rest.  Coordinates are (x, y) in pixels of the picture, floats, as CVAT has them.
 """
@@ -40,6 +40,10 @@ class Prompted:
         self._order: list[tuple[float, float, bool]] = []
         self._lock = threading.Lock()
 
+    def prepare(self) -> None:
+        """Let the network look at the picture before the first request comes; see `Session.prepare`."""
+        self._session.prepare()
+
     def mask(
         self, positive: Iterable[Point], negative: Iterable[Point], box: Sequence[Point] | None = None
     ) -> tuple[NDArray[np.bool_], float]:
@@ -67,6 +71,7 @@ class Prompted:
             self._order = [*kept, *(c for c in wanted if c not in kept)]
             points, signs = [(x, y) for x, y, _ in self._order], [s for _, _, s in self._order]
             mask = self._session.predict(points, signs, box=corners).mask
+            self._session.prepare(background=True)
             return mask, expected_iou(self._session.probs, mask)
 
 
@@ -93,7 +98,9 @@ def create(model: str = GENERAL_MODEL, device: str = "auto") -> Any:
         spec = auto_annotation.InteractionFunctionSpec(min_pos_points=1, min_neg_points=0, min_bounding_boxes=0)
 
         def preprocess_image(self, context: Any, image: Any) -> Prompted:
-            return Prompted(engine, image)
+            prompted = Prompted(engine, image)
+            prompted.prepare()
+            return prompted
 
         def detect(self, context: Any, pp_image: Prompted, prompts: Any) -> list[Any]:
             mask, iou = pp_image.mask(prompts.pos_points, prompts.neg_points, prompts.bounding_box)

@@ -102,6 +102,7 @@ def _model(name: str, weights: str) -> Any:
             height, width = image.shape[:2]
             opened = Opened(original_height=height, original_width=width, embedding=np.zeros((1, 1, 1), np.float32))
             opened._prompted = Prompted(self._engine, image[..., ::-1] if blue_first() else image)
+            opened._prompted.prepare()
             return opened
 
         def generate(self, request: types.GenerateRequest) -> types.GenerateResponse:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from activefreq_engine.conventions import THRESHOLD
 from activefreq_engine.errors import InvalidClickError, InvalidMaskError
 from activefreq_engine.runtime.engine import Engine
-from activefreq_engine.session import boxes, zoom
+from activefreq_engine.session import boxes
 from activefreq_engine.session.arguments import click_list
 from activefreq_engine.session.canvas import Canvas, Layer
-from activefreq_engine.session.click import advance
+from activefreq_engine.session.click import advance, prepare_next
 from activefreq_engine.session.history import Pass, Picture, Scene, SessionSettings, Step
 from activefreq_engine.session.zoom import interpolate, neighbours
 from activefreq_engine.types import BoxPrompt, Click
@@ -43,9 +43,9 @@ Extent = tuple[int, int]
 
 
 def open_picture(image: NDArray[np.uint8], engine: Engine) -> Picture:
-    """A picture to ask for masks in; the engine is made ready for its shape."""
+    """A picture to ask for masks in; the engine looks at it once, so that the prompts need not wait for that."""
     picture = Picture(image, None, SessionSettings(THRESHOLD, zoom=True, refine=True))
-    engine.get_ready(*zoom.network_shape(picture.bounds, engine.size))
+    prepare_next(engine, picture, Scene.of(picture).blank)
     return picture
 
 

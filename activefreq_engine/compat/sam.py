@@ -224,7 +224,7 @@ class SamPredictor(_Predictor):
 
     Args:
         sam_model (Sam | Engine | str, optional): a model of `sam_model_registry`, an engine, or a name or checkpoint of
-            ours. Default: "freqformer_b0_general".
+            ours. Default: "freqformer_b0_guided".
 
     Example:
         >>> picture = np.full((90, 120, 3), 220, np.uint8)

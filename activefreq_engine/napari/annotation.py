@@ -136,6 +136,12 @@ class Annotation:
         found = self._begun(plane)
         return None if found is None else found.session.uncertainty
 
+    def prepare(self, plane: Plane) -> Plane:
+        """Let the network look at a slice, or at the object on it, before the next click comes; returns the slice."""
+        found = self._slices.get(plane) or self._open(plane)
+        found.session.prepare()
+        return plane
+
     def paint(self, change: Change) -> None:
         """Write a change into `labels`."""
         change.plane.of(self.labels)[change.rows, change.columns] = change.labels

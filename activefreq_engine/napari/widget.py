@@ -132,6 +132,7 @@ class SegmentWidget(QWidget):  # type: ignore[misc]
                 layer.bind_key(key, act, overwrite=True)
         self.viewer.layers.selection.active = self.image
         self.status.setText("Click on the object.")
+        self._prepare(self._plane())
 
     def _keys(self) -> dict[str, Callable[[Any], None]]:
         return {
@@ -258,7 +259,18 @@ class SegmentWidget(QWidget):  # type: ignore[misc]
         self._said(f"Object {self.annotation.number}, {change.elapsed_ms:.0f} ms")
         if self._plane() != change.plane and self._plane() is not None:  # undone elsewhere: show it
             self.viewer.dims.point = self.image.data_to_world(change.plane.point(0, 0))
+        idle = not self.pending
         self._look_again()
+        if idle:
+            self._prepare(change.plane)
+
+    def _prepare(self, plane: Plane | None) -> None:
+        if self.annotation is not None and plane is not None:
+            self._do(self.annotation.prepare, self._prepared, plane)
+
+    def _prepared(self, plane: Plane) -> None:
+        if self._plane() != plane:  # the person went on meanwhile
+            self._look_again()
 
     def _look_again(self, _: Any = None) -> None:
         """Ask for suggestion and uncertainty of the slice that is shown, unless a job is still waiting or running."""

@@ -63,6 +63,8 @@ class StepRequest:
     """float32 `[2N, 2]`: click slots as `click_maps` takes them."""
     paint: PaintRequest | None = None
     """The mask that the engine is to paint, if it can; see `Engine.paints`."""
+    meanwhile: Callable[[], Any | None] | None = None
+    """Asked for features where there are none, once the engine is free: another thread may just have prepared them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +249,25 @@ class Engine:
         self._alone(work, go_on)
         return [a for a in answers if a is not None]
 
+    def prepare(self, crop: NDArray[np.uint8], go_on: Callable[[], None] | None = None) -> Any:
+        """The features of an image region, for the `features` of later requests: what a click would have to wait for if
+        it were the first one there.
+
+        Args:
+            crop (uint8 `[h, w, 3]`): as in `StepRequest`.
+            go_on (callable, optional): as for `run`.
+
+        Raises:
+            MemoryShortageError: there is not enough memory.
+        """
+        found: list[Any] = []
+
+        def work() -> None:
+            found.extend(self._executor.prepare([crop]))
+
+        shortage.guarded(lambda: self._alone(work, go_on), ask=self._needs_memory)
+        return found[-1]
+
     def refine(
         self,
         requests: Sequence[RefineRequest],
@@ -374,7 +395,9 @@ class Engine:
         features = [r.features for r in group]
         crops: list[tuple[int, NDArray[np.uint8]]] = []
         for i, r in enumerate(group):
-            if r.features is None:
+            if features[i] is None and r.meanwhile is not None:
+                features[i] = r.meanwhile()
+            if features[i] is None:
                 if r.crop is None:
                     raise InvalidArgumentError("a StepRequest has neither crop nor features; give one of them")
                 crops.append((i, r.crop))

@@ -1,18 +1,24 @@
-"""The one thread that clicks: requests that wait at the same time become one batch of the engine."""
+"""The one thread that clicks: requests that wait at the same time become one batch of the engine.
+
+Where no click waits, it prepares what the next clicks will need.
+"""
 
 from __future__ import annotations
 
 import logging
 import queue
 import threading
+from collections import OrderedDict
 from concurrent.futures import Future
 
 from activefreq_engine import ClickResult, Session, click_batch
-from activefreq_engine.errors import ActiveFreqError
+from activefreq_engine.errors import ActiveFreqError, NoImageError, SessionClosedError
 from activefreq_engine.types import Prompt
 
 MOST = 32
 """Clicks in one batch."""
+
+_Click = tuple[Session, Prompt, "Future[ClickResult]"]
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +31,7 @@ class Batches:
     """
 
     def __init__(self) -> None:
-        self._waiting: queue.SimpleQueue[tuple[Session, Prompt, Future[ClickResult]] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[_Click | Session | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="activefreq-clicks", daemon=True)
         self._thread.start()
 
@@ -35,27 +41,48 @@ class Batches:
         self._waiting.put((session, prompt, future))
         return future
 
+    def prepare(self, session: Session) -> None:
+        """Have the session's next click prepared (`Session.prepare`) when no click waits; after a click it is done
+        unasked."""
+        self._waiting.put(session)
+
     def close(self) -> None:
-        """Finish what waits and end the thread."""
+        """Finish the clicks that wait and end the thread."""
         self._waiting.put(None)
         self._thread.join()
 
     def _run(self) -> None:
+        unprepared: OrderedDict[Session, None] = OrderedDict()  # the latest one last
         open_ = True
         while open_:
-            batch = []
-            item = self._waiting.get()
-            while item is not None:
-                batch.append(item)
-                if len(batch) == MOST or self._waiting.empty():
-                    break
+            batch: list[_Click] = []
+            while open_ and len(batch) < MOST and not (self._waiting.empty() and (batch or unprepared)):
                 item = self._waiting.get()
-            open_ = item is not None
+                if item is None:
+                    open_ = False
+                elif isinstance(item, Session):
+                    unprepared[item] = None
+                else:
+                    batch.append(item)
             if batch:
                 _answer(batch)
+                for session, _, _ in batch:
+                    unprepared[session] = None
+                    unprepared.move_to_end(session)
+            elif unprepared and open_:
+                _prepare(unprepared.popitem()[0])
 
 
-def _answer(batch: list[tuple[Session, Prompt, Future[ClickResult]]]) -> None:
+def _prepare(session: Session) -> None:
+    try:
+        session.prepare()
+    except (SessionClosedError, NoImageError):
+        _log.debug("a session ended before its next click was prepared")
+    except Exception as error:  # the thread must live; whatever it is, the click itself will say so
+        _log.warning("a click could not be prepared: %r", error)
+
+
+def _answer(batch: list[_Click]) -> None:
     try:
         results = click_batch([s for s, _, _ in batch], [c for _, c, _ in batch])
     except Exception as error:  # the thread must live; whoever waits for the click is told

@@ -104,6 +104,7 @@ class LabelStudio:
             height, width = found.session.shape
             prompts = _prompts(results, target, width, height)
             mask = found.session.predict(prompts.points, prompts.signs, box=prompts.box).mask
+        self._sessions.batches.prepare(found.session)
         region = {
             "id": secrets.token_urlsafe(7),
             "from_name": brush,

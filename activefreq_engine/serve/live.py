@@ -32,6 +32,8 @@ HELLO_S = 10.0
 """Seconds within which a new connection must say hello."""
 WAITING = 64
 """Most requests that are read ahead; further ones stay in the network's buffers."""
+REST_S = 0.1
+"""Seconds without a request after which what is shown is prepared for a click: not every slice that scrolls by."""
 LARGE = 2**16
 """After a request of more characters, the next one is read when all before it are answered."""
 UNAUTHORISED, NO_SESSION, TAKEN_OVER, BROKEN = 4401, 4404, 4409, 4400
@@ -170,6 +172,8 @@ class Live:
                 )
                 if frame is not None and version == work.version:
                     await self._socket.send_bytes(frame)
+            await asyncio.sleep(REST_S)
+            await work.prepare()
         except (SessionClosedError, NoImageError):  # the slice or the window changed meanwhile
             _log.debug("suggestions of session %s came too late", work.id)
         except (WebSocketDisconnect, RuntimeError) as error:  # the page went away

@@ -390,6 +390,14 @@ class Work:
         part.select(self.current)
         return part.session
 
+    async def prepare(self) -> None:
+        """Have the network look at what is shown, before the first click comes."""
+        async with self.lock:
+            if self.picture is not None:
+                part = await self._slice()
+                part.select(self.current)
+                self._batches.prepare(part.session)
+
     async def pixels(self, index: int | None = None) -> NDArray[np.uint8]:
         """uint8 `[H, W]` or `[H, W, 3]`: a slice as it is shown."""
         return await self.run(self.opened().pixels, self.index if index is None else index, self.window)

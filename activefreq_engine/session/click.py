@@ -159,6 +159,26 @@ def _unmoved(picture: Picture, step: Step, new: Pass) -> Outcome:
     return Outcome(replace(step, event=event, canvas=canvas, passes=(*step.passes, new)), shown.mask, None)
 
 
+def prepare_next(
+    engine: Engine, picture: Picture, step: Step, view: Box | None = None, go_on: Callable[[], None] | None = None
+) -> None:
+    """Have the engine's features ready for the next click on an object, and the engine for its region's shape.
+
+    The click will be answered from the view, else from the region of the present mask.  Only a positive click outside
+    of that region, or a click outside of the view, makes it another one.
+    """
+    roi = view
+    if roi is None and picture.settings.zoom:
+        marks = step.canvas.marks
+        roi = zoom.next_roi(*picture.shape, step.mask_box, zoom.said_inside(marks), len(marks) + 1, step.roi)
+    box = roi or picture.bounds
+    if picture.features.get(box) is not None:
+        return
+    h, w = zoom.network_shape(box, engine.size)
+    engine.get_ready(h, w)
+    picture.features.keep(box, engine.prepare(zoom.crop_rgb(picture.image, box, h, w), go_on))
+
+
 def prepare(engine: Engine, picture: Picture, step: Step, new: Pass, region: Box | None = None) -> _Turn:
     """Decide where to look, unless `region` says it, and prepare what the network sees there."""
     height, width = picture.shape
@@ -206,6 +226,7 @@ def prepare(engine: Engine, picture: Picture, step: Step, new: Pass, region: Box
         previous=previous,
         points=_points(clicked, marks, box, h, w),
         paint=paint,
+        meanwhile=None if features is not None else lambda: picture.features.get(box),
     )
     return _Turn(picture, step, new, marks, clicked, roi, box, request)
 

@@ -81,7 +81,7 @@ def table(name: str, weights: str, found: Sequence[dict[int, NDArray[np.float64]
 
 def main(
     data: Annotated[list[Path], typer.Argument(help="validation folders; a set is named by its parent folder")],
-    model: Annotated[str, typer.Option(help="shipped model, or checkpoint")] = "freqformer_b0_general",
+    model: Annotated[str, typer.Option(help="shipped model, or checkpoint")] = "freqformer_b0_guided",
     limit: Annotated[int, typer.Option(min=1, help="objects of each set, drawn with a fixed seed")] = 24,
     file: Annotated[Path | None, typer.Option("--table", help="write rows to this CSV file")] = None,
     plot: Annotated[

@@ -81,7 +81,7 @@ def table(name: str, weights: str, found: Sequence[dict[str, float]]) -> list[di
 
 def main(
     data: Annotated[list[Path], typer.Argument(help="validation folders; a set is named by its parent folder")],
-    model: Annotated[str, typer.Option(help="shipped model, or checkpoint")] = "freqformer_b0_general",
+    model: Annotated[str, typer.Option(help="shipped model, or checkpoint")] = "freqformer_b0_guided",
     limit: Annotated[int, typer.Option(min=2, help="objects of each set, drawn with a fixed seed")] = 50,
     file: Annotated[Path | None, typer.Option("--table", help="write rows to this CSV file")] = None,
 ) -> None:

@@ -37,7 +37,7 @@ def file(data: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wanted(data: np.ndarray) -> list[np.ndarray]:
     """The masks after each of CLICKS."""
-    session = Session("freqformer_b0_general")
+    session = Session("freqformer_b0_guided")
     session.set_image(data)
     return [session.click(x + 0.5, y + 0.5, positive).mask.copy() for x, y, positive in CLICKS]
 

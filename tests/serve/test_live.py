@@ -15,9 +15,10 @@ from websockets.exceptions import ConnectionClosed
 
 from activefreq_engine import ClickResult, Engine, Session
 from activefreq_engine.serve import batches
+from activefreq_engine.session.zoom import network_shape
 from activefreq_engine.types import Prompt
 
-from .client import HEIGHT, LESION, WIDTH, Client, picture, png
+from .client import HEIGHT, LESION, PATIENCE, WIDTH, Client, picture, png
 from .conftest import Server
 
 CLICKS = [(60.5, 60.0, True), (150.0, 20.0, False), (48.25, 70.5, True), (90.0, 12.0, False)]
@@ -331,3 +332,29 @@ def test_a_session_that_ends_during_a_click_keeps_nobody_else_waiting(
 def test_the_picture_comes_back_as_it_is_shown(client: Client) -> None:
     data = client.http.get(f"/v1/sessions/{client.state['id']}/image").content
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), picture())
+
+
+def test_what_is_shown_is_looked_at_before_the_first_click(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[tuple[int, ...]] = []
+    prepare = Engine.prepare
+
+    def spy(self: Engine, crop: np.ndarray, *rest: object) -> object:
+        looked.append(crop.shape)
+        return prepare(self, crop, *rest)
+
+    monkeypatch.setattr(Engine, "prepare", spy)
+    server = Server(engine, tmp_path)
+    try:
+        with Client(server.url) as client:
+            client.begin()
+            deadline = time.monotonic() + PATIENCE
+            while not looked:
+                assert time.monotonic() < deadline, "nobody looks at the picture"
+                time.sleep(0.01)
+            assert looked == [(*network_shape((0, 0, WIDTH, HEIGHT), engine.size), 3)]
+            client.ask("click", x=60, y=60, positive=True)
+            assert client.mask().any()
+    finally:
+        server.close()

@@ -15,8 +15,8 @@ const PROMPTS = new Set(['click', 'box', 'scribble', 'lasso']);
 const ON_STEPS = new Set([...PROMPTS, 'mask', 'undo', 'redo', 'reset']);
 const WEIGHTS = {
   freqformer_b0: 'for skin lesions in dermoscopic images',
-  freqformer_b0_general: 'for pictures of any kind',
-  freqformer_b0_guided: 'for pictures of any kind; slower at the first click in each new region, better on photographs',
+  freqformer_b0_general: 'for pictures of any kind; needs more clicks than freqformer_b0_guided, and less of the processor',
+  freqformer_b0_guided: 'for pictures of any kind',
 };
 const WORDS = { on: 'connected', off: 'reconnecting', gone: 'ended', elsewhere: 'open in another tab', refused: 'refused', token: 'token needed' };
 
