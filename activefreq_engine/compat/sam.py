@@ -48,8 +48,8 @@ class Sam:
 
     Args:
         checkpoint (str | path | Engine, optional): a name of `activefreq_engine.list_models()`, a checkpoint of ours,
-            or an engine.  SAM's own weights are not read: where they are named, the general ones answer, since SAM is
-            asked about pictures of any kind.  The log says so.
+            or an engine.  SAM's own weights are not read: where they are named, ours for pictures of any kind answer
+            (`conventions.GENERAL_MODEL`).  The log says so.
         device (str): see `Engine`.
     """
 
@@ -377,7 +377,7 @@ class SAM2ImagePredictor(_Predictor):
 
     @classmethod
     def from_pretrained(cls, model_id: str, **_: Any) -> SAM2ImagePredictor:
-        """A predictor for a name of ours.  A name of SAM 2's gives our general weights, as in `Sam`."""
+        """A predictor for a name of ours.  A name of SAM 2's gives our weights for any kind of picture, as in `Sam`."""
         return cls(Sam(model_id))
 
     def set_image(self, image: Any) -> None:
