@@ -1,16 +1,27 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all, and by one process at a time."""
 
 import contextlib
+import errno
+import hashlib
+import logging
 import os
 import re
 import secrets
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from activefreq_engine.errors import ActiveFreqError, FileWriteError, InvalidArgumentError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+_log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -78,12 +89,22 @@ def beside(path: Path) -> Iterator[Path]:
     """For writers that want a path: gives another path beside `path`; at the end its file is synced and renamed to
     `path`.
 
-    One process at a time writes to a path.
-
     Raises:
         FileWriteError: the file cannot be written; the target is then as it was.
+        InvalidArgumentError: another process, or another call of this one, is writing to `path`.
     """
-    partial = path.with_name(f"{path.name}.partial")  # always the same: what a kill leaves is written over
+    with alone_at(path), _beside(path, _short(path, "partial")) as partial:
+        yield partial
+
+
+def _short(path: Path, suffix: str) -> Path:
+    """A file beside another one.  The name is always the same, so that what a kill leaves is written over, and short,
+    since the other one may be as long as a name can be."""
+    return path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.{suffix}")
+
+
+@contextlib.contextmanager
+def _beside(path: Path, partial: Path) -> Iterator[Path]:
     try:
         yield partial
         with writing(path):
@@ -101,3 +122,118 @@ def beside(path: Path) -> Iterator[Path]:
             with writing(path):
                 raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
         raise
+
+
+_held: set[int] = set()
+"""The handles of the locks that this process holds by `alone`."""
+
+
+def _after_fork() -> None:
+    """A child would hold its parent's locks, also when the parent is gone: let go of the handles."""
+    for file in _held:
+        os.close(file)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """For work that writes to a folder for as long as it runs: keeps a second one out.  The folder is made if it is not
+    there.
+
+    Raises:
+        FileWriteError: the folder cannot be written to.
+        InvalidArgumentError: another process, or another call of this one, is at work there.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with alone(
+        folder / ".lock", folder, f"another process is at work in {folder}; wait for its end, or name another folder"
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def alone_at(file: Path) -> Iterator[None]:
+    """The same for work that writes to one file.
+
+    Raises:
+        FileWriteError: there is no such folder, or it cannot be written to.
+        InvalidArgumentError: another process, or another call of this one, is writing the file.
+    """
+    with writing(file):
+        lock_file = _short(file, "lock")
+    with alone(lock_file, file, f"another process is writing {file}; wait for its end, or name another file"):
+        yield
+
+
+@contextlib.contextmanager
+def alone(path: Path, target: Path, busy: str) -> Iterator[None]:
+    """Hold the lock that the file `path` stands for, because `target` will be written to.  The file is made, and taken
+    away at the end; one that a killed process left locks nothing.
+
+    Raises:
+        FileWriteError: the file cannot be made.
+        InvalidArgumentError: somebody else holds the lock; `busy` is the message.
+    """
+    with writing(target):
+        file = _lock_file(path, busy)
+    _held.add(file)
+    try:
+        yield
+    finally:
+        if file in _held:  # not in a forked child
+            _held.remove(file)
+            with contextlib.suppress(OSError):
+                if sys.platform != "win32":
+                    os.unlink(path)  # before others can have the lock; whoever opened it already looks again
+            os.close(file)
+            with contextlib.suppress(OSError):
+                if sys.platform == "win32":
+                    os.unlink(path)  # an open file cannot be taken away there
+
+
+def _lock_file(path: Path, busy: str) -> int:
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if not lock(file):
+                raise InvalidArgumentError(busy)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file), os.stat(path)):
+                    return file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)  # its last holder took it away meanwhile
+
+
+def lock(file: int) -> bool:
+    """Take the system's lock on an open file.  It ends with the handle, and so with the process, however that ends.
+
+    On a file system that has no locks nothing is locked, which the log says.
+
+    Args:
+        file (int): a handle that is open for writing; the file has less than 2 GiB.
+
+    Returns:
+        Whether it could be had: False if another handle has it, of another process or of this one.
+    """
+    try:
+        if sys.platform == "win32":
+            place = os.lseek(file, 0, os.SEEK_CUR)
+            os.lseek(file, 2**31 - 2, os.SEEK_SET)  # behind all content: what is locked cannot be read there
+            try:
+                msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+            finally:
+                os.lseek(file, place, os.SEEK_SET)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            return False
+        _log.warning("nothing keeps a second process away, because files cannot be locked here: %s", error.strerror)
+    return True

@@ -2,7 +2,9 @@
 
 import errno
 import os
+import signal
 import stat
+import subprocess
 import sys
 
 import numpy as np
@@ -10,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from activefreq_engine import FileWriteError, files, masks
-from activefreq_engine.files import beside, write_file
+from activefreq_engine import FileWriteError, InvalidArgumentError, files, masks
+from activefreq_engine.files import alone_at, alone_in, beside, write_file
 
 try:
     import resource
@@ -120,3 +122,89 @@ def test_an_interrupt_at_any_line_leaves_no_stump(tmp_path):
         assert path.read_bytes() in (b"old", b"new")
         assert [p.name for p in tmp_path.iterdir()] == ["mask.png"], f"interrupted at the {lines}th line"
     assert lines > 10
+
+
+def test_one_at_a_time(tmp_path):
+    """A second call, process or writer is refused; afterwards nothing is left but what was written."""
+    with alone_in(tmp_path / "run"), alone_at(tmp_path / "report.json"), alone_in(tmp_path / "other"):
+        with (
+            pytest.raises(InvalidArgumentError, match=r"another process is at work in .*run; wait"),
+            alone_in(tmp_path / "run"),
+        ):
+            pass
+        with (
+            pytest.raises(InvalidArgumentError, match=r"another process is writing .*report\.json"),
+            beside(tmp_path / "report.json"),
+        ):
+            pass
+    with alone_in(tmp_path / "run"), beside(tmp_path / "report.json") as partial:
+        partial.write_bytes(b"1")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["other", "report.json", "run"]
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from activefreq_engine.files import alone_in
+
+with alone_in(Path(sys.argv[1])):
+    child = os.fork()  # as a loader of training data
+    if not child:
+        os.close(1)
+        time.sleep(60)
+    print(child, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills by a signal, and forks")
+def test_what_a_killed_process_left_locks_nothing(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True, check=False, timeout=60
+    )
+    try:
+        assert done.returncode == -signal.SIGKILL
+        assert [p.name for p in tmp_path.iterdir()] == [".lock"]
+        with alone_in(tmp_path):
+            pass
+    finally:
+        os.kill(int(done.stdout), signal.SIGKILL)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_lock_of_a_file_that_was_taken_away_is_no_lock(tmp_path, monkeypatch):
+    """Somebody opens the file, its holder lets go, and only then does the first one get the lock."""
+    lock, seen = files.lock, []
+
+    def late(file):
+        if not seen:
+            os.unlink(tmp_path / ".lock")
+        seen.append(file)
+        return lock(file)
+
+    monkeypatch.setattr(files, "lock", late)
+    with alone_in(tmp_path):
+        assert len(seen) == 2
+        monkeypatch.undo()
+        with pytest.raises(InvalidArgumentError), alone_in(tmp_path):
+            pass
+
+
+@pytest.mark.skipif(os.name == "nt", reason="locks of POSIX")
+def test_a_file_system_without_locks_is_said_in_the_log(tmp_path, monkeypatch, caplog):
+    def unknown(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", unknown)
+    with alone_in(tmp_path), alone_in(tmp_path):
+        pass
+    assert "No locks available" in caplog.text
+
+
+def test_names_as_long_as_they_can_be(tmp_path):
+    path = tmp_path / ("m" * 251 + ".png")
+    with beside(path) as partial:
+        partial.write_bytes(b"1")
+    assert path.read_bytes() == b"1"
+    masks.save_png(path, np.ones((3, 4), bool))
+    assert masks.load_labels_png(path).shape == (3, 4)

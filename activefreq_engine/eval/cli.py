@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from activefreq_engine.conventions import THRESHOLD
 from activefreq_engine.errors import InvalidArgumentError
+from activefreq_engine.files import alone_at, alone_in
 
 WRITE_EVERY = 30.0  # seconds between two writings of an unfinished report
 
@@ -103,58 +104,59 @@ def eval_command(
         finally:
             write(report, last=True)
 
-    if merge or data is None:
-        report = merge_reports([read_json(path) for path in merge or ()])
-        _check_targets(out, None if printed else json_path)
-    else:
-        dataset = load_dataset(
-            data,
-            layout=layout,
-            split=split,
-            labels=values,
-            ignore_label=ignore_label,
-            slices=slices or None,
-            limit=limit,
-            broken="keep",
-        )
-        _check_targets(out, None if printed else json_path)
-        so_far, written = None, time.monotonic()
+    with ExitStack() as held:
+        if merge or data is None:
+            report = merge_reports([read_json(path) for path in merge or ()])
+            held.enter_context(_targets(out, None if printed else json_path))
+        else:
+            dataset = load_dataset(
+                data,
+                layout=layout,
+                split=split,
+                labels=values,
+                ignore_label=ignore_label,
+                slices=slices or None,
+                limit=limit,
+                broken="keep",
+            )
+            held.enter_context(_targets(out, None if printed else json_path))
+            so_far, written = None, time.monotonic()
 
-        def keep(report: Report) -> None:
-            nonlocal so_far, written
-            so_far = report
-            if time.monotonic() - written < WRITE_EVERY:
-                return
-            written = time.monotonic()
+            def keep(report: Report) -> None:
+                nonlocal so_far, written
+                so_far = report
+                if time.monotonic() - written < WRITE_EVERY:
+                    return
+                written = time.monotonic()
+                try:
+                    write(report, last=False)
+                except OSError as error:  # there may be room again later; the last writing is the one that must succeed
+                    tqdm.write(f"warning: the report so far could not be written ({error})", file=sys.stderr)
+
             try:
-                write(report, last=False)
-            except OSError as error:  # there may be room again later; the last writing is the one that must succeed
-                tqdm.write(f"warning: the report so far could not be written ({error})", file=sys.stderr)
-
-        try:
-            with _terminated_like_interrupted():
-                report = evaluate(
-                    dataset,
-                    model=model,
-                    device=device,
-                    precision=precision,
-                    size=size,
-                    clicker=clicker,
-                    max_clicks=max_clicks,
-                    stop_at=stop_at,
-                    threshold=threshold,
-                    zoom=zoom,
-                    refine=refine,
-                    batch_size=batch_size,
-                    seed=seed,
-                    shard=part,
-                    keep=keep,
-                )
-        except KeyboardInterrupt:
-            if so_far is not None:
-                finish(so_far)
-            raise
-    finish(report)
+                with _terminated_like_interrupted():
+                    report = evaluate(
+                        dataset,
+                        model=model,
+                        device=device,
+                        precision=precision,
+                        size=size,
+                        clicker=clicker,
+                        max_clicks=max_clicks,
+                        stop_at=stop_at,
+                        threshold=threshold,
+                        zoom=zoom,
+                        refine=refine,
+                        batch_size=batch_size,
+                        seed=seed,
+                        shard=part,
+                        keep=keep,
+                    )
+            except KeyboardInterrupt:
+                if so_far is not None:
+                    finish(so_far)
+                raise
+        finish(report)
     if report.failed:
         print(f"error: {len(report.failed)} samples could not be read; they are listed above", file=sys.stderr)
     return 2 if report.failed else 0
@@ -177,11 +179,12 @@ def _terminated_like_interrupted() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _check_targets(out: Path | None, json_path: Path | None) -> None:
-    """Make the folders and see whether they can be written to.
+@contextmanager
+def _targets(out: Path | None, json_path: Path | None) -> Iterator[None]:
+    """Make the folders, see whether they can be written to, and keep other evaluations from writing there.
 
     Raises:
-        InvalidArgumentError: they cannot.
+        InvalidArgumentError: they cannot be written to, or another evaluation is at work there.
     """
     for folder, option in ((out, "--out"), (json_path and json_path.parent, "--json")):
         if folder is None:
@@ -195,6 +198,12 @@ def _check_targets(out: Path | None, json_path: Path | None) -> None:
         except OSError as error:
             target = json_path if option == "--json" else folder
             raise InvalidArgumentError(f"{option} {target} cannot be written: {error.strerror or error}") from error
+    with ExitStack() as held:
+        if out is not None:
+            held.enter_context(alone_in(out))
+        if json_path is not None and (json_path.is_file() or not json_path.exists()):  # not a pipe
+            held.enter_context(alone_at(json_path))
+        yield
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:

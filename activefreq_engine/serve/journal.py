@@ -19,13 +19,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from activefreq_engine.files import write_file
+from activefreq_engine.files import lock, write_file
 from activefreq_engine.serve.errors import ConflictError, NotFoundError, StorageError
-
-try:
-    import fcntl
-except ImportError:  # Windows: nothing keeps two servers from one journal there
-    fcntl = None  # type: ignore[assignment]
 
 FORMAT = "activefreq_engine.journal"
 VERSION = 1
@@ -191,8 +186,14 @@ class Journals:
             raise
 
     def drop(self, session: str) -> None:
-        """Delete a session's journal, picture included."""
+        """Delete a session's journal, picture included.
+
+        Raises:
+            ConflictError: another process has it open.
+        """
         folder = self._folder(session)
+        if (folder / "events.jsonl").is_file() and not folder.is_symlink():
+            os.close(_locked(folder))
         with contextlib.suppress(FileNotFoundError):
             if folder.is_symlink():
                 folder.unlink()
@@ -212,12 +213,9 @@ def _locked(folder: Path) -> int:
         file = os.open(folder / "events.jsonl", flags, 0o600)
     except OSError as error:
         raise ConflictError(f"the journal in {folder} cannot be opened: {error.strerror}") from error
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(file)
-            raise ConflictError(f"another server has the session in {folder} open; close that one first") from None
+    if not lock(file):
+        os.close(file)
+        raise ConflictError(f"another server has the session in {folder} open; close that one first")
     return file
 
 

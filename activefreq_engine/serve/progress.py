@@ -7,9 +7,11 @@ import json
 import logging
 import os
 import stat
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
+from activefreq_engine.files import alone
 from activefreq_engine.serve.errors import ConflictError
 from activefreq_engine.serve.journal import append_line, keeping
 
@@ -22,9 +24,18 @@ PictureState = Literal["open", "done", "skipped"]
 
 class Progress:
     """Progress, kept beside the journals in one file for each folder, with one line for each event.  Without a
-    directory it is kept in memory only."""
+    directory it is kept in memory only.
+
+    One server at a time: of two, each would begin a session of its own for the same picture, and the older one would
+    not be found any more.
+    """
 
     def __init__(self, folder: Path, directory: Path | None) -> None:
+        """Raises:
+        InvalidArgumentError: another server has the folder.
+        FileWriteError: `directory` cannot be written to.
+        ConflictError: the file is not one of ours.
+        """
         self.sessions: dict[str, str] = {}
         """Picture -> session."""
         self.regions: dict[str, dict[tuple[int, ...], str]] = {}
@@ -32,10 +43,22 @@ class Progress:
         self.status: dict[str, PictureState] = {}
         """Picture -> "done" or "skipped"; what is missing is open."""
         self._file: Path | None = None
+        self._alone = ExitStack()
         if directory is not None:
             name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
             self._file = directory / f"folder-{name}.jsonl"
-            self._read(self._file)
+            busy = (
+                f"another server has the folder {folder} open, with the same journal; use that one, or give this one "
+                "another --journal"
+            )
+            with self._alone as held:
+                held.enter_context(alone(self._file.with_suffix(".lock"), self._file, busy))
+                self._read(self._file)
+                self._alone = held.pop_all()
+
+    def close(self) -> None:
+        """Let another server have the folder."""
+        self._alone.close()
 
     def begin(self, picture: str, session: str, box: tuple[int, ...] | None = None) -> None:
         """A session was made for a picture, or for a region of a slide."""

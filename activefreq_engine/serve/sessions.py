@@ -188,6 +188,8 @@ class Sessions:
         self.batches.close()
         for identity in list(self._works):
             self._works.pop(identity).close()
+        if self.progress is not None:
+            self.progress.close()
         self.threads.shutdown()
         self.hint_thread.shutdown(cancel_futures=True)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from activefreq_engine.errors import InvalidArgumentError
+from activefreq_engine.files import alone_in
 
 if TYPE_CHECKING:
     from activefreq_engine.train.config import TrainConfig
@@ -156,7 +157,8 @@ def _dry_run(config: TrainConfig, out: Path, device: str, validation: Validation
 
     if launched()[0] > 1:
         raise InvalidArgumentError("--dry-run is for one process; run it once without torchrun")
-    packed = pack_data(config.data, out / "data")
+    with alone_in(out):
+        packed = pack_data(config.data, out / "data")
     smallest = min(size for _, size in config.sizes)
     tiny = replace(config, steps=2, hours=None, batch=2, sizes=((0.0, smallest),), iterations=((1, 1.0),))
     started = time.monotonic()

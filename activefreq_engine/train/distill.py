@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import DatasetError, InvalidArgumentError, ModelLoadError
-from ..files import write_file
+from ..files import alone_in, write_file
 from ..models import normalise
 from ..models.tinyvit import EMBEDDING, MobileSamEncoder, from_mobile_sam
 from .data import pack
-from .packed import read_packed
+from .packed import Packed, read_packed
 from .teacher import TEACHER_STRIDE, Teacher
 
 SHA256 = "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f"  # of the published mobile_sam.pt
@@ -88,28 +88,31 @@ def make_teacher(
 
     Raises:
         DatasetError: unusable data.
-        InvalidArgumentError: a bad side.
+        InvalidArgumentError: a bad side, or another process is at work in `out`.
+        FileWriteError: `out` cannot be written to.
     """
-    from .loop import precision
-
     if side < TEACHER_STRIDE or side % TEACHER_STRIDE:
         raise InvalidArgumentError(f"side is {side}; expected a positive multiple of {TEACHER_STRIDE}")
     folder = pack(data, packed or out / "data")
     made_of = read_packed(folder)
+    with contextlib.suppress(DatasetError):
+        made = Teacher(out)
+        if (made.images, made.grid) == ([str(e["id"]) for e in made_of.entries], side // TEACHER_STRIDE):
+            return out
+    with alone_in(out):
+        return _make_teacher(made_of, encoder, out, side, torch.device(device))
+
+
+def _make_teacher(made_of: Packed, encoder: MobileSamEncoder, out: Path, side: int, target: torch.device) -> Path:
+    from .loop import precision
+
     entries, pixels = made_of.entries, made_of.images
     grid = side // TEACHER_STRIDE
     bytes_each = EMBEDDING * grid * grid * 2
-    names = [str(e["id"]) for e in entries]
-    with contextlib.suppress(DatasetError):
-        made = Teacher(out)
-        if (made.images, made.grid) == (names, grid):
-            return out
-    out.mkdir(parents=True, exist_ok=True)
     # what was interrupted goes on if it was made of the same images at the same size
     partial = out / f"features.{hashlib.sha256(json.dumps([side, entries]).encode()).hexdigest()[:16]}.partial"
     for other in set(out.glob("features.*.partial")) - {partial}:
         other.unlink()
-    target = torch.device(device)
     encoder = encoder.to(target)
     narrow = precision(target)
     with partial.open("ab") as f:
@@ -128,7 +131,7 @@ def make_teacher(
     mean, std = _moments(np.memmap(partial, np.float16, mode="r", shape=shape), entries, grid)
     (out / "teacher.json").unlink(missing_ok=True)  # that of what is replaced now
     partial.replace(out / "features.f16")
-    facts = {"images": names, "channels": EMBEDDING, "grid": grid, "mean": mean, "std": std}
+    facts = {"images": [str(e["id"]) for e in entries], "channels": EMBEDDING, "grid": grid, "mean": mean, "std": std}
     write_file(out / "teacher.json", json.dumps(facts).encode())
     return out
 

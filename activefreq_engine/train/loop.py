@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..errors import ActiveFreqError, InvalidArgumentError
+from ..files import alone_in
 from ..models import FreqFormer, create_model, normalise
 from .config import Schedule, TrainConfig, TrainStage, claim, launched
 from .data import PackedDataset, SizeOf, StepSampler, pack
@@ -94,7 +96,9 @@ def train(
 
     Raises:
         DatasetError: unusable data, or matplotlib is missing.
-        InvalidArgumentError: another run lives in `out`, WORLD_SIZE and RANK are no numbers, or its state is damaged.
+        InvalidArgumentError: another run lives in `out`, another process is at work on it, its state is damaged, or
+            WORLD_SIZE and RANK are no numbers.
+        FileWriteError: `out` cannot be written to.
         BackendUnavailableError: the device is not there.
         ModelLoadError: unusable `config.init`.
         ActiveFreqError: the batch does not fit into the GPU's memory.
@@ -155,10 +159,13 @@ class _TrainRun:
         self.teacher = None if config.teacher is None else Teacher(Path(config.teacher))
 
     def train(self, save_every: float, validation: Validation | None, packed: Path) -> Path:
-        config, device = self.config, self.device
         require_plotting()
         held_out = validation.open() if validation and self.chief else None
-        self.out.mkdir(parents=True, exist_ok=True)
+        with alone_in(self.out) if self.chief else nullcontext():
+            return self._train(save_every, validation, held_out, packed)
+
+    def _train(self, save_every: float, validation: Validation | None, held_out: Any, packed: Path) -> Path:
+        config, device = self.config, self.device
         claim(config, self.out / "config.json", write=False)
         if self.chief:
             pack_data(config.data, packed)

@@ -43,7 +43,15 @@ def make_parcel(sources: Sequence[Source], path: Path, work: Path, max_side: int
 
     Raises:
         DatasetError: as `train.data.pack`.
+        InvalidArgumentError: another process is writing the file.
+        FileWriteError: it cannot be written.
     """
+    with beside(path) as partial:
+        _write_parcel(sources, partial, work, max_side, quality)
+    return path
+
+
+def _write_parcel(sources: Sequence[Source], path: Path, work: Path, max_side: int, quality: int) -> None:
     pack(sources, work, max_side)
     index = json.loads((work / "index.json").read_text())
     packed = read_packed(work)
@@ -65,9 +73,7 @@ def make_parcel(sources: Sequence[Source], path: Path, work: Path, max_side: int
     }
     tensors["ends"] = np.cumsum([[len(a), len(b)] for a, b in files], axis=0, dtype=np.int64)
     index["entries"] = [{k: e[k] for k in ("objects", "source", "id")} for e in entries]
-    with beside(path) as partial:
-        save_file(tensors, partial, {"index": json.dumps(index)})
-    return path
+    save_file(tensors, path, {"index": json.dumps(index)})
 
 
 def open_parcel(path: Path, target: Path) -> Path:

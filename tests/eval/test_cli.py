@@ -10,6 +10,7 @@ import torch
 
 from activefreq_engine.cli import main
 from activefreq_engine.eval import Report, read_json
+from activefreq_engine.files import alone_at, alone_in
 from activefreq_engine.models import create_model, read_metadata, save_checkpoint
 
 from .fakes import write_pairs
@@ -50,6 +51,21 @@ def test_writes_all_reports(folder, run, tmp_path):
     assert report.settings.about["weights_sha256"] == read_metadata(folder / "random.safetensors")["sha256"]
     assert len(report.samples) == 3
     assert "| lesions | 3 |" in out
+
+
+def test_two_evaluations_do_not_write_to_one_place(folder, run, tmp_path):
+    arguments = [folder / "lesions", *common(folder), "--limit", 1]
+    with alone_in(tmp_path / "o"), alone_at(tmp_path / "r.json"):
+        code, out, err = run(*arguments, "--out", tmp_path / "o")
+        assert (code, out) == (2, "")
+        assert (
+            err == f"error: another process is at work in {tmp_path / 'o'}; wait for its end, or name another folder\n"
+        )
+        code, out, err = run(*arguments, "--json", tmp_path / "r.json")
+        assert (code, out) == (2, "")
+        assert "another process is writing" in err
+        assert run(*arguments, "--json", os.devnull)[0] == 0
+    assert [p.name for p in tmp_path.rglob("*")] == ["o"]
 
 
 def test_shards_merge_into_the_whole(folder, run, tmp_path):

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from activefreq_engine import Engine
+from activefreq_engine import Engine, InvalidArgumentError
 from activefreq_engine.serve import ops, work
 from activefreq_engine.serve.errors import ConflictError, NotFoundError
 from activefreq_engine.serve.journal import Journals
@@ -306,6 +306,9 @@ def test_progress_that_was_damaged_is_read_as_far_as_it_goes(tmp_path: Path, cap
     progress.begin("a.png", "s" * 20)
     progress.begin("b.svs", "t" * 20, (1, 2, 3, 4))
     progress.mark("a.png", "done")
+    with pytest.raises(InvalidArgumentError, match=r"another server has the folder .*--journal"):
+        Progress(tmp_path / "images", tmp_path)
+    progress.close()
     file = next(tmp_path.glob("folder-*.jsonl"))
     good = file.read_bytes()
     bad = [b"[]", b"{", b"\xff", b'{"picture":3,"session":"x"}', b'{"picture":"a.png","session":[]}', b"[" * 100_000]
@@ -314,6 +317,7 @@ def test_progress_that_was_damaged_is_read_as_far_as_it_goes(tmp_path: Path, cap
     again = Progress(tmp_path / "images", tmp_path)
     for name in ("sessions", "regions", "status"):
         assert getattr(again, name) == getattr(progress, name)
+    again.close()
     assert "9 lines" in caplog.text
     file.unlink()
     file.symlink_to(tmp_path / "elsewhere")

@@ -309,6 +309,9 @@ def test_a_journal_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     journal = journals.create(name, "model", 256)
     with pytest.raises(ConflictError, match="another server"):
         journals.open(name, "model", 256)
+    with pytest.raises(ConflictError, match="another server"):
+        journals.drop(name)
+    assert (tmp_path / name / "events.jsonl").exists()
     journal.close()
     with pytest.raises(ConflictError, match="--model model"):
         journals.open(name, "other", 256)

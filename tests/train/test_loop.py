@@ -14,8 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from activefreq_engine import cli
 from activefreq_engine.conventions import SLOTS
 from activefreq_engine.errors import ActiveFreqError, BackendUnavailableError, DatasetError, InvalidArgumentError
+from activefreq_engine.files import alone_in
 from activefreq_engine.models import FreqFormer, create_model, load_checkpoint, read_metadata, save_checkpoint
 from activefreq_engine.session import zoom
 from activefreq_engine.train import loop
@@ -194,10 +196,12 @@ def whole(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_while_saving_and_resumed(pairs: Path, whole: Path, tmp_path: Path) -> None:
     killed = subprocess.run([sys.executable, str(PROGRAM), "kill", str(pairs), str(tmp_path), "5"], check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert (tmp_path / "state.safetensors.partial").stat().st_size == 1000
+    (partial,) = tmp_path.glob(".*.partial")
+    assert partial.stat().st_size == 1000
     assert (tmp_path / "curve.png").exists()
     assert read_metadata(tmp_path / "model.safetensors")["metadata"]["steps"] == 4
     train(tiny(pairs), tmp_path, device="cpu")
+    assert not list(tmp_path.glob(".*"))
     assert same(tmp_path / "state.safetensors", whole / "state.safetensors")
     assert same(tmp_path / "model.safetensors", whole / "model.safetensors")
 
@@ -213,6 +217,16 @@ def test_a_finished_run_stays_as_it_is(pairs: Path, whole: Path) -> None:
     after = load_file(whole / "state.safetensors")
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert (whole / "log.csv").read_text() == log
+
+
+def test_a_run_that_goes_on_elsewhere_is_left_alone(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with alone_in(tmp_path):
+        with pytest.raises(InvalidArgumentError, match="another process is at work"):
+            train(tiny(pairs), tmp_path, device="cpu")
+        for more in ([], ["--dry-run"]):
+            assert cli.main(["train", str(pairs), "-o", str(tmp_path), "--steps", "1", *more]) == 2
+            assert "another process is at work" in capsys.readouterr().err
+        assert [p.name for p in tmp_path.iterdir()] == [".lock"]
 
 
 def test_another_run_is_refused(pairs: Path, whole: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from activefreq_engine import cli
 from activefreq_engine.errors import DatasetError, InvalidArgumentError
+from activefreq_engine.files import alone_at
 from activefreq_engine.train.data import PackedDataset
 from activefreq_engine.train.loop import pack_data, train
 from activefreq_engine.train.mix import MIXES, read_mix
@@ -64,6 +65,9 @@ def test_16_bit_labels_travel(tmp_path):
 
 def test_the_command_packs_and_a_run_learns_from_the_file(mix, tmp_path, capsys):
     path = tmp_path / "mix.safetensors"
+    with alone_at(path):
+        assert cli.main(["pack", str(mix), str(tmp_path), "--out", str(path), "--side", "64"]) == 2
+        assert f"error: another process is writing {path}; wait" in capsys.readouterr().err
     assert cli.main(["pack", str(mix), str(tmp_path), "--out", str(path), "--side", "64"]) == 0
     assert f"{path}: 0." in capsys.readouterr().out
     from activefreq_engine.models import read_metadata
