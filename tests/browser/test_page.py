@@ -400,9 +400,9 @@ def test_exports_drop_and_paste(
     }"""
     page.evaluate(hand_over, ["paste", list(file.read_bytes())])
     opened(page)
-    first = page.url
+    first = page.evaluate("document.querySelector('#picture').src")
     page.evaluate(hand_over, ["drop", list(file.read_bytes())])
-    until(page, f"location.href !== {json.dumps(first)}")
+    until(page, f"document.querySelector('#picture').src !== {json.dumps(first)}")  # until then nothing can be clicked
     opened(page)
     page.mouse.click(*place(page, 220, 240))
     clicked(page, 1)

@@ -249,11 +249,11 @@ def test_drawing_by_hand_is_left_alone(desk: Callable[..., Desk]) -> None:
     d.viewer.layers.selection.active = d.widget.labels
     d.widget.labels.mode = "paint"
     d.click(30, 40)
-    assert d.widget.annotation._slices == {}
+    assert d.widget.annotation._done == []
     assert d.widget.labels.data[40, 30] == 1
     d.widget.labels.mode = "pan_zoom"
     d.click(160, 230)
-    assert d.widget.annotation._slices
+    assert len(d.widget.annotation._done) == 1
 
 
 def test_closing_lets_go(desk: Callable[..., Desk]) -> None:
