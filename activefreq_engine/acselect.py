@@ -28,6 +28,7 @@ from activefreq_engine.kernels import cupy_impl
 from activefreq_engine.kernels.distance import inscribed_points
 from activefreq_engine.kernels.region_stats import RegionStats, binary_entropy, region_stats
 from activefreq_engine.kernels.uncertain import COLUMNS
+from activefreq_engine.memory import typed
 from activefreq_engine.types import Suggestion
 
 Array = NDArray[Any] | torch.Tensor
@@ -190,6 +191,7 @@ class AcSelect:
     def __repr__(self) -> str:
         return f"AcSelect({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
+    @typed
     def oracle(self, probs: Array, prediction: Array, truth: Array, valid: Array | None = None) -> list[Suggestion]:
         """Rank the mislabelled regions of a prediction whose ground truth is known.  For evaluation and training.
 
@@ -220,6 +222,7 @@ class AcSelect:
         return [scores._suggestion(int(largest))]
 
     @settings_aside()
+    @typed
     def oracle_scores(self, probs: Array, prediction: Array, truth: Array, valid: Array | None = None) -> RegionScores:
         """The table behind `oracle`, with the regions that it drops.  Arguments and errors are those of `oracle`."""
         p = _probabilities("probs", probs)
@@ -229,6 +232,7 @@ class AcSelect:
         missing, superfluous = target & ~mask & allowed, mask & ~target & allowed
         return self._score(torch.stack([missing, superfluous]), p, mask)
 
+    @typed
     def suggest(
         self,
         probs: Array,
@@ -272,6 +276,7 @@ class AcSelect:
         )
 
     @settings_aside()
+    @typed
     def suggest_scores(
         self,
         probs: Array,
@@ -326,6 +331,7 @@ class AcSelect:
         )
 
     @settings_aside()
+    @typed
     def suggest_by(
         self,
         find: Finder,

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = "activefreq_engine"
 
-COMMON = {"errors", "conventions", "files", "host", "types", "values"}
+COMMON = {"errors", "conventions", "files", "host", "memory", "types", "values"}
 """Leaves: any part may import them."""
 
 MAY_IMPORT = {
@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
     "host": set(),
+    "memory": {"errors"},
     "types": set(),
     "values": {"errors"},
     "kernels": {"kernels", "errors", "conventions"},

@@ -27,6 +27,7 @@ from activefreq_engine.errors import (
     NoImageError,
 )
 from activefreq_engine.images import load_image
+from activefreq_engine.memory import typed
 from activefreq_engine.models import list_models
 from activefreq_engine.runtime.engine import Engine
 from activefreq_engine.session.arguments import check_box
@@ -168,6 +169,7 @@ class _Predictor(ABC):
         """Where the network runs."""
         return self.model.device
 
+    @typed
     def get_image_embedding(self) -> Tensor:
         """SAM's embedding of the picture, which does not exist here.
 
@@ -256,6 +258,7 @@ class SamPredictor(_Predictor):
         """(h, w) of the picture in the input frame."""
         return self.transform.get_preprocess_shape(*self.original_size, FRAME)
 
+    @typed
     def set_image(self, image: Any, image_format: str = "RGB") -> None:
         """Start on a picture; the one before is forgotten.
 
@@ -270,6 +273,7 @@ class SamPredictor(_Predictor):
             raise InvalidArgumentError(f"image_format is {image_format!r}; allowed are 'RGB' and 'BGR'")
         self._open([load_image(image, bgr=image_format == "BGR")])
 
+    @typed
     def set_torch_image(self, transformed_image: Tensor, original_image_size: tuple[int, ...]) -> None:
         """Start on a picture that is in the input frame already.
 
@@ -291,6 +295,7 @@ class SamPredictor(_Predictor):
         """Forget the picture."""
         self._pictures, self._sizes = [], []
 
+    @typed
     def predict(
         self,
         point_coords: NDArray[Any] | None = None,
@@ -327,6 +332,7 @@ class SamPredictor(_Predictor):
         asked = _prompt(picture, points, point_labels, corners, mask_input, self._extent(picture))
         return self._masks(0, [asked], multimask_output, return_logits)[0]
 
+    @typed
     def predict_torch(
         self,
         point_coords: Tensor | None,
@@ -380,6 +386,7 @@ class SAM2ImagePredictor(_Predictor):
         """A predictor for a name of ours.  A name of SAM 2's gives our weights for any kind of picture, as in `Sam`."""
         return cls(Sam(model_id))
 
+    @typed
     def set_image(self, image: Any) -> None:
         """Start on a picture: `[H, W, 3]`, a PIL image, or anything that `Session.set_image` takes.
 
@@ -388,6 +395,7 @@ class SAM2ImagePredictor(_Predictor):
         """
         self._open([load_image(image)])
 
+    @typed
     def set_image_batch(self, image_list: Sequence[Any]) -> None:
         """Start on several pictures, for `predict_batch`.
 
@@ -400,6 +408,7 @@ class SAM2ImagePredictor(_Predictor):
         """Forget the picture."""
         self._pictures, self._sizes = [], []
 
+    @typed
     def predict(
         self,
         point_coords: NDArray[Any] | None = None,
@@ -431,6 +440,7 @@ class SAM2ImagePredictor(_Predictor):
             0, point_coords, point_labels, box, mask_input, multimask_output, return_logits, normalize_coords
         )
 
+    @typed
     def predict_batch(
         self,
         point_coords_batch: Sequence[Any] | None = None,

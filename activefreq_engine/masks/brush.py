@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activefreq_engine.masks.png import as_mask
+from activefreq_engine.memory import typed
 
 _SIZES = (3, 4, 8, 16)
 """Bits of a run's length, by its class."""
@@ -13,6 +14,7 @@ _WORD = 8
 """Bits of a value."""
 
 
+@typed
 def to_label_studio_rle(mask: Any) -> list[int]:
     """The bytes of ``value["rle"]`` in a brush region of Label Studio, as a list of integers.
 

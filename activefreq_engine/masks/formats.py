@@ -13,9 +13,11 @@ from activefreq_engine.errors import InvalidArgumentError, InvalidMaskError
 from activefreq_engine.masks.outlines import Polygon, Ring, from_polygons, hole_free, to_polygons
 from activefreq_engine.masks.png import array_of, as_mask
 from activefreq_engine.masks.rle import to_coco_rle
+from activefreq_engine.memory import typed
 from activefreq_engine.values import finite, whole
 
 
+@typed
 def to_coco_annotation(
     mask: Any,
     *,
@@ -59,6 +61,7 @@ def to_coco_annotation(
     }
 
 
+@typed
 def to_geojson(mask: Any, *, tolerance: float = 0.0) -> dict[str, Any]:
     """Make a GeoJSON geometry, Polygon or MultiPolygon, in pixels with y down, for QuPath, shapely and others.
 
@@ -77,6 +80,7 @@ def to_geojson(mask: Any, *, tolerance: float = 0.0) -> dict[str, Any]:
     return {"type": "MultiPolygon", "coordinates": pieces}
 
 
+@typed
 def from_geojson(geometry: Mapping[str, Any], height: int, width: int) -> NDArray[np.bool_]:
     """Read a Polygon or MultiPolygon, or a Feature that has one: bool `[height, width]`.
 
@@ -97,6 +101,7 @@ def from_geojson(geometry: Mapping[str, Any], height: int, width: int) -> NDArra
     return from_polygons(polygons, height, width)
 
 
+@typed
 def to_labelme(
     masks: Mapping[str, Any] | Sequence[tuple[str, Any]], image_path: str, *, tolerance: float = 0.0
 ) -> dict[str, Any]:
@@ -140,6 +145,7 @@ def to_labelme(
     }
 
 
+@typed
 def from_labelme(document: Mapping[str, Any]) -> list[tuple[str, NDArray[np.bool_]]]:
     """Read label and mask of each object of a LabelMe file; polygons of the same label and ``group_id`` are one object.
 
@@ -162,6 +168,7 @@ def from_labelme(document: Mapping[str, Any]) -> list[tuple[str, NDArray[np.bool
     return [(label, from_polygons(polygons, height, width)) for (label, _), polygons in found.items()]
 
 
+@typed
 def to_yolo(mask: Any, *, category: int = 0, tolerance: float = 0.0) -> str:
     """Make one line of a YOLO segmentation file: the category, then x and y of each point of one ring, from 0 to 1.
 
@@ -189,6 +196,7 @@ def to_yolo(mask: Any, *, category: int = 0, tolerance: float = 0.0) -> str:
     return f"{whole('category', category)} " + " ".join(f"{v:.9g}" for v in numbers.tolist())
 
 
+@typed
 def from_yolo(line: str, height: int, width: int) -> tuple[int, NDArray[np.bool_]]:
     """Read a line of a YOLO segmentation file: its category, and the mask, bool `[height, width]`.
 

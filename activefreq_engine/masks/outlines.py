@@ -15,6 +15,7 @@ from activefreq_engine.images import MAX_PIXELS
 from activefreq_engine.images.raster import strips
 from activefreq_engine.masks.png import array_of, as_mask
 from activefreq_engine.masks.simplify import Ring, simplified
+from activefreq_engine.memory import typed
 from activefreq_engine.values import finite, short, whole
 
 
@@ -35,6 +36,7 @@ class Polygon:
     """Edges of the holes, the other way round."""
 
 
+@typed
 def to_polygons(mask: Any, *, holes: Literal["keep", "drop"] = "keep", tolerance: float = 0.0) -> list[Polygon]:
     """Outlines of the 4-connected pieces of a mask along the edges of its pixels.
 
@@ -88,6 +90,7 @@ def to_polygons(mask: Any, *, holes: Literal["keep", "drop"] = "keep", tolerance
     return [Polygon(ring, tuple(kept.get(piece, ()))) for piece, ring in sorted(outer.items())]
 
 
+@typed
 def from_polygons(polygons: Sequence[Polygon], height: int, width: int) -> NDArray[np.bool_]:
     """Fill polygons: bool `[height, width]`.
 

@@ -14,9 +14,11 @@ from PIL import Image
 from activefreq_engine.errors import InvalidArgumentError, InvalidImageError, InvalidMaskError
 from activefreq_engine.files import write_file
 from activefreq_engine.images import as_array, load_labels
+from activefreq_engine.memory import typed
 from activefreq_engine.values import short, whole
 
 
+@typed
 def as_mask(mask: Any, shape: tuple[int, int] | None = None) -> NDArray[np.bool_]:
     """Check a mask and return it as bool `[H, W]`.
 
@@ -46,6 +48,7 @@ def as_mask(mask: Any, shape: tuple[int, int] | None = None) -> NDArray[np.bool_
     return array != 0
 
 
+@typed
 def save_png(path: str | os.PathLike[str], mask: Any) -> None:
     """Write a mask as an 8-bit grey PNG of 0 and 255.  The file is written whole or not at all.
 
@@ -57,6 +60,7 @@ def save_png(path: str | os.PathLike[str], mask: Any) -> None:
     _save(path, Image.fromarray(as_mask(mask).astype(np.uint8) * np.uint8(255)))
 
 
+@typed
 def save_labels_png(path: str | os.PathLike[str], labels: NDArray[np.integer[Any]]) -> None:
     """Write a label map as PNG: indexed, with a colour for each label, up to 255 labels; 16-bit grey above.
 
@@ -83,6 +87,7 @@ def save_labels_png(path: str | os.PathLike[str], labels: NDArray[np.integer[Any
     _save(path, image)
 
 
+@typed
 def load_labels_png(path: str | os.PathLike[str]) -> NDArray[np.int32]:
     """Read a file of `save_png` or `save_labels_png`: int32 `[H, W]`, the palette indices or grey values as stored.
 

@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 from activefreq_engine.errors import InvalidMaskError
 from activefreq_engine.images import MAX_PIXELS
 from activefreq_engine.masks.png import as_mask
+from activefreq_engine.memory import typed
 from activefreq_engine.values import truth
 
 
+@typed
 def to_coco_rle(mask: Any, *, compressed: bool = True) -> dict[str, Any]:
     """COCO's run-length encoding of a mask: ``{"size": [height, width], "counts": ...}``, as pycocotools reads it.
 
@@ -31,6 +33,7 @@ def to_coco_rle(mask: Any, *, compressed: bool = True) -> dict[str, Any]:
     }
 
 
+@typed
 def from_coco_rle(rle: Any) -> NDArray[np.bool_]:
     """The mask, bool `[H, W]`, of either form of `to_coco_rle`; compressed counts may be str or bytes.
 

@@ -29,6 +29,7 @@ from activefreq_engine.errors import (
 )
 from activefreq_engine.host import settings_aside
 from activefreq_engine.kernels import cupy_impl
+from activefreq_engine.memory import typed
 from activefreq_engine.models import FreqFormer, create_model, list_models, load_checkpoint, read_metadata
 from activefreq_engine.models.checkpoint import weights_digest
 from activefreq_engine.models.registry import WEIGHTS
@@ -131,6 +132,7 @@ class Engine:
     _given: ClassVar[weakref.WeakValueDictionary[tuple[Any, ...], Engine]] = weakref.WeakValueDictionary()
     _registry_lock: ClassVar = threading.RLock()
 
+    @typed
     def __init__(
         self,
         model: str | os.PathLike[str] | FreqFormer = "freqformer_b0",
@@ -321,6 +323,7 @@ class Engine:
             if self._lock._is_owned():  # type: ignore[attr-defined]  # an interrupt may have come before it was
                 self._lock.release()
 
+    @typed
     def uncertain_regions(
         self,
         probs: NDArray[np.float32],
@@ -354,6 +357,7 @@ class Engine:
         self._alone(work, None)
         return found[0]
 
+    @typed
     def warmup(self, height: int | None = None, width: int | None = None) -> None:
         """Run one empty click, so that one-time costs are paid before the first real one.
 
@@ -372,6 +376,7 @@ class Engine:
             side = self.refine_size
             self.refine([RefineRequest(answer.coarse, (0, 0, w, h), np.zeros((side, side, 3), np.uint8), none)])
 
+    @typed
     def get_ready(self, height: int, width: int) -> None:
         """Pay the one-time costs of a network shape on a CPU, unless they were paid before: oneDNN compiles some 60
         kernels, which takes several times as long as a click.  On CUDA this does nothing: the costs are seconds there,

@@ -10,18 +10,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import torch
-
-from activefreq_engine.errors import ActiveFreqError, MemoryShortageError
+from activefreq_engine.errors import MemoryShortageError
+from activefreq_engine.memory import SHORT, is_short
 
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-_SAYINGS = ("allocate", "out of memory", "could not create a", "bad_alloc")
-"""How torch and oneDNN say that memory is short; they raise plain RuntimeErrors."""
 _STUCK = "could not create a"
-_SHORT = "there is not enough memory; nothing changed. Free some, or use a smaller size="
 _ENOUGH = 64 << 20  # bytes, more than a click on a new network shape takes; to ask for them takes microseconds
 
 
@@ -55,7 +51,7 @@ def guarded(work: Callable[[], T], *, ask: bool = True) -> T:
         MemoryShortageError: there is not enough memory.
     """
     if ask and not _is_there():
-        raise MemoryShortageError(_SHORT)
+        raise MemoryShortageError(SHORT)
     try:
         return _attempt(work)
     except MemoryShortageError as error:
@@ -69,12 +65,10 @@ def guarded(work: Callable[[], T], *, ask: bool = True) -> T:
 def _attempt(work: Callable[[], T]) -> T:
     try:
         return work() if _here.elsewhere is None else _here.elsewhere.submit(work).result()
-    except (MemoryError, RuntimeError) as error:
-        text = str(error).lower()
-        short = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in text for words in _SAYINGS)
-        if isinstance(error, ActiveFreqError) or not short:
+    except Exception as error:
+        if not is_short(error):
             raise
-        raise MemoryShortageError(_SHORT) from error
+        raise MemoryShortageError(SHORT) from error
 
 
 def _is_there() -> bool:

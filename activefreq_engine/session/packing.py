@@ -73,7 +73,7 @@ class Packing:
     def _submit(self, process: int) -> None:
         try:
             _packer(process).submit(self._pack)
-        except RuntimeError as error:  # no thread is to be had, or the interpreter is about to end
+        except (RuntimeError, MemoryError) as error:  # no thread is to be had, or the interpreter is about to end
             self.process = None
             if "shutdown" not in str(error):
                 _say_once(str(error))
@@ -82,8 +82,13 @@ class Packing:
         """Pack steps that wait: all of them in a pause, before it only those beyond the backlog.  Then look again,
         after other images had their turn.  No click waits for this."""
         rest = self.newest + PAUSE - time.monotonic()
-        while len(self.waiting) > (BACKLOG if rest > 0 else 0):
-            self.waiting.popleft().pack()
+        try:
+            while len(self.waiting) > (BACKLOG if rest > 0 else 0):
+                self.waiting[0].pack()
+                self.waiting.popleft()
+        except MemoryError:  # there may be some after a while
+            _say_once("there is not enough memory to pack them")
+            rest = PAUSE
         if rest > 0:
             time.sleep(min(rest, 0.1))
         process = os.getpid()

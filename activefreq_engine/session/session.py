@@ -31,6 +31,7 @@ from activefreq_engine.errors import (
     SessionStateError,
 )
 from activefreq_engine.images import MAX_PIXELS, Window, check_window, image_digest, load_image
+from activefreq_engine.memory import typed
 from activefreq_engine.runtime.engine import Engine
 from activefreq_engine.runtime.timing import Stopwatch
 from activefreq_engine.session import boxes
@@ -153,6 +154,7 @@ class Session:
 
     # --- the image ---
 
+    @typed
     def set_image(
         self,
         image: Any,
@@ -191,6 +193,7 @@ class Session:
                 engine.get_ready(*network_shape(scene.picture.bounds, engine.size))
             self._scene = scene
 
+    @typed
     def warmup(self, *, background: bool = False) -> None:
         """Make the engine ready for every shape of region that a click may look at, so that no first click takes longer
         than the others.  Once for each engine is enough.  It takes seconds on a CPU and may take a minute on a GPU.
@@ -226,6 +229,7 @@ class Session:
                 _log.warning(_UNREADY, error)
                 return
 
+    @typed
     def prepare(self, *, background: bool = False) -> None:
         """Work out what the next click needs of the image, so that the click need not wait for it: the network's
         features of the region that it will look at.
@@ -257,6 +261,7 @@ class Session:
         except ActiveFreqError as error:
             _log.warning(_UNREADY, error)
 
+    @typed
     def _prepare(self, engine: Engine, scene: Scene) -> None:
         def go_on() -> None:
             if self._scene is not scene:
@@ -271,6 +276,7 @@ class Session:
         """(height, width) of the image."""
         return self._opened().picture.shape
 
+    @typed
     def look(self, x0: float | None, y0: float | None = None, x1: float | None = None, y1: float | None = None) -> None:
         """Say which part of the image the user is looking at: ``look(x0, y0, x1, y1)``; ``look(None)`` for automatic.
 
@@ -294,6 +300,7 @@ class Session:
 
     # --- prompts ---
 
+    @typed
     def click(self, x: float, y: float, positive: bool = True, profile: bool = False) -> ClickResult:
         """Click on the current object.
 
@@ -329,6 +336,7 @@ class Session:
             self._scene = after
             return result
 
+    @typed
     def box(self, x0: float, y0: float, x1: float, y1: float) -> ClickResult:
         """Draw a box around the current object and start it anew from the box.  One step, which can be undone.
 
@@ -344,6 +352,7 @@ class Session:
         """
         return click_batch([self], [BoxPrompt(x0, y0, x1, y1)])[0]
 
+    @typed
     def scribble(self, points: Any, positive: bool = True) -> ClickResult:
         """Draw a line over what belongs to the object, or over what does not.  One step, which can be undone.
 
@@ -361,6 +370,7 @@ class Session:
         """
         return click_batch([self], [Scribble(points, positive)])[0]
 
+    @typed
     def lasso(self, points: Any, positive: bool = True) -> ClickResult:
         """Draw a closed line around the object, around a missing part of it, or around something that does not belong
         to it.  One step, which can be undone.
@@ -381,6 +391,7 @@ class Session:
         """
         return click_batch([self], [Lasso(points, positive)])[0]
 
+    @typed
     def predict(self, point_coords: Any, point_labels: Any, mask_input: Any = None, box: Any = None) -> ClickResult:
         """The mask for a whole list of clicks, for tools that send all clicks each time.
 
@@ -431,6 +442,7 @@ class Session:
             self._scene = scene.having(history.push(step))
             return result
 
+    @typed
     def load_mask(self, mask: Any) -> ClickResult:
         """Go on from a given mask, as one step that can be undone.  Earlier prompts on the object no longer count.
 
@@ -456,11 +468,13 @@ class Session:
             return result
 
     @property
+    @typed
     def clicks(self) -> tuple[Click, ...]:
         """Clicks on the current object, oldest first, since the last loaded mask or box; see `prompts`."""
         return self._opened().history.clicks
 
     @property
+    @typed
     def prompts(self) -> tuple[Prompt, ...]:
         """The prompts on the current object that count, oldest first: each a `Click`, a `BoxPrompt`, a `Scribble` or a
         `Lasso`.  A loaded mask and a box make a fresh start, so the list begins after the last loaded mask, or with
@@ -469,6 +483,7 @@ class Session:
 
     # --- history ---
 
+    @typed
     def undo(self) -> ClickResult | None:
         """Take back the current object's last step (a prompt, a list of clicks, or a loaded mask).
 
@@ -482,6 +497,7 @@ class Session:
                 return None
             return self._show(scene, scene.having(scene.history.undo()), start)
 
+    @typed
     def redo(self) -> ClickResult | None:
         """Do the last undone step again.  Once a new step is made, undone steps are forgotten.
 
@@ -495,6 +511,7 @@ class Session:
                 return None
             return self._show(scene, scene.having(scene.history.redo()), start)
 
+    @typed
     def reset(self) -> None:
         """Make the current object blank and forget its history; this cannot be undone.  Other objects stay."""
         with self._turn():
@@ -515,6 +532,7 @@ class Session:
 
     # --- objects ---
 
+    @typed
     def next_object(self) -> int:
         """Go to a new, blank object and return its number; objects are numbered from 1.
 
@@ -528,6 +546,7 @@ class Session:
             self._scene = scene.selecting(number - 1)
             return number
 
+    @typed
     def select_object(self, number: int) -> ClickResult:
         """Go back to an object and work on: its clicks, its undo and its redo are as they were left.
 
@@ -542,6 +561,7 @@ class Session:
             scene = self._opened()
             return self._show(scene, scene.selecting(object_index(scene, number)), start)
 
+    @typed
     def delete_object(self, number: int) -> int:
         """Remove an object with its history; this cannot be undone.  The numbers of those after it go down by one.
 
@@ -562,6 +582,7 @@ class Session:
             self._scene = replace(scene, objects=left, selected=selected)
             return selected + 1
 
+    @typed
     def mask_of(self, number: int) -> NDArray[np.bool_]:
         """bool `[H, W]`, read-only: the mask of an object, also where other objects overlap it; see `labels`.
 
@@ -587,6 +608,7 @@ class Session:
         return len(self._opened().objects)
 
     @property
+    @typed
     def labels(self) -> NDArray[np.int32]:
         """int32 `[H, W]`: the number of the object at each pixel, 0 for none; the current object is included.
 
@@ -603,11 +625,13 @@ class Session:
     # --- what is known about the current object ---
 
     @property
+    @typed
     def mask(self) -> NDArray[np.bool_]:
         """bool `[H, W]`, read-only: the current object."""
         return self._opened().mask()
 
     @property
+    @typed
     def probs(self) -> NDArray[np.float32]:
         """float32 `[H, W]`: each pixel's probability to belong to the object; painted at each access.
 
@@ -617,10 +641,12 @@ class Session:
         return self._opened().history.step.canvas.probs()
 
     @property
+    @typed
     def uncertainty(self) -> NDArray[np.float32]:
         """float32 `[H, W]`: entropy of `probs` in bits, 0 (certain) to 1; painted at each access."""
         return self._opened().history.step.canvas.uncertainty()
 
+    @typed
     def suggest(self, k: int = 3, *, look_ahead: bool = False) -> list[Suggestion]:
         """Where the next click is worth most, best first: at most `k` places, and none before the first click.
 
@@ -645,6 +671,7 @@ class Session:
 
     # --- export ---
 
+    @typed
     def save_mask(self, path: str | os.PathLike[str], *, number: int | None = None) -> None:
         """Write a mask as an 8-bit grey PNG with the values 0 and 255.
 
@@ -658,6 +685,7 @@ class Session:
         """
         masks.save_png(path, self._exported(number))
 
+    @typed
     def save_labels(self, path: str | os.PathLike[str]) -> None:
         """Write `labels` as an indexed PNG; from 256 objects on as a 16-bit grey one.
 
@@ -667,10 +695,12 @@ class Session:
         """
         masks.save_labels_png(path, self.labels)
 
+    @typed
     def to_coco_rle(self, *, compressed: bool = True, number: int | None = None) -> dict[str, Any]:
         """A mask as COCO run lengths, see `masks.to_coco_rle`; `number` as for `save_mask`."""
         return masks.to_coco_rle(self._exported(number), compressed=compressed)
 
+    @typed
     def to_polygons(self, *, holes: Literal["keep", "drop"] = "keep", number: int | None = None) -> list[masks.Polygon]:
         """A mask as polygons, see `masks.to_polygons`; `number` as for `save_mask`."""
         return masks.to_polygons(self._exported(number), holes=holes)
@@ -680,6 +710,7 @@ class Session:
 
     # --- a session survives its process ---
 
+    @typed
     def state_dict(self) -> dict[str, Any]:
         """Everything that `restore` needs, beside the image, to rebuild the session: plain JSON values with the image's
         hash, the objects with their steps (done and undone), the settings, and the sha256 of the weights.  No pixels
@@ -687,6 +718,7 @@ class Session:
         return dump_state(self._opened(), self._engine_in_use())
 
     @classmethod
+    @typed
     def restore(
         cls,
         state: Mapping[str, Any],
@@ -827,6 +859,7 @@ class Session:
         return self._acselect
 
 
+@typed
 def click_batch(sessions: Sequence[Session], clicks: Sequence[Prompt]) -> list[ClickResult]:
     """One prompt on each of several sessions, in one batched pass of the engine that they share.
 
