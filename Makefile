@@ -141,7 +141,7 @@ fuzz-serve: $(INSTALLED)
 
 # SOAK="--clicks 20000 --answered 2000" makes it short
 soak: $(INSTALLED)
-	$(BIN)/python -m bench.speed.soak $(SOAK)
+	MALLOC_ARENA_MAX=2 $(BIN)/python -m bench.speed.soak $(SOAK)
 
 clean:
 	rm -rf .venv build out
