@@ -6,6 +6,7 @@
 ...     mask = s.click(120, 80).mask
 """
 
+import os
 import sys
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
@@ -100,9 +101,26 @@ __all__ = [
 ]
 
 
+def _require_a_folder() -> None:
+    """Where the current folder was deleted, MKL ends the process while torch is loaded; this raises before it can.
+
+    Raises:
+        BackendUnavailableError: there is no current folder, and torch is not loaded yet.
+    """
+    if "torch" in sys.modules:
+        return
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise BackendUnavailableError(
+            "PyTorch cannot be loaded, because the current folder does not exist any more; change to another folder"
+        ) from error
+
+
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _require_a_folder()
     try:
         value = getattr(import_module(_LAZY[name]), name)
     except ImportError as error:

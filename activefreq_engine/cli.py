@@ -19,8 +19,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from activefreq_engine import __version__
+from activefreq_engine import __version__, _require_a_folder
 from activefreq_engine.errors import ActiveFreqError, InvalidArgumentError
+from activefreq_engine.values import printable
 
 # Every error that typer raises for bad usage.  Its home moves between releases (click, then typer's own copy of it),
 # but it has always been the grandparent of the public BadParameter.
@@ -44,6 +45,7 @@ class _Commands(TyperGroup):
         return [*LAZY, *super().list_commands(ctx)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        _require_a_folder()
         if cmd_name not in LAZY:
             return super().get_command(ctx, cmd_name)
         module, function = LAZY[cmd_name]
@@ -114,7 +116,7 @@ def _place(error: BaseException) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    print("error:", printable(" ".join(message.split())), file=sys.stderr)
     return code
 
 

@@ -27,7 +27,7 @@ import typer
 from activefreq_engine import __version__
 from activefreq_engine.conventions import OUTLINED
 from activefreq_engine.errors import BackendUnavailableError, InvalidArgumentError, ModelLoadError
-from activefreq_engine.files import write_file, writing
+from activefreq_engine.files import alone_in, write_file, writing
 from activefreq_engine.values import whole
 
 if TYPE_CHECKING:
@@ -99,13 +99,13 @@ def export_onnx(
         if refine is not None:
             refine.heads = _convolution(refine.heads)
         halves = _examples(plan, module.config.refine_size)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     graphs: dict[str, Any] = {}
-    for title, (half, inputs, outputs) in tqdm(halves.items(), "export", file=sys.stderr, disable=None, leave=False):
-        graphs[title] = _write(half, inputs, outputs, folder / f"{title}.onnx")
     manifest = folder / MANIFEST
-    write_file(manifest, (json.dumps(_manifest(name, module, plan, graphs), indent=2) + "\n").encode())
+    bar = tqdm(halves.items(), "export", file=sys.stderr, disable=None, leave=False)
+    with alone_in(folder):
+        for title, (half, inputs, outputs) in bar:
+            graphs[title] = _write(half, inputs, outputs, folder / f"{title}.onnx")
+        write_file(manifest, (json.dumps(_manifest(name, module, plan, graphs), indent=2) + "\n").encode())
     return [*(folder / g["file"] for g in graphs.values()), manifest]
 
 

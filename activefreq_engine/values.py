@@ -55,3 +55,9 @@ def short(value: Any) -> str:
     """A value as text for a message, cut short."""
     text = "a huge number" if isinstance(value, int) and abs(value) >= 10**40 else str(value)
     return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def printable(text: str) -> str:
+    """The text for a terminal, with escapes for what moves its cursor or turns its letters round: names come from
+    outside."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

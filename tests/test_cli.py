@@ -485,3 +485,45 @@ def test_a_fault_of_ours_is_one_line_that_names_its_place(
     assert err.count("\n") == 1
     assert "bug" in err
     assert "KeyError" in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a folder in use cannot be deleted there")
+@pytest.mark.parametrize(
+    "code", ["from activefreq_engine import Session", "import activefreq_engine.cli as c; c.main(['info'])"]
+)
+def test_a_current_folder_that_was_deleted(tmp_path: Path, code: str) -> None:
+    """MKL ends the process where torch is imported then."""
+    where = "import os, tempfile; import activefreq_engine; d = tempfile.mkdtemp(); os.chdir(d); os.rmdir(d)\n"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"{where}try:\n    {code}\nexcept activefreq_engine.ActiveFreqError as e: print(e)\nprint('on')",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the current folder does not exist any more" in done.stdout + done.stderr
+    assert done.stdout.endswith("on\n")
+
+
+def test_names_that_would_move_the_cursor(
+    photo: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pictures = tmp_path / "in"
+    pictures.mkdir()
+    names = ["new\nline.png", "red\x1b[31m.png", "turned\u202e.png", "\u4eba \u00fc.png", "-dash 'q\".png"]
+    for name in names:
+        (pictures / name).write_bytes(photo.read_bytes())
+    arguments = ["segment", str(pictures), "--click", "40,30", "-o", str(tmp_path / "out"), "--device", "cpu"]
+    assert main([*arguments, "--model", checkpoint]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == len(names)
+    assert all(c.isprintable() for c in out.replace("\n", ""))
+    assert all(text in out for text in ("new\\nline", "red\\x1b[31m", "turned\\u202e", "\u4eba \u00fc", "-dash 'q\""))
+    assert {p.name for p in (tmp_path / "out").iterdir()} == set(names)
+    assert main(["segment", str(pictures / "no\n\x1b[2Jne.png"), "--click", "1,1", "-o", "x.png"]) == 2
+    assert "\x1b" not in capsys.readouterr().err

@@ -19,6 +19,7 @@ from activefreq_engine.errors import ActiveFreqError, InvalidArgumentError, Inva
 from activefreq_engine.files import write_file
 from activefreq_engine.segment.prompts import Prompts, parse_box, parse_click, parse_lasso, parse_scribble, read_prompts
 from activefreq_engine.types import BoxPrompt, Click
+from activefreq_engine.values import printable
 
 if TYPE_CHECKING:
     from activefreq_engine.session import Session
@@ -164,7 +165,7 @@ class _Segmented:
     def text(self, several: bool) -> str:
         """The text that is printed for people."""
         r, best = self.report, self.report["next_click"]
-        start = f"{self.job.image}: " if several else ""
+        start = f"{printable(self.job.image)}: " if several else ""
         others = len(r["prompts"]) - len(r["clicks"])
         said = f"clicks: {len(r['clicks'])}" + (f", other prompts: {others}" if others else "")
         lines = [f"{start}{said}, pixels inside: {r['area']} of {r['width'] * r['height']}"]
@@ -173,7 +174,7 @@ class _Segmented:
                 f"the next click is worth most at {best['x']},{best['y']}: is that inside the object?  Add "
                 f"--click {best['x']},{best['y']},+ if it is, --click {best['x']},{best['y']},- if not"
             )
-        written = [str(p) for p in (self.job.mask, self.job.overlay) if p is not None]
+        written = [printable(str(p)) for p in (self.job.mask, self.job.overlay) if p is not None]
         if several and written:
             lines[0] += f"; wrote {', '.join(written)}"
         else:
@@ -405,7 +406,7 @@ def _progress(jobs: list[_Job]) -> Any:
 def _say(message: str) -> None:
     from tqdm import tqdm
 
-    tqdm.write(message, file=sys.stderr)
+    tqdm.write(printable(message), file=sys.stderr)
 
 
 def _stream_in() -> bytes:

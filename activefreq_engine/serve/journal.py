@@ -125,9 +125,16 @@ class Journals:
 
     def __init__(self, root: Path) -> None:
         """Raises:
-        ConflictError: the folder belongs to another user, who could put journals there and take ours away.
+        ConflictError: the folder cannot be made, or belongs to another user, who could put journals there and take
+            ours away.
         """
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise ConflictError(
+                f"the journal's folder {root} cannot be made: {error.strerror or error}. Name another with --journal, "
+                "or give --no-journal"
+            ) from error
         if hasattr(os, "geteuid") and os.geteuid() and root.stat().st_uid not in (0, os.geteuid()):
             raise ConflictError(f"the journal's folder {root} belongs to another user; name one of your own")
         self.root = root

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.multiprocessing
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -101,7 +102,7 @@ def train(
         FileWriteError: `out` cannot be written to.
         BackendUnavailableError: the device is not there.
         ModelLoadError: unusable `config.init`.
-        ActiveFreqError: the batch does not fit into the GPU's memory.
+        ActiveFreqError: the batch does not fit into the GPU's memory, or a loader process was killed.
     """
     world, rank = launched()
     if out.exists() and not out.is_dir():
@@ -189,7 +190,7 @@ class _TrainRun:
         bar = tqdm(total=config.steps, initial=self.step, desc=description, disable=None if self.chief else True)
         last_save, last_check = time.monotonic(), schedule.elapsed
         last_row = self.step, time.monotonic()
-        batches: Iterable[Any] = self._sizes(schedule) if self.device_steps else self._loader(packed, size_of)
+        batches: Iterable[Any] = self._sizes(schedule) if self.device_steps else self._batches(packed, size_of)
         for batch in batches:
             step = self.step
             # chance depends on seed, step and rank alone, so that a resumed run takes the same course
@@ -246,16 +247,41 @@ class _TrainRun:
             dist.barrier()
         return self.out / "model.safetensors"
 
-    def _loader(self, packed: Path, size_of: SizeOf) -> DataLoader:
-        """Batches made in other processes."""
+    def _batches(self, packed: Path, size_of: SizeOf) -> Iterator[Any]:
+        """The batches of the steps from the present one on.  They are made in other processes, or in this one if there
+        is no shared memory to bring them over, or too little; they are the same then."""
+        workers = self.config.workers
+        try:
+            if workers:
+                torch.multiprocessing.Lock()  # needs shared memory too; a loader that gets none is loud about it
+            yield from self._loader(packed, size_of, workers)
+            return
+        except (OSError, RuntimeError) as error:
+            reason = str(error)
+            lost = "DataLoader worker (pid" in reason  # it was killed
+            shared = isinstance(error, OSError) or any(said in reason for said in ("shared memory", "Bus error"))
+            if not workers or not (lost or shared):
+                raise
+            if not shared or self.world > 1:  # the processes agree on the sizes of batches that are made ahead
+                raise ActiveFreqError(
+                    f"a loader process failed ({reason.strip().splitlines()[-1]}); there may be too little memory or "
+                    "shared memory (/dev/shm). The same command with --workers 0 goes on where it was saved last"
+                ) from error
+        log.warning(
+            "samples are made in the process that trains, not beside it: no shared memory (%s)",
+            reason.strip().splitlines()[-1],
+        )
+        yield from self._loader(packed, size_of, 0)
+
+    def _loader(self, packed: Path, size_of: SizeOf, workers: int) -> DataLoader:
         config = self.config
         return DataLoader(
             PackedDataset(packed, config.seed, config.source_weights, self.teacher, config.per_crop),
             batch_sampler=StepSampler(self.step, config.batch, self.rank, self.world, size_of),
-            num_workers=config.workers,
+            num_workers=workers,
             worker_init_fn=_one_thread,
             pin_memory=self.device.type == "cuda",
-            persistent_workers=config.workers > 0,
+            persistent_workers=workers > 0,
         )
 
     def _sizes(self, size_of: SizeOf) -> Iterator[int]:

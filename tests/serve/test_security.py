@@ -367,6 +367,8 @@ def test_the_folder_of_journals_is_the_users_own(tmp_path: Path, monkeypatch: py
     progress.mark("patient.png", "done")
     (file,) = tmp_path.glob("folder-*.jsonl")
     assert file.stat().st_mode & 0o077 == 0 or os.name == "nt"
+    with pytest.raises(ConflictError, match="--no-journal"):
+        Journals(file / "journals")
     root = tmp_path / "deeper" / "journals"
     Journals(root)
     if not hasattr(os, "geteuid"):

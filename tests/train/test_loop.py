@@ -8,11 +8,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils.data import get_worker_info
 
 from activefreq_engine import cli
 from activefreq_engine.conventions import SLOTS
@@ -209,6 +211,45 @@ def test_killed_while_saving_and_resumed(pairs: Path, whole: Path, tmp_path: Pat
 def test_loader_processes_change_nothing(pairs: Path, whole: Path, tmp_path: Path) -> None:
     train(tiny(pairs, workers=2), tmp_path, device="cpu")
     assert same(tmp_path / "state.safetensors", whole / "state.safetensors")
+
+
+@pytest.mark.parametrize("how", ["none", "too little"])
+def test_without_shared_memory_samples_are_made_here(
+    pairs: Path,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    how: str,
+) -> None:
+    get = loop.PackedDataset.__getitem__
+
+    def none() -> None:
+        raise OSError(30, "Read-only file system")
+
+    def too_little(self: Any, item: tuple[int, int]) -> Any:
+        if get_worker_info() is not None and item[0] >= 4 * 3:  # in a loader process, from the third step on
+            raise RuntimeError(
+                "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"
+            )
+        return get(self, item)
+
+    if how == "none":
+        monkeypatch.setattr(loop.torch.multiprocessing, "Lock", none)
+    else:
+        monkeypatch.setattr(loop.PackedDataset, "__getitem__", too_little)
+    train(tiny(pairs, workers=1), tmp_path, device="cpu")
+    assert same(tmp_path / "state.safetensors", whole / "state.safetensors")
+    assert "made in the process that trains" in caplog.text
+
+
+def test_a_loader_that_was_killed_is_no_bug(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(self: Any, item: tuple[int, int]) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(loop.PackedDataset, "__getitem__", killed)
+    with pytest.raises(ActiveFreqError, match=r"a loader process failed .*--workers 0"):
+        train(tiny(pairs, workers=1), tmp_path, device="cpu")
 
 
 def test_a_finished_run_stays_as_it_is(pairs: Path, whole: Path) -> None:
