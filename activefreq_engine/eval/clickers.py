@@ -230,7 +230,7 @@ ClickerFactory = Callable[[NDArray[np.integer], int], RobotClicker]
 
 def sample_seed(seed: int, sample_id: str) -> int:
     """A seed that depends on the run's seed and the sample's id only: batching and sharding do not change it."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{sample_id}".encode()).digest()[:8], "little")
+    return int.from_bytes(hashlib.sha256(f"{seed}:{sample_id}".encode(errors="surrogatepass")).digest()[:8], "little")
 
 
 _CLICKERS: dict[str, ClickerFactory] = {

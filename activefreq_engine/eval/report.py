@@ -25,6 +25,7 @@ from activefreq_engine.eval import metrics
 from activefreq_engine.eval.datasets import Dataset
 from activefreq_engine.files import write_file
 from activefreq_engine.types import Click
+from activefreq_engine.values import printable
 
 FORMAT = "activefreq-eval-1"
 
@@ -181,7 +182,7 @@ class Report:
         root.mkdir(parents=True, exist_ok=True)
         paths = [root / name for name in ("report.json", "samples.csv", "report.md", "curve.png")]
         write_json(self, paths[0])
-        write_file(paths[1], to_csv(self).encode())
+        write_file(paths[1], to_csv(self).encode(errors="backslashreplace"))
         write_file(paths[2], to_markdown([self]).encode())
         plot([self], paths[3])
         return paths
@@ -284,7 +285,7 @@ def to_markdown(reports: Sequence[Report]) -> str:
     notes = []
     for report in reports:
         m, s = report.metrics(), report.settings
-        cells = [s.model, s.clicker, s.dataset, str(m["samples"])]
+        cells = [printable(s.model), s.clicker, printable(s.dataset), str(m["samples"])]
         for key in ("noc80", "noc85", "noc90", "noc95"):
             cells.append(_number(m[key]) + _interval(m["intervals"].get(key), 1))
         cells.append("-" if m["nof90"] is None else f"{m['nof90']} ({m['never90']})")
@@ -293,7 +294,7 @@ def to_markdown(reports: Sequence[Report]) -> str:
         cells.append("-" if m["spc"] is None else f"{m['spc']:.3f}")
         latency = m["latency_ms"]
         cells.append("-" if latency is None else "/".join(f"{latency[p]:.0f}" for p in ("p50", "p95", "p99")))
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         known = {key: value for key, value in s.about.items() if value is not None and key != "weights_sha256"}
         about = ", ".join(f"{key} {value}" for key, value in known.items()) or "another predictor"
         notes.append(
@@ -310,7 +311,7 @@ def to_markdown(reports: Sequence[Report]) -> str:
         "Brackets: 95 % BCa bootstrap over samples. SPC: wall time of the whole loop per click, decoding and robot "
         "included. Click ms: wall time of the call that served a click; samples side by side share calls."
     )
-    return "\n".join(lines) + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
+    return "\n".join(lines) + "\n\n" + "\n".join(f"- {printable(note)}" for note in notes) + "\n"
 
 
 def _number(value: float | None) -> str:
@@ -342,15 +343,19 @@ def plot(reports: Sequence[Report], path: str | Path) -> None:
     axes = figure.add_subplot()
     for report in reports:
         mean = 100 * report.curves.mean(axis=0, dtype=np.float64)
-        label = f"{Path(report.settings.model).stem}, {report.settings.clicker}, n = {len(report.samples)}"
+        name = printable(Path(report.settings.model).stem)
+        label = f"{name}, {report.settings.clicker}, n = {len(report.samples)}"
         axes.plot(range(1, len(mean) + 1), mean, marker="o", markersize=3.5, linewidth=1.6, label=label)
     axes.axhline(90, color="0.6", linewidth=0.8, linestyle="--")
-    axes.set(xlabel="clicks", ylabel="mean IoU, %", title=", ".join(sorted({r.settings.dataset for r in reports})))
+    axes.set(xlabel="clicks", ylabel="mean IoU, %")
+    # names are no formulas, whatever $ is in them
+    axes.set_title(", ".join(sorted({printable(r.settings.dataset) for r in reports})), parse_math=False)
     most = max(r.settings.max_clicks for r in reports)
     axes.set_xticks([k for k in MIOU_CLICKS if k <= most])
     axes.set_ylim(top=100)
     axes.grid(alpha=0.25)
-    axes.legend(loc="best", frameon=False)
+    for text in axes.legend(loc="best", frameon=False).get_texts():
+        text.set_parse_math(False)
     out = io.BytesIO()
     figure.savefig(out, format="png")
     write_file(path, out.getvalue())
@@ -358,7 +363,7 @@ def plot(reports: Sequence[Report], path: str | Path) -> None:
 
 def dataset_digest(data: Dataset) -> str:
     """Digest of the ids of all samples in order: shards of the same data set have the same."""
-    return hashlib.sha256("\n".join(s.id for s in data.samples).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(s.id for s in data.samples).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

@@ -17,6 +17,7 @@ from ..conventions import MIOU_CLICKS
 from ..errors import DatasetError
 from ..files import beside, write_file
 from ..models import FreqFormer
+from ..values import printable
 
 if TYPE_CHECKING:
     from ..eval.datasets import Dataset
@@ -128,7 +129,8 @@ def plot(log_path: Path, picture: Path) -> None:
     axes = figure.subplots(2 if checks else 1, sharex=True, squeeze=False)[:, 0]
     steps = [int(r["step"]) for r in losses]
     axes[0].plot(steps, [float(r["loss"]) for r in losses], color="tab:blue")
-    axes[0].set(ylabel="training loss", title=log_path.parent.name)
+    axes[0].set(ylabel="training loss")
+    axes[0].set_title(printable(log_path.parent.name), parse_math=False)  # a name is no formula, whatever $ is in it
     rate = axes[0].twinx()
     rate.plot(steps, [float(r["lr"]) for r in losses], color="tab:orange", alpha=0.6)
     rate.set_ylabel("learning rate")

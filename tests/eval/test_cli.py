@@ -1,9 +1,11 @@
 """``activefreq eval`` end to end, with a small random model on the CPU."""
 
+import csv
 import errno
 import json
 import os
 import signal
+import sys
 
 import pytest
 import torch
@@ -51,6 +53,25 @@ def test_writes_all_reports(folder, run, tmp_path):
     assert report.settings.about["weights_sha256"] == read_metadata(folder / "random.safetensors")["sha256"]
     assert len(report.samples) == 3
     assert "| lesions | 3 |" in out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_names_of_any_bytes_cost_no_evaluation(folder, run, tmp_path):
+    data, names = tmp_path / "a$^$b|\n\udcff", ["new\nline", "no utf-8 \udcfe", '-p|q,"r']
+    write_pairs(tmp_path / "plain", [(40, 61)] * 3)
+    (tmp_path / "plain").rename(data)
+    for number, name in enumerate(names):
+        for kind in ("images", "masks"):
+            (data / kind / f"case{number:02d}.png").rename(data / kind / f"{name}.png")
+    out = tmp_path / "out \udcfd"
+    code, text, err = run(data, *common(folder), "--clicker", "random", "--out", out, "--json", out / ("j" * 255))
+    assert (code, err) == (0, "")
+    assert {s.id for s in read_json(out / ("j" * 255)).samples} == set(names)
+    assert {p.name for p in out.iterdir()} == {"report.json", "samples.csv", "report.md", "curve.png", "j" * 255}
+    rows = list(csv.reader((out / "samples.csv").read_text("utf-8").splitlines(keepends=True)))
+    assert {r[0] for r in rows[1:]} == {"new\nline", "no utf-8 \\udcfe", '-p|q,"r'}
+    assert "a$^$b\\|\\n\\udcff" in (out / "report.md").read_text("utf-8")
+    assert text.splitlines()[2].count(" | ") == text.splitlines()[0].count(" | ")
 
 
 def test_two_evaluations_do_not_write_to_one_place(folder, run, tmp_path):

@@ -89,3 +89,11 @@ def test_validation_data_is_looked_at_before_training(pairs: Path, tmp_path: Pat
     with pytest.raises(DatasetError, match="not a folder"):
         train(tiny(pairs), tmp_path / "run", device="cpu", validation=Validation(str(tmp_path / "none")))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_name_of_a_run_is_no_formula(tmp_path: Path) -> None:
+    folder = tmp_path / "a$^$b {\n"
+    folder.mkdir()
+    Record(folder / "log.csv", 0).add(1, 1.0, 0.5, 0.1, 64, last=True)
+    plot(folder / "log.csv", folder / "curve.png")
+    assert cv2.imread(str(folder / "curve.png")) is not None
