@@ -1,6 +1,6 @@
 """What serving costs: clicks over the WebSocket beside the same clicks on a session, and many sessions at once.
 
-    python -m bench.speed.serve [--clicks 60] [--sessions 1 4 16 32] [--json out/serve.json] [--browser]
+    python -m bench.speed.serve [--clicks 60] [--sessions 1 4 16 32] [--model NAME] [--browser]
 
 All clients run in a process of their own on the same machine.  `--browser` adds the page in Chromium: from the click
 to the frame after the mask was painted.  Times are wall time; on a busy machine only ratios within a run mean much.
@@ -28,11 +28,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from activefreq_engine.conventions import GENERAL_MODEL
 from activefreq_engine.files import write_file
 
 ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "examples" / "images" / "ISIC_0014809.jpg"
 SIDE = 384
+PAUSE_S = 0.5
+"""Before the next click of a single person.  The server prepares it meanwhile."""
 
 
 def main() -> None:
@@ -41,14 +44,15 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, nargs="+", default=[1, 4, 16, 32])
     parser.add_argument("--seconds", type=float, default=20, help="of each number of sessions at once")
     parser.add_argument("--browser", action="store_true")
+    parser.add_argument("--model", default=GENERAL_MODEL, help="shipped model, or checkpoint")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 
     report: dict[str, Any] = {"machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"}
     with tempfile.TemporaryDirectory() as folder:
-        process, url = start(Path(folder))
+        process, url = start(Path(folder), arguments.model)
         try:
-            report["clicks"] = single(url, arguments.clicks)
+            report["clicks"] = single(url, arguments.clicks, arguments.model)
             if arguments.browser:
                 report["page"] = page(url, arguments.clicks)
             report["sessions"] = [many(url, n, arguments.seconds, process.pid) for n in arguments.sessions]
@@ -61,7 +65,7 @@ def main() -> None:
         write_file(arguments.json, (json.dumps(report, indent=2) + "\n").encode())
 
 
-def start(journal: Path) -> tuple[subprocess.Popen[str], str]:
+def start(journal: Path, model: str) -> tuple[subprocess.Popen[str], str]:
     """A server with a journal and fsync, as a user starts it."""
     command = [
         sys.executable,
@@ -69,7 +73,7 @@ def start(journal: Path) -> tuple[subprocess.Popen[str], str]:
         "activefreq_engine.cli",
         "serve",
         "--model",
-        "freqformer_b0",
+        model,
         "--port",
         "0",
         "--journal",
@@ -91,17 +95,19 @@ def correction(mask: NDArray[np.bool_], rng: random.Random) -> tuple[float, floa
     return x + 0.5, y + 0.5, not mask[y, x]
 
 
-def single(url: str, clicks: int) -> dict[str, Any]:
+def single(url: str, clicks: int, model: str) -> dict[str, Any]:
     """One session over the WebSocket, and beside it, click by click in turn, a session in this process."""
     from activefreq_engine import Session
     from tests.serve.client import Client
 
     served, server, here = [], [], []
-    session = Session()
+    session = Session(model)
     with Client(url) as client:
         for start in range(0, clicks, 12):  # a new picture each dozen, as people do
             client.begin(PICTURE.read_bytes(), PICTURE.name)
             session.set_image(PICTURE)
+            session.prepare()
+            time.sleep(PAUSE_S)
             rng = random.Random(start)
             for _ in range(12):
                 x, y, positive = correction(client.mask(), rng)
@@ -113,6 +119,8 @@ def single(url: str, clicks: int) -> dict[str, Any]:
                 session.click(x, y, positive)
                 here.append((time.perf_counter() - begin) * 1e3)
                 client.take("suggestions")
+                session.prepare()
+                time.sleep(PAUSE_S)
     extra = [a - b for a, b in zip(served, server, strict=True)]
     return {
         "websocket": spread(served),
@@ -143,6 +151,7 @@ def page(url: str, clicks: int) -> dict[str, Any]:
             _until(tab, f"document.querySelector('#picture').naturalWidth === {SIDE}")
             box = tab.locator("#picture").bounding_box()
             assert box is not None
+            time.sleep(PAUSE_S)
             rng = random.Random(start)
             for _ in range(12):
                 x, y, positive = correction(_shown(tab), rng)
@@ -150,7 +159,7 @@ def page(url: str, clicks: int) -> dict[str, Any]:
                 tab.evaluate(_PAINTED)
                 tab.mouse.click(*where, button="left" if positive else "right")
                 tab.evaluate("painted")
-                time.sleep(0.05)
+                time.sleep(PAUSE_S)
             found += tab.evaluate(
                 "performance.getEntriesByName('click-to-paint').map(e => [e.duration, e.detail.drawn, e.detail.server])"
             )
