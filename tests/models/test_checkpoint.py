@@ -207,7 +207,11 @@ def test_weights_that_do_not_fit(saved: Path) -> None:
     rewrite(saved, {name: tensors[name]}, header)
     refused(saved, "more)")
     for dtype in (torch.float8_e4m3fn, torch.int64, torch.complex64, torch.bool):
-        rewrite(saved, {**tensors, name: tensors[name].to(dtype)}, header)
+        try:
+            rewrite(saved, {**tensors, name: tensors[name].to(dtype)}, header)
+        except KeyError:  # older versions of safetensors cannot write complex numbers
+            assert dtype is torch.complex64
+            continue
         refused(saved, f"{name} is {dtype}, expected floats of 16 to 64 bits")
     for value in (float("nan"), float("inf")):
         rewrite(saved, {**tensors, name: torch.full((1,), value, dtype=torch.float16)}, header)
