@@ -65,7 +65,7 @@ def export_onnx(
         list[Path]: the files, the manifest last.
 
     Raises:
-        BackendUnavailableError: onnx or onnxscript is missing.
+        BackendUnavailableError: onnx or onnxscript is missing, or torch's exporter cannot be imported.
         InvalidArgumentError: a side is not a positive multiple of 32, or `folder` is a file or no path.
         FileWriteError: the folder cannot be made, or a file not be written.
         ModelLoadError: the model cannot be loaded.
@@ -163,17 +163,25 @@ def _write(half: nn.Module, inputs: dict[str, Tensor], outputs: dict[str, Tensor
     import onnx
     import torch
 
-    with _hushed():
-        program = torch.onnx.export(
-            half,
-            tuple(t.clone() for t in inputs.values()),  # the exporter refuses tensors of inference mode
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(inputs),
-            output_names=list(outputs),
-            optimize=True,
-            verbose=False,
-        )
+    try:
+        with _hushed():
+            program = torch.onnx.export(
+                half,
+                tuple(t.clone() for t in inputs.values()),  # the exporter refuses tensors of inference mode
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                optimize=True,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        if not isinstance(error.__cause__, ImportError):
+            raise
+        raise BackendUnavailableError(
+            f"torch {torch.__version__} cannot export here ({error.__cause__}). torch 2.6 cannot beside Triton 3.3 or "
+            "newer: install torch 2.7 or newer"
+        ) from error
     assert program is not None
     proto = program.model_proto
     for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):

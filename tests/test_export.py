@@ -21,6 +21,7 @@ from activefreq_engine.errors import BackendUnavailableError, FileWriteError, In
 from activefreq_engine.export import export_onnx
 from activefreq_engine.images import load_image
 from activefreq_engine.models import FreqFormer, normalise
+from tests.compiler import clash
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "images" / "ISIC_0014809.jpg"
 H, W = 128, 96
@@ -35,6 +36,8 @@ def model() -> FreqFormer:
 
 @pytest.fixture(scope="module")
 def folder(model: FreqFormer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if clash():
+        pytest.skip("torch 2.6 cannot export beside Triton 3.3 or newer")
     folder = tmp_path_factory.mktemp("exported") / "new"
     files = export_onnx(model, folder, H, W)
     assert [f.name for f in files] == ["prepare.onnx", "click.onnx", "refine.onnx", "manifest.json"]
@@ -269,6 +272,18 @@ def test_missing_packages_are_told_with_the_cure(
         export_onnx("freqformer_b0", tmp_path / "new")
     assert 'pip install ".[export]"' in fails(capsys, "export", "freqformer_b0", "--out", tmp_path)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_torch_that_cannot_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def export(*_: object, **__: object) -> None:
+        try:
+            raise ImportError("cannot import name 'AttrsDescriptor'")
+        except ImportError as error:
+            raise torch.onnx.OnnxExporterError("Failed to export the model") from error
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    with pytest.raises(BackendUnavailableError, match=r"AttrsDescriptor.*install torch 2\.7"):
+        export_onnx("freqformer_b0", tmp_path / "new", 64)
 
 
 @pytest.mark.parametrize(
