@@ -110,7 +110,7 @@ def serve_command(
 
 def _share_heaps() -> None:
     """Have all threads of this process share two heaps.  By default glibc gives each thread its own, up to eight for
-    each core, and what is free in one is of no use to the others: 32 sessions then held half a gigabyte more."""
+    each core, and what is free in one is of no use to the others (docs/performance.md, "What serving adds")."""
     if sys.platform != "linux" or "MALLOC_ARENA_MAX" in os.environ:  # who set it wants it so
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none, and no such heaps
