@@ -1,5 +1,5 @@
-"""Masks on the device beside those of the CPU in float32: every size, five shapes of region, fp16 and fp32; at the
-default size in fp16 also those of the network with a guide.
+"""Masks on the device beside those of the CPU in float32: every size, five shapes of region, fp16 and fp32; at 256 and
+384 px in fp16 also those of the network with a guide.
 
     python -m bench.gpu.masks              # writes masks.csv to bench/results/cuda
     python -m bench.gpu.masks --first      # the default size in fp16
@@ -96,7 +96,7 @@ def main() -> None:
     cases = [(MODEL, size, precision) for size in sizes for precision in (("fp32",) if dry else LIMITS)]
     cases = cases[:1] if arguments.first else cases
     if not dry and not arguments.first:
-        cases.append(("freqformer_b0_guided", FIRST, "fp16"))
+        cases += [("freqformer_b0_guided", size, "fp16") for size in (FIRST, min(SIZES))]
     about, found, died = Machine(device).describe(), [], []
     with ExitStack() as stack:
         alone = [stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn"))) for _ in cases]
