@@ -92,10 +92,11 @@ def steps(out: Path, data: Path | None, mobile_sam: Path | None) -> list[CheckSt
     timings = shlex.quote(f"--benchmark-json={out}/latency_cuda.json")
     return [
         CheckStep("verify", 8, f"bench.gpu.verify {to} --first", least=40),
-        CheckStep("clicks", 12, f"{clicks} --only first clicks launches suggestions --sequences 8", least=60),
+        CheckStep("clicks", 12, f"{clicks} --only clicks launches suggestions --sequences 8", least=60),
         CheckStep("masks", 6, f"bench.gpu.masks {to} --first", least=30),
         CheckStep("painting", 4, f"bench.gpu.painting {to} --seconds {{seconds}}", least=20),
         CheckStep("sessions", 4, f"{clicks} --only sessions", least=20),
+        CheckStep("first clicks", 6, f"{clicks} --only first", least=30),
         CheckStep("click tests", 8, f"{tests} tests/runtime/on_device", least=40),
         CheckStep("kernel tests", 16, f"{tests} {parity}", least=60),
         CheckStep("verify all", 18, f"bench.gpu.verify {to} --seconds {{seconds}}", least=40),
@@ -121,7 +122,8 @@ def dry_steps(out: Path) -> list[CheckStep]:
     others = " ".join(f"--skip {name}" for name in ("activefreq@384", "mobile_sam", "sam_vit_b", "grabcut"))
     suite = f"{tests} --benchmark --benchmark-json={folder}/latency_cuda.json bench/speed/test_region_stats.py -k giant"
     return [
-        CheckStep("clicks", 9, f"bench.gpu.clicks --only first clicks launches suggestions --dry-run --out {folder}"),
+        CheckStep("clicks", 9, f"bench.gpu.clicks --only clicks launches suggestions --dry-run --out {folder}"),
+        CheckStep("first clicks", 9, f"bench.gpu.clicks --only first --dry-run --out {folder}"),
         CheckStep("sessions", 9, f"bench.gpu.clicks --only sessions --dry-run --out {folder}"),
         CheckStep("ops", 9, f"bench.gpu.ops --dry-run --out {folder}"),
         CheckStep("compiled", 9, f"bench.gpu.clicks --only compiled --dry-run --out {folder}"),

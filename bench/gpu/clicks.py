@@ -37,7 +37,7 @@ from bench.speed.ladder import Rung
 from bench.tools import rows
 from bench.tools.clicking import SETTLED, ClickTimes, clicks, opened, telling
 from bench.tools.machine import Machine
-from bench.tools.scene import scene
+from bench.tools.scene import Spot, scene
 
 SIZE = 384
 PLAIN = "plain modules"
@@ -209,16 +209,26 @@ def together(device: str, dry: bool) -> Iterator[dict[str, Any]]:
     for count in (1, 2) if dry else (1, 2, 4, 8, 16, 32, 64):
         while len(many) < count:
             many.append(opened(engine, on))
-            clicks(many[-1], on, SETTLED, seed=len(many))
-        turns = [islice(on.clicks(seed=100 + i), 1, None) for i in range(count)]
         taken: list[float] = []
-        for _ in range(2 if dry else max(20, 600 // count)):
-            asked: list[Click] = [telling(s, next(turn)) for s, turn in zip(many, turns, strict=True)]
-            start = time.perf_counter()
-            click_batch(many, asked)
-            taken.append(1e3 * (time.perf_counter() - start))
-        taken = taken[len(taken) // 4 :]
+        turns = 1 if dry else max(2, 20 // count)
+        for turn in range(turns + 1):
+            took = turn_of_clicks(many, on, seed=100 * turn)
+            taken += took if turn or dry else []
         yield {"sessions": count, "per_s": 1e3 * count * len(taken) / sum(taken), **in_ms(ClickTimes.of(taken))}
+
+
+def turn_of_clicks(many: Sequence[Session], on: Spot, seed: int) -> list[float]:
+    """Each session makes `ladder.CLICKS` clicks on a blank object, all sessions at once; the times of those on settled
+    regions, in milliseconds."""
+    for session in many:
+        session.reset()
+    taken = []
+    for clicked in islice(zip(*(on.clicks(seed + i) for i in range(len(many))), strict=True), ladder.CLICKS):
+        asked = [telling(session, c) for session, c in zip(many, clicked, strict=True)]
+        start = time.perf_counter()
+        click_batch(many, asked)
+        taken.append(1e3 * (time.perf_counter() - start))
+    return taken[SETTLED:]
 
 
 SHAPES = ((600, 380), (420, 560), (560, 220))
