@@ -445,16 +445,30 @@ def _phase(rows: int, columns: int, n: int) -> NDArray[np.float64]:
     return np.outer(np.arange(rows), np.arange(columns)).astype(np.float64) % n * (2 * np.pi / n)
 
 
+def divisor(n: int) -> int:
+    """What the tables of n samples are divided by: the power of two next below sqrt(n), or sqrt(n) itself.
+
+    So the entries 1 and -1, by which the mean of a map passes each of four tables, lose nothing when they are rounded
+    to half precision; divided by sqrt(48) they would all be wrong by the same 3e-4.  `correction` makes up for it.
+    """
+    return 1 << (n.bit_length() - 1) // 2
+
+
+def correction(m: int, n: int) -> float:
+    """What filters of M x N planes are multiplied by, so that transforms by `divisor` are orthonormal together."""
+    return divisor(m) ** 2 / m * (divisor(n) ** 2 / n)
+
+
 def _full_table(n: int, padded: int) -> NDArray[np.float64]:
-    """cos and sin of the orthonormal DFT of n samples: [2, padded, padded]."""
+    """cos and sin of the DFT of n samples, over `divisor`: [2, padded, padded]."""
     table = np.zeros((2, padded, padded))
     table[0, :n, :n] = np.cos(_phase(n, n, n))
     table[1, :n, :n] = np.sin(_phase(n, n, n))
-    return table.ravel() / float(np.sqrt(n))
+    return table.ravel() / divisor(n)
 
 
 def _half_table(n: int, padded: int, half_padded: int) -> NDArray[np.float64]:
-    """Orthonormal DFT of n real samples to and from the packed half spectrum: forward, then inverse."""
+    """DFT of n real samples to and from the packed half spectrum, over `divisor`: forward, then inverse."""
     k = half(n)
     phase = _phase(n, k, n)
     nyquist = np.where(np.arange(n) % 2, -1.0, 1.0) * (n % 2 == 0)
@@ -465,7 +479,7 @@ def _half_table(n: int, padded: int, half_padded: int) -> NDArray[np.float64]:
     inverse = np.zeros((2, half_padded, padded))
     inverse[:, :k, :n] = 2 * forward[:, :n, :k].transpose(0, 2, 1)  # bins and their mirror images
     inverse[:, 0, :n] /= 2  # DC and Nyquist have none
-    return np.concatenate([forward.ravel(), inverse.ravel()]) / float(np.sqrt(n))
+    return np.concatenate([forward.ravel(), inverse.ravel()]) / divisor(n)
 
 
 @functools.lru_cache(maxsize=32)
@@ -483,10 +497,12 @@ def tables(channels: int, height: int, width: int) -> NDArray[np.float64]:
 
 def pack_filters(filters: tuple[Tensor, Tensor, Tensor], size: tuple[int, int]) -> Tensor:
     """Complex filters as `torch.fft.rfft2` has them -> one fp32 vector: per filter [planes, 2, M, KP], then the
-    Nyquist columns [planes, 2, M]."""
+    Nyquist columns [planes, 2, M].  They make up for the tables' `divisor`."""
     parts = []
     for f, n in zip(filters, (size[1], size[1], size[0]), strict=True):
-        planes = torch.view_as_real(f if f.dim() == 3 else f[None]).float().movedim(-1, 1)  # [planes, 2, M, n//2+1]
+        scaled = f.to(torch.complex128) * correction(f.shape[-2], n)
+        planes = torch.view_as_real(scaled if f.dim() == 3 else scaled[None]).float().movedim(-1, 1)
+        # [planes, 2, M, n//2+1]
         k = half(n)
         body = planes.new_zeros(*planes.shape[:3], pad(k))
         body[..., :k] = planes[..., :k]
@@ -603,11 +619,16 @@ def largest_gain(*filters: Tensor) -> float:
 def input_limit(gain: float, channels: int, size: tuple[int, int]) -> float:
     """The largest |x| for which no fp16 operand can overflow.
 
-    With orthonormal transforms of M x N samples every operand is at most sqrt(M N) max|x| max(1, max|G|): the row
-    transform by its sum, the spectrum likewise, the column inverse because it is unitary.
+    For M x N planes these are the row transform, at most max|x| times the sum of a table's row, N / `divisor`; and the
+    filtered spectrum and its column inverse.  With orthonormal transforms these two are at most
+    sqrt(M N) max|x| max|G|, the inverse because it is unitary; the tables and `correction` leave the spectrum smaller
+    by both ratios of `divisor` to the root, the inverse by that of N.
     """
     h, w = size
-    limit = FP16_MAX / (max(1.0, gain) * max(h * w, channels * w, channels * h) ** 0.5)
+    most = 0.0
+    for m, n in ((h, w), (channels, w), (channels, h)):
+        most = max(most, n / divisor(n), gain * (m * n) ** 0.5 * divisor(n) / n**0.5)
+    limit = FP16_MAX / most
     if limit < SMALLEST_INPUT_LIMIT:
         raise ValueError(
             f"the filters reach |G| = {gain:g} on {h}x{w} maps: fp16 operands could overflow for inputs beyond "

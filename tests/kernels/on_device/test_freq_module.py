@@ -13,7 +13,7 @@ from tests.compiler import needs_compiler
 
 plain = importlib.import_module("activefreq_engine.kernels.freq_module")
 
-TOLERANCE = {"fp16": 2e-3, "tf32x3": 4e-6, "tf32": 5e-3}  # relative L2 error of a spectral quarter
+TOLERANCE = {"fp16": 1e-3, "tf32x3": 4e-6, "tf32": 5e-3}  # relative L2 error of a spectral quarter
 DEPTHWISE_TOLERANCE = 1e-6
 ROUNDING = {torch.float32: 0.0, torch.float16: 2**-11, torch.bfloat16: 2**-8}  # of the output
 
@@ -99,6 +99,18 @@ def test_half_precision_input_and_output(dtype, precision, device):
     y = freq_module(x, *parameters, precision=precision, backend="triton")
     assert y.dtype == dtype
     check(y, exact(x, parameters), precision)
+
+
+@pytest.mark.parametrize(("h", "w"), [(48, 48), (12, 24), (40, 8)])
+def test_a_constant_map_keeps_its_value_in_half_precision(h, w, device):
+    """The entries of the tables that it meets are powers of two, so no rounding changes it."""
+    ones = [
+        torch.ones(*shape, dtype=torch.complex64) for shape in ((12, h, w // 2 + 1), (12, w // 2 + 1), (12, h // 2 + 1))
+    ]
+    parameters = [f.to(device) for f in ones] + [torch.zeros(12, 1, 3, 3, device=device), None]
+    x = torch.full((1, 48, h, w), 0.75, device=device)
+    y = FreqModulePlan(*parameters, size=(h, w), backend="triton")(x)
+    assert (y[:, :36] - x[:, :36]).abs().max() <= 1e-6
 
 
 def test_no_bias(device):
