@@ -86,4 +86,5 @@ def executor_for(
     planned = Planned(model, device, precision)
     if device.type == "cpu":
         return CpuPlans(planned)
-    return Contexts(planned, Graphs(device)) if graph else Modules(planned, device, planned.precision)
+    in_full = planned.precision == "fp32"
+    return Contexts(planned, Graphs(device, in_full)) if graph else Modules(planned, device, planned.precision)
