@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -202,6 +204,7 @@ class Fused:
         assert head.bias is not None
         self._head = head.weight[0].float(), head.bias.float()
         self._guided = guided
+        self._aside = Aside(head.weight.device)
 
     def __call__(
         self,
@@ -218,10 +221,12 @@ class Fused:
         added: list[Tensor | None] = [g.permute(0, 2, 3, 1) for g in more] if more else [None] * len(self._stages)
         weights = (*self._embed, c1.permute(0, 2, 3, 1))
         x = click_embed.click_embed(previous, points, *weights, eps=self._embed_eps, radius=radius)
-        parts = []
+        parts, aside = [], self._aside
         for stage, freq, part, g in zip(self._stages, freqs, self._parts, added, strict=True):
             x, xn = stage(x, g)
-            parts.append(part(freq(xn, x)))
+            with aside.beside(x, xn):  # the next stage does not wait for it
+                parts.append(part(freq(xn, x)))
+        aside.join()
         p2, p3, p4 = parts
         weight, bias = self._head
         fused, logits = click_head.click_head(
@@ -325,6 +330,49 @@ def say(reason: str) -> None:
     if reason not in _said:
         _said.add(reason)
         _log.info("clicks run as torch's operations: %s", reason)
+
+
+class Aside:
+    """Work that runs beside what follows it: on a CUDA device on a second stream, elsewhere at once.
+
+    A graph that is captured meanwhile has a branch there.  Operands are kept until the branches are joined, so that
+    their memory is not given to the work that they run beside.
+
+    Args:
+        device (torch.device): where.
+    """
+
+    _owned: ClassVar[weakref.WeakValueDictionary[tuple[int | None, int], torch.cuda.Stream]] = (
+        weakref.WeakValueDictionary()
+    )
+    """The second streams in use.  torch hands out 32 of a device in turn, and launches of one stream share counters
+    (`kernels.triton_rows`), so none may belong to two engines.  `graphs.cuda` takes its own from torch's others."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._kept: list[Tensor] = []
+        self._stream: torch.cuda.Stream | None = None
+        for _ in range(32 if device.type == "cuda" else 0):
+            stream = torch.cuda.Stream(device)
+            if self._owned.setdefault((device.index, stream.cuda_stream), stream) is stream:
+                self._stream = stream
+                break
+
+    @contextmanager
+    def beside(self, *operands: Tensor) -> Iterator[None]:
+        """Within this work goes aside; it begins when everything before it is done."""
+        if self._stream is None:
+            yield
+            return
+        self._kept += operands
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def join(self) -> None:
+        """What follows waits for everything that was put aside."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+        self._kept.clear()
 
 
 class Recorder(TorchDispatchMode):
