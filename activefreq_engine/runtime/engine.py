@@ -362,13 +362,16 @@ class Engine:
         """Run one empty click, so that one-time costs are paid before the first real one.
 
         On CUDA each network shape has such costs: its graphs are captured, and where Triton's cache on the disk lacks
-        its kernels they are compiled, which takes seconds for each.  A region of the image has the shape that
-        `zoom.network_shape` gives it.
+        its kernels they are compiled, which takes seconds for each; other threads may click on other shapes meanwhile.
+        A region of the image has the shape that `zoom.network_shape` gives it.
 
         Args:
             height, width (int, optional): network grid, multiples of 32. Default: square of `size`.
         """
         h, w = height or self.size, width or self.size
+        if isinstance(self._executor, Contexts):
+            with torch.inference_mode(), settings_aside():
+                self._executor.verify(h, w)
         none = np.full((2 * SLOTS, 2), -1, np.float32)
         request = StepRequest(np.zeros((h, w, 3), np.uint8), None, np.zeros((h, w), np.float32), none)
         answer = self.run([request])[0]
@@ -378,14 +381,13 @@ class Engine:
 
     @typed
     def get_ready(self, height: int, width: int) -> None:
-        """Pay the one-time costs of a network shape on a CPU, unless they were paid before: oneDNN compiles some 60
-        kernels, which takes several times as long as a click.  On CUDA this does nothing: the costs are seconds there,
-        so they are paid by `warmup` or by the first click.
+        """Pay the one-time costs of a network shape, unless they were paid before: on a CPU oneDNN compiles some 60
+        kernels, which takes several times as long as a click; for CUDA see `warmup`.
 
         Args:
             height, width (int): network grid, multiples of 32.
         """
-        if isinstance(self._executor, CpuPlans) and (height, width) not in self._ready:
+        if isinstance(self._executor, (CpuPlans, Contexts)) and (height, width) not in self._ready:
             self.warmup(height, width)
             self._ready.add((height, width))
 

@@ -265,3 +265,38 @@ def test_transfer_keeps_its_parts_apart(rng):
         assert np.array_equal(transfer.arrays[name], value)
     transfer.fetch()
     assert all((a == 3).all() for a in transfer.arrays.values())
+
+
+def test_clicks_go_on_while_kernels_of_another_shape_are_tried(model, rng, monkeypatch):
+    """Compiling them takes seconds."""
+    engine = engine_on(model, Eager(torch.device("cpu")))
+    engine.get_ready(*SHAPES[0])
+    begun, free = threading.Event(), threading.Event()
+    judge = contexts.verification.judge
+
+    def slow(questions):
+        if threading.current_thread() is trying:
+            begun.set()
+            assert free.wait(60)
+        return judge(questions)
+
+    trying = threading.Thread(target=engine.get_ready, args=SHAPES[1])
+    monkeypatch.setattr(contexts.verification, "judge", slow)
+    trying.start()
+    assert begun.wait(60)
+    engine.run([request(rng, *SHAPES[0])])
+    assert trying.is_alive()
+    free.set()
+    trying.join(60)
+    assert SHAPES[1] in engine._executor._buckets
+
+
+def test_a_shape_is_made_ready_once(model, rng):
+    graphs = FakeGraphs()
+    engine = engine_on(model, graphs)
+    engine.get_ready(*SHAPES[0])
+    made = graphs.captures
+    assert made > 0
+    engine.get_ready(*SHAPES[0])
+    engine.run([request(rng, *SHAPES[0])])
+    assert graphs.captures == made

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from activefreq_engine.conventions import SLOTS
+from activefreq_engine.kernels import verification
 from activefreq_engine.kernels.click_maps import click_maps
 from activefreq_engine.kernels.mask_bits import paints
 from activefreq_engine.models import IMAGE_MEAN, IMAGE_STD, Coarse, FreqFormerConfig
@@ -490,6 +491,11 @@ class Contexts:
 
     def wait(self) -> None:
         self._replayer.wait()
+
+    def verify(self, height: int, width: int) -> None:
+        """Try the kernels of a network shape, which may be compiled for it, so that its plan finds the verdicts.  This
+        may run beside other calls, unlike everything else."""
+        verification.judge(self._folded.questions(height, width))
 
     def _painting(self) -> Easel | None:
         """The memory in which masks are painted; None if the kernel is not right on this device: then the session
