@@ -50,7 +50,7 @@ TAU, TAU_FLIPPED = 0.9, 0.4
 """Entropies in bits from which `AcSelect.suggest` takes a pixel for uncertain by default; see there."""
 
 Finder = Callable[
-    [NDArray[np.float32], "NDArray[np.float32] | None", NDArray[np.bool_], "tuple[float, float, float]"],
+    [Any, Any, NDArray[np.bool_], "tuple[float, float, float]"],
     "NDArray[np.float64] | None",
 ]
 """Looks for uncertain regions.  Takes probabilities, those of the step before, valid pixels, and (threshold, tau,
@@ -335,8 +335,8 @@ class AcSelect:
     def suggest_by(
         self,
         find: Finder,
-        probs: NDArray[np.float32],
-        previous_probs: NDArray[np.float32] | None,
+        probs: Any,
+        previous_probs: Any,
         valid: NDArray[np.bool_],
         k: int = 3,
         tau: float = TAU,
@@ -349,7 +349,9 @@ class AcSelect:
 
         Args:
             find: returns the table of `kernels.uncertain`, or None.
-            probs, previous_probs, valid: arrays as `suggest` takes them.
+            probs, previous_probs: float32 arrays `[H, W]` as `suggest` takes them, or objects of which `np.asarray`
+                makes such arrays; `find` is given them as they are.
+            valid: bool `[H, W]`.
             k (int): most suggestions, at least 1.
             tau (float): bits, as `suggest` takes it.
 
@@ -358,12 +360,11 @@ class AcSelect:
         """
         rules = (self.threshold, tau, min(TAU_FLIPPED, tau))
         table = find(probs, previous_probs, valid, rules) if self._by_table else None
-        if table is None:
-            return self.suggest(probs, previous_probs, tau, k, tau_flipped=rules[2], valid=valid)
-        counts, bad = table[:, 0, 0].astype(int), table[0, 0, 1]
-        if bad or counts.max() >= table.shape[1]:
-            # if probabilities are out of range, this raises and says where
-            return self.suggest(probs, previous_probs, tau, k, tau_flipped=rules[2], valid=valid)
+        counts = [0, 0] if table is None else [int(n) for n in table[:, 0, 0].tolist()]
+        # if probabilities are out of range, the host raises and says where
+        if table is None or table[0, 0, 1] or max(counts) >= table.shape[1]:
+            before = None if previous_probs is None else np.asarray(previous_probs)
+            return self.suggest(np.asarray(probs), before, tau, k, tau_flipped=rules[2], valid=valid)
         check_count(k)
         rows = np.concatenate([layer[1 : n + 1] for layer, n in zip(table, counts, strict=True)])
         named = {name: rows[:, i] for i, name in enumerate(COLUMNS)}

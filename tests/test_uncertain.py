@@ -19,8 +19,10 @@ from activefreq_engine.runtime import engine
 from activefreq_engine.runtime.graphs import regions
 from activefreq_engine.runtime.graphs.contexts import Contexts
 from activefreq_engine.runtime.graphs.regions import RegionContext
+from activefreq_engine.runtime.levels import Stretched
+from activefreq_engine.session.zoom import neighbours
 from tests import cuda_on_host
-from tests.runtime.runners import FakeGraphs
+from tests.runtime.runners import Eager, FakeGraphs
 
 TOLERANCE = 4e-6  # of scores: the device adds entropies up in units of 2^-20
 
@@ -76,7 +78,7 @@ def same(got, expected) -> None:
 @pytest.mark.parametrize("rgu", ["entropy_share", "mean_prob"])
 def test_the_same_suggestions_as_the_host(host, rgu, rng):
     runner = FakeGraphs()
-    context = RegionContext(runner, backend="cupy")
+    context = RegionContext(runner, stretched=False, backend="cupy")
     selector, seen = AcSelect(rgu=rgu, min_area=4), 0
 
     def find(*arguments):
@@ -98,7 +100,7 @@ def test_more_regions_than_there_is_room_for_are_looked_at_by_the_host(host, rng
     probs = np.where(np.add.outer(np.arange(40), np.arange(60)) % 4 == 0, 0.5, 0.0).astype(np.float32)
     probs[::3] = 0
     runner = FakeGraphs()
-    context, valid = RegionContext(runner, backend="cupy"), np.ones(probs.shape, bool)
+    context, valid = RegionContext(runner, stretched=False, backend="cupy"), np.ones(probs.shape, bool)
     selector = AcSelect(min_area=1, min_radius=0)
 
     def find(*arguments):
@@ -107,6 +109,50 @@ def test_more_regions_than_there_is_room_for_are_looked_at_by_the_host(host, rng
 
     assert find(probs, None, valid, (0.49, 0.9, 0.4))[:, 0, 0].max() > 64
     same(selector.suggest_by(find, probs, None, valid, 500), selector.suggest(probs, k=500, valid=valid))
+
+
+def stretched(values: np.ndarray, h: int, w: int) -> Stretched:
+    """Levels on a grid of h x w."""
+    places = (neighbours((np.arange(n) + 0.5) * (m / n) - 0.5, m) for n, m in zip((h, w), values.shape, strict=True))
+    return Stretched(np.round(values * 65535).astype(np.uint16), *places)
+
+
+@pytest.mark.usefixtures("small")
+def test_levels_give_the_same_table_as_the_probabilities_interpolated_from_them(host, rng):
+    """Bit by bit, also where the last call left other levels, and for two steps whose levels have different shapes."""
+    runner = FakeGraphs()
+    of_levels, of_floats = (RegionContext(runner, stretched=kind, backend="cupy") for kind in (True, False))
+    seen = 0
+    for (h, w), shape, older in (
+        ((64, 50), (48, 40), (20, 33)),
+        ((23, 64), (9, 17), (1, 64)),
+        ((5, 7), (5, 1), (1, 1)),
+    ):
+        now, before = stretched(smooth(rng, *shape), h, w), stretched(smooth(rng, *older), h, w)
+        valid = rng.random((h, w)) < 0.97
+        for previous in (None, before):
+            floats = None if previous is None else np.asarray(previous)
+            with runner.active(), torch.inference_mode():
+                got = of_levels(now, previous, valid, (0.49, 0.9, 0.4))
+                expected = of_floats(np.asarray(now), floats, valid, (0.49, 0.9, 0.4))
+            assert np.array_equal(got, expected)
+            assert got.shape[1] == 1 + got[:, 0, 0].max()
+            seen += got[:, 0, 0].sum()
+    assert seen
+
+
+def test_a_device_interpolates_as_the_host_does(device, rng):
+    """All levels there are, and places at the ends and in between."""
+    runner = Eager(device)
+    context = RegionContext(runner, stretched=True, backend="reference" if device.type == "cpu" else "auto")
+    for values in (np.arange(65536), rng.permutation(65536)):
+        for rows in (values[:32768], values[32768:]):
+            now = stretched(rows.reshape(128, 256) / 65535, 512, 400)
+            assert np.array_equal(now.levels, rows.reshape(128, 256))
+            with runner.active(), torch.inference_mode():
+                context(now, None, np.zeros((512, 400), np.bool_), (0.49, 0.9, 0.4))
+                found = context._interpolated()[0, :512, :400].cpu().numpy()
+            assert np.array_equal(found, np.asarray(now))
 
 
 def test_the_table_is_that_of_the_reference(host, device, rng):
@@ -145,6 +191,25 @@ def test_a_session_asks_the_engine(host, rng, monkeypatch):
         session.set_image(rng.integers(0, 256, (47, 61, 3), np.uint8))
         session.click(40, 30)
         got = session.suggest(500)
-        assert engine._regions is not None
+        assert engine._regions.made.keys() == {False}
         monkeypatch.setattr(engine, "uncertain_regions", lambda *_: None)
         same(got, session.suggest(500))
+
+
+def test_a_session_sends_levels_where_the_grid_is_finer(rng, monkeypatch):
+    """And suggests the same, bit by bit, as with the probabilities that the host interpolates from them."""
+    engine = Engine(device="cpu", precision="fp32")
+    engine._executor = Contexts(engine._executor.model, Eager(torch.device("cpu")))
+    with Session(engine=engine, acselect=AcSelect(min_area=1, min_radius=0), refine=False, zoom=False) as session:
+        session.set_image(rng.integers(0, 256, (470, 610, 3), np.uint8))
+        for x in (400, 150):
+            session.click(x, 300)
+            got = session.suggest(500)
+            assert got
+            assert engine._regions.made.keys() == {True}
+            with monkeypatch.context() as patch:
+                find = RegionContext(Eager(torch.device("cpu")), stretched=False)
+                patch.setattr(engine, "uncertain_regions", lambda *given, find=find: find(*given))
+                assert session.suggest(500) == got
+                patch.setattr(engine, "uncertain_regions", lambda *_: None)
+                same(got, session.suggest(500))

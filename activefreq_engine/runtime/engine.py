@@ -37,7 +37,7 @@ from activefreq_engine.runtime import cpu, levels, shortage
 from activefreq_engine.runtime.executor import executor_for
 from activefreq_engine.runtime.graphs import regions
 from activefreq_engine.runtime.graphs.contexts import Contexts
-from activefreq_engine.runtime.levels import Found
+from activefreq_engine.runtime.levels import Found, Stretched
 from activefreq_engine.runtime.modules import ClickModel, Modules
 from activefreq_engine.runtime.painting import Painted, PaintRequest
 from activefreq_engine.runtime.plan import PRECISIONS
@@ -155,7 +155,7 @@ class Engine:
                 lambda: executor_for(module, self.name, self.device, precision, plan=plan, graph=graph)
             )
         self.precision = self._executor.precision
-        self._regions: regions.RegionContext | None = None
+        self._regions: regions.Regions | None = None
         self._lock = threading.RLock()  # which knows whether this thread holds it
         with _forking:
             _engines.add(self)
@@ -326,15 +326,16 @@ class Engine:
     @typed
     def uncertain_regions(
         self,
-        probs: NDArray[np.float32],
-        before: NDArray[np.float32] | None,
+        probs: NDArray[np.float32] | Stretched,
+        before: NDArray[np.float32] | Stretched | None,
         valid: NDArray[np.bool_],
         rules: tuple[float, float, float],
     ) -> NDArray[np.float64] | None:
         """Regions of a mask that `AcSelect` may propose, found on the device in one graph.
 
         Args:
-            probs, before: float32 `[h, w]`, probabilities now and one step earlier, if there was one.
+            probs, before: `[h, w]`, probabilities now and one step earlier, if there was one: float32, or `Stretched`,
+                with which there is less to do on the host.
             valid: bool `[h, w]`; where false nothing is proposed.
             rules: threshold, tau and tau_flipped of `AcSelect.suggest`.
 
@@ -351,7 +352,7 @@ class Engine:
 
         def work() -> None:
             if self._regions is None:
-                self._regions = regions.RegionContext(executor.replayer)
+                self._regions = regions.Regions(executor.replayer)
             found.append(self._regions(probs, before, valid, rules))
 
         self._alone(work, None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -34,6 +35,33 @@ class Levels(NamedTuple):
     """float32 `[B]`: the sum of each item's probabilities, NaN if one of them is."""
 
 
+Between = tuple[NDArray[np.intp], NDArray[np.float32]]
+"""Places between the values of a row, as `session.zoom.neighbours` gives them: the value before each place, and the
+weight of the one after it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stretched:
+    """Probabilities on a grid that is finer than the levels that they are interpolated from.  `np.asarray` computes
+    them on the host; a device computes the same ones, bit by bit, from less."""
+
+    levels: NDArray[np.uint16]
+    """`[a, b]`."""
+    rows: Between
+    """Of the grid's h rows, between the levels' rows."""
+    columns: Between
+    """Of the grid's w columns."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(h, w)."""
+        return len(self.rows[0]), len(self.columns[0])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.float32]:
+        rows = interpolate(probabilities(self.levels), *self.rows)
+        return interpolate(rows.T, *self.columns).T.astype(dtype or np.float32, copy=False)
+
+
 def write(logits: Tensor, out: Levels) -> None:
     """Fill `out` with the levels and sums of logits `[B, 1, h, w]`."""
     probs = logits[:, 0].float().sigmoid()
@@ -47,6 +75,16 @@ def from_logits(logits: Tensor) -> list[Found]:
     out = Levels(logits.new_empty((b, h, w), dtype=torch.uint16), logits.new_empty(b, dtype=torch.float32))
     write(logits, out)
     return [Found(found, total) for found, total in zip(out.levels.cpu().numpy(), out.total.tolist(), strict=True)]
+
+
+def interpolate(values: NDArray[np.float32], low: NDArray[np.intp], weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows between the rows of `[h, w]`; see `Between`."""
+    out = values.take(np.minimum(low + 1, len(values) - 1), axis=0)
+    start = values.take(low, axis=0)
+    out -= start
+    out *= weight[:, None]
+    out += start
+    return out
 
 
 def probabilities(values: NDArray[np.uint16] | NDArray[np.float32]) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ always paints the same pixels, so undo needs no network and restores the mask bi
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from activefreq_engine.kernels.region_stats import binary_entropy
-from activefreq_engine.runtime.levels import ONE, probabilities
+from activefreq_engine.runtime.levels import ONE, Between, Stretched, probabilities
 from activefreq_engine.session.boxes import bbox_from_sides, mask_bbox, to_pixels, union
 from activefreq_engine.session.packed_mask import PackedMask
 from activefreq_engine.session.painter import Painter, limit
@@ -202,6 +203,20 @@ class Canvas:
         last = self.layers[-1]
         return last.values if last.box == box and last.shape == (height, width) else None
 
+    def grid(self, box: Box, height: int, width: int) -> Stretched | NDArray[np.float32]:
+        """What `sample` gives, in the form of its levels if they are those of one layer that fills `box` and is nowhere
+        finer than the grid."""
+        last = self.layers[-1] if self.layers else None
+        if self.fixed is not None or last is None or last.box != box:
+            return self.sample(box, height, width)
+        (h, w), (x0, y0, x1, y1) = last.shape, box
+        if h > height or w > width:
+            return self.sample(box, height, width)
+        rows, columns = _along(y0, y1, height, y0, y1, h)[1], _along(x0, x1, width, x0, x1, w)[1]
+        if last.shape == (height, width):  # `sample` takes them as they are
+            rows, columns = ((np.arange(n), np.zeros(n, np.float32)) for n in last.shape)
+        return Stretched(last.values, rows, columns)
+
     def sample(self, box: Box, height: int, width: int) -> NDArray[np.float32]:
         """Probabilities on a grid over `box`, float32 `[height, width]`.  The pixels that marks decide are not
         enforced.
@@ -209,24 +224,19 @@ class Canvas:
         A layer that fills the same box with the same grid comes back as it is.
         """
         out = np.zeros((height, width), np.float32)
-        xs = box[0] + (np.arange(width) + 0.5) * ((box[2] - box[0]) / width)
-        ys = box[1] + (np.arange(height) + 0.5) * ((box[3] - box[1]) / height)
         for layer in self.layers:
             if layer.box == box and layer.shape == out.shape:
                 out = layer.shrunk(height, width)
                 continue
             x0, y0, x1, y1 = layer.box
-            cols, rows = np.flatnonzero((x0 <= xs) & (xs < x1)), np.flatnonzero((y0 <= ys) & (ys < y1))
-            if not (cols.size and rows.size):
-                continue
-            values = layer.shrunk(
-                max(1, round((y1 - y0) * height / (box[3] - box[1]))),
-                max(1, round((x1 - x0) * width / (box[2] - box[0]))),
-            )
-            h, w = values.shape
-            values = interpolate(values, *neighbours((ys[rows] - y0) * (h / (y1 - y0)) - 0.5, h))
-            values = interpolate(values.T, *neighbours((xs[cols] - x0) * (w / (x1 - x0)) - 0.5, w)).T
-            out[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1] = values
+            h = min(layer.shape[0], max(1, round((y1 - y0) * height / (box[3] - box[1]))))
+            w = min(layer.shape[1], max(1, round((x1 - x0) * width / (box[2] - box[0]))))
+            rows, vertically = _along(box[1], box[3], height, y0, y1, h)
+            columns, horizontally = _along(box[0], box[2], width, x0, x1, w)
+            part = out[rows, columns]
+            if part.size:
+                values = interpolate(layer.shrunk(h, w), *vertically)
+                part[...] = interpolate(values.T, *horizontally).T
         if self.fixed is not None:
             crop = self.fixed.bool_rows(self.fixed.rows(), box[1], box[3])[:, box[0] : box[2]]
             given = resize(crop.astype(np.uint8) * np.uint8(255), height, width).astype(np.float32) / np.float32(255)
@@ -255,6 +265,16 @@ class Canvas:
                 strip = np.where((strip > self.threshold) == given, strip, given.astype(np.float32))
             enforce(self.marks, strip, y0)
             yield y0, y1, strip
+
+
+@lru_cache(maxsize=64)
+def _along(start: int, end: int, count: int, first: int, last: int, values: int) -> tuple[slice, Between]:
+    """Along one axis: which of `count` places that divide `start` to `end` lie in a layer from `first` to `last`, and
+    where they lie between its values.  A region stays the same for many clicks."""
+    at = start + (np.arange(count) + 0.5) * ((end - start) / count)
+    inside = np.flatnonzero((first <= at) & (at < last))
+    places = slice(inside[0], inside[-1] + 1) if inside.size else slice(0, 0)
+    return places, neighbours((at[places] - first) * (values / (last - first)) - 0.5, values)
 
 
 def changed_bbox(before: NDArray[np.bool_], after: NDArray[np.bool_], within: Box | None) -> Box | None:

@@ -32,9 +32,9 @@ def propose(scene: Scene, selector: AcSelect, k: int, find: Finder, tau: float =
     width, height = box[2] - box[0], box[3] - box[1]
     shrink = min(1.0, SUGGESTION_SIDE / max(width, height))
     h, w = max(1, round(height * shrink)), max(1, round(width * shrink))
-    before = history.previous.canvas.sample(box, h, w) if len(history.done) > 1 else None
+    before = history.previous.canvas.grid(box, h, w) if len(history.done) > 1 else None
     valid = _away_from(step.canvas.marks, box, h, w, scene.picture.bounds)
-    found = selector.suggest_by(find, step.canvas.sample(box, h, w), before, valid, k, tau)
+    found = selector.suggest_by(find, step.canvas.grid(box, h, w), before, valid, k, tau)
     mask = scene.picture.mask(step.canvas)
     return [_to_image(s, box, h, w, mask) for s in found]
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activefreq_engine.conventions import SLOTS, STRIDE
+from activefreq_engine.runtime.levels import interpolate as interpolate  # offered beside `neighbours`
 from activefreq_engine.session.boxes import box_iou, clamp, expand, mask_bbox, to_pixels, union
 from activefreq_engine.session.prompts import Drawn, Mark, pixel_box
 from activefreq_engine.types import Box, Click
@@ -63,16 +64,6 @@ def neighbours(at: NDArray[np.floating[Any]], values: int) -> tuple[NDArray[np.i
     at = np.clip(at, 0, values - 1)
     low = np.minimum(at.astype(np.intp), max(0, values - 2))
     return low, (at - low).astype(np.float32)
-
-
-def interpolate(values: NDArray[np.float32], low: NDArray[np.intp], weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows between the rows of `[h, w]`, at what `neighbours` says."""
-    out = values.take(np.minimum(low + 1, len(values) - 1), axis=0)
-    start = values.take(low, axis=0)
-    out -= start
-    out *= weight[:, None]
-    out += start
-    return out
 
 
 def crop_rgb(image: NDArray[np.uint8], box: Box, height: int, width: int) -> NDArray[np.uint8]:

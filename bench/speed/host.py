@@ -5,8 +5,10 @@
 Next clicks on a settled region of a 1200 x 1200 picture at 384 px.  The engine is the real one, its executor a stand-in
 that returns at once.  Its answers are those of a network in that the whole outline moves a little from click to click
 ("moved everywhere"), or only near one place ("moved nearby"); "refined" has an object so large that the refiner would
-run; "painted on the device" has its masks as packed bits from the engine, in the others the session paints.  Beside
-each click a fixed piece of Python work is timed, so that machines can be compared by the ratio.
+run; "painted on the device" has its masks as packed bits from the engine, in the others the session paints;
+"suggest" is no click but `Session.suggest` after each one, with the buffers of an engine that finds the regions on a
+device: nothing is sent, and what comes back is one table made beforehand.  Beside each click a fixed piece of Python
+work is timed, so that machines can be compared by the ratio.
 """
 
 import argparse
@@ -25,6 +27,8 @@ import torch
 from numpy.typing import NDArray
 
 from activefreq_engine import Engine, Session
+from activefreq_engine.runtime.graphs.contexts import Recordable
+from activefreq_engine.runtime.graphs.regions import Regions
 from activefreq_engine.runtime.levels import ONE, Found
 from activefreq_engine.runtime.painting import Painted, PaintRequest
 from activefreq_engine.session.boxes import mask_bbox
@@ -56,10 +60,13 @@ class Case:
     refine: bool = False
     paints: bool = False
     """Whether masks come painted, as they do from a device."""
+    suggest: bool = False
+    """Whether suggestions are timed, not clicks."""
 
 
 CASES = (
     Case("painted on the device", SMALL, everywhere=True, paints=True),
+    Case("suggest", SMALL, everywhere=True, paints=True, suggest=True),
     Case("moved everywhere", SMALL, everywhere=True),
     Case("moved nearby", SMALL, everywhere=False),
     Case("refined", LARGE, everywhere=True, refine=True),
@@ -156,12 +163,34 @@ def disk(shape: tuple[int, ...], part: float, seed: int, everywhere: bool) -> ND
     return np.rint(ONE / (1 + np.exp(-(rim - np.hypot(y, x)) * max(shape) / 2))).astype(np.uint16)
 
 
+class Still:
+    """A `contexts.Replayer` that does the work once, and later leaves buffers and results as they are."""
+
+    device = torch.device("cpu")
+
+    def active(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def capture(self, work: Recordable) -> Recordable:
+        results = work()
+        return lambda: results
+
+    def wait(self) -> None:
+        pass
+
+
 class StandInEngine(Engine):
     """An engine whose work is done before it is asked."""
 
     def __init__(self, case: Case) -> None:
         super().__init__(torch.nn.Identity(), "cpu", size=SIZE, plan=False)
         self._executor = self.answers = StandInExecutor(case)
+        self._found = Regions(Still())
+
+    def uncertain_regions(self, *given: Any) -> NDArray[np.float64]:
+        found: list[NDArray[np.float64]] = []
+        self._alone(lambda: found.append(self._found(*given)), None)
+        return found[0]
 
 
 def piece() -> int:
@@ -232,14 +261,17 @@ def measure(case: Case, objects: int) -> Share:
             c = telling(session, c)
             start = clock()
             session.click(c.x, c.y, c.positive)
-            clicked = clock()
+            if case.suggest:
+                start = clock()
+                assert session.suggest(5)
+            done = clock()
             piece()
-            if seed >= 0 and k >= settled:
-                pieces.append(1e3 * (clock() - clicked))
-                times.append(1e3 * (clicked - start))
+            if seed >= 0 and k >= settled + case.suggest:  # the step before the first settled one lies elsewhere
+                pieces.append(1e3 * (clock() - done))
+                times.append(1e3 * (done - start))
     for seed in range(3):
         session.reset()
-        for k, c in zip(range(AT_HAND), on.clicks(seed), strict=False):
+        for k, c in zip(range(0 if case.suggest else AT_HAND), on.clicks(seed), strict=False):
             c = telling(session, c)
             laps = session.click(c.x, c.y, c.positive, profile=True).timings or {}
             for name, t in laps.items() if k >= settled else ():

@@ -9,15 +9,15 @@ from bench.speed.host import CASES, SIDE, StandInEngine, measure
 from bench.tools.clicking import clicks
 from bench.tools.scene import scene
 
-MOST = {"painted on the device": 8.0, "moved everywhere": 20.0, "moved nearby": 20.0}
-"""Pieces of Python work; 1.9 and 6 to 7.5 of them were measured on two busy cores."""
+MOST = {"painted on the device": 8.0, "suggest": 15.0, "moved everywhere": 20.0, "moved nearby": 20.0}
+"""Pieces of Python work; 1.9, 4.3 and 6 to 7.5 of them were measured on two busy cores."""
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.name in MOST], ids=lambda c: c.name)
 def test_the_hosts_share_of_a_click_stays_small(case):
     share = measure(case, 4)
     print(share)
-    assert set(share.stages) == {"look", "click", "focus", "paint"}
+    assert set(share.stages) == (set() if case.suggest else {"look", "click", "focus", "paint"})
     assert 0 < share.ratio < MOST[case.name]
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from activefreq_engine import BoxPrompt, Click
+from activefreq_engine.runtime.levels import Stretched
 from activefreq_engine.session import boxes, zoom
 from activefreq_engine.session.boxes import mask_bbox
 from activefreq_engine.session.canvas import Canvas, Layer, PackedMask, changed_bbox, merge
@@ -203,6 +204,29 @@ def test_sample_of_the_same_grid_is_exact(rng):
     canvas = Canvas(400, 900, 0.49, (Layer.of((11, 30, 700, 290), probs),))
     assert np.array_equal(canvas.sample((11, 30, 700, 290), 96, 256), canvas_values(canvas.layers[0]))
     assert np.abs(canvas.sample((11, 30, 700, 290), 96, 256) - probs).max() < 1e-5
+
+
+def test_a_grid_is_what_is_sampled(rng):
+    """As levels where that is possible, and the same bit by bit."""
+    box, fixed = (11, 30, 700, 290), PackedMask.of(rng.random((400, 900)) > 0.5)
+    under = Layer.of((50, 60, 300, 200), rng.random((40, 50), np.float32))
+    for shape, lower, given, as_levels in (
+        ((96, 256), (), None, True),
+        ((96, 256), (under,), None, True),  # which the last layer hides
+        ((193, 512), (), None, True),
+        ((194, 512), (), None, False),
+        ((96, 513), (), None, False),
+        ((96, 256), (), fixed, False),
+    ):
+        layer = Layer.of(box, rng.random(shape, np.float32))
+        canvas = Canvas(400, 900, 0.49, (*lower, layer), fixed=given)
+        found, expected = canvas.grid(box, 193, 512), canvas.sample(box, 193, 512)
+        assert found.shape == expected.shape
+        assert isinstance(found, Stretched) == as_levels
+        assert np.array_equal(np.asarray(found), expected)
+    assert not isinstance(Canvas(400, 900, 0.49, (layer, under)).grid(box, 193, 512), Stretched)
+    assert not isinstance(Canvas(400, 900, 0.49, (layer,)).grid((12, 30, 700, 290), 193, 512), Stretched)
+    assert not Canvas(400, 900, 0.49).grid(box, 193, 512).any()
 
 
 def test_sample_follows_what_is_painted():
