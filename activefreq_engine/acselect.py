@@ -56,6 +56,7 @@ Finder = Callable[
 """Looks for uncertain regions.  Takes probabilities, those of the step before, valid pixels, and (threshold, tau,
 tau_flipped); returns the table of `kernels.uncertain`, or None where it cannot look for them."""
 
+_RANKED_BY = ("area", "max_entropy", "mean_entropy", "mean_prob", "radius")
 _COLUMNS = ("x", "y", "sign", "area", "radius", "mpe", "ape", "rgu", "score", "rank")
 
 
@@ -321,14 +322,24 @@ class AcSelect:
 
     def _ranked(self, **found: NDArray[Any]) -> RegionScores:
         """The regions, best first; `found` has the columns of `RegionScores` without score and rank."""
-        area, radius, mpe, ape, rgu = (found[name] for name in ("area", "radius", "mpe", "ape", "rgu"))
-        score = self.weights[0] * mpe + self.weights[1] * ape + self.weights[2] * rgu
-        rank = np.where(radius >= self.prominence * radius.max(initial=0), 0, 1)
-        rank[(area < self.min_area) | (radius < self.min_radius)] = 2
-        order = np.lexsort((-area, -score, rank))  # stable: equal ones stay in layer and row-major order
+        score, rank, order = self._order(*(found[name] for name in ("area", "radius", "mpe", "ape", "rgu")))
         return RegionScores(
             **{name: column[order] for name, column in found.items()}, score=score[order], rank=rank[order]
         )
+
+    def _order(
+        self,
+        area: NDArray[Any],
+        radius: NDArray[np.float64],
+        mpe: NDArray[np.float64],
+        ape: NDArray[np.float64],
+        rgu: NDArray[np.float64],
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.intp]]:
+        """Score and rank of each region, and the regions' indices, best first."""
+        score = self.weights[0] * mpe + self.weights[1] * ape + self.weights[2] * rgu
+        rank = np.where(radius >= self.prominence * radius.max(initial=0), 0, 1)
+        rank[(area < self.min_area) | (radius < self.min_radius)] = 2
+        return score, rank, np.lexsort((-area, -score, rank))  # stable: equal ones stay in layer and row-major order
 
     @settings_aside()
     @typed
@@ -367,23 +378,23 @@ class AcSelect:
             return self.suggest(np.asarray(probs), before, tau, k, tau_flipped=rules[2], valid=valid)
         check_count(k)
         rows = np.concatenate([layer[1 : n + 1] for layer, n in zip(table, counts, strict=True)])
-        named = {name: rows[:, i] for i, name in enumerate(COLUMNS)}
-        area, ape = named["area"].astype(np.int64), named["mean_entropy"]
+        area, mpe, ape, mean, radius = (rows[:, COLUMNS.index(name)] for name in _RANKED_BY)
         if self.rgu == "mean_prob":
-            rgu = binary_entropy(torch.from_numpy(named["mean_prob"].copy())).numpy()
+            rgu = binary_entropy(torch.from_numpy(mean.copy())).numpy()
         else:
             mass = ape * area
-            rgu = mass / mass.sum() if mass.sum() > 0 else mass
-        return self._ranked(
-            point=np.stack([named["x"], named["y"]], axis=1).astype(np.int64),
-            positive=np.repeat([True, False], counts),
-            bbox=np.stack([named[name] for name in ("x0", "y0", "x1", "y1")], axis=1).astype(np.int64),
-            area=area,
-            radius=named["radius"],
-            mpe=named["max_entropy"],
-            ape=ape,
-            rgu=rgu,
-        ).suggestions(k)
+            total = mass.sum()
+            rgu = mass / total if total > 0 else mass
+        score, rank, order = self._order(area, radius, mpe, ape, rgu)
+        found = []
+        for i in order[:k].tolist():  # not all of them as `RegionScores`: that takes as long as all the rest
+            if rank[i] < 2:
+                row = dict(zip(COLUMNS, rows[i].tolist(), strict=True))
+                x, y, x0, y0, x1, y1 = (int(row[name]) for name in ("x", "y", "x0", "y0", "x1", "y1"))
+                scores = {"mpe": row["max_entropy"], "ape": row["mean_entropy"], "rgu": float(rgu[i])}
+                positive, pixels = i < counts[0], int(row["area"])
+                found.append(Suggestion(x, y, positive, float(score[i]), (x0, y0, x1, y1), pixels, **scores))
+        return found
 
     @property
     def _by_table(self) -> bool:

@@ -141,6 +141,35 @@ def test_levels_give_the_same_table_as_the_probabilities_interpolated_from_them(
     assert seen
 
 
+@pytest.mark.usefixtures("small")
+def test_levels_that_are_in_place_are_not_sent_again(host, rng, monkeypatch):
+    """After a click the present levels are those of the step before; both may have the same."""
+    runner = FakeGraphs()
+    of_levels, of_floats = (RegionContext(runner, stretched=kind, backend="cupy") for kind in (True, False))
+    sent = []
+    fill = of_levels.levels._fill
+    monkeypatch.setattr(of_levels.levels, "_fill", lambda slot, levels: (sent.append(levels), fill(slot, levels)))
+    a, b, c, d = (stretched(smooth(rng, 32, 48), 64, 50) for _ in range(4))
+    e = stretched(smooth(rng, 17, 40), 64, 50)
+    valid = np.ones((64, 50), np.bool_)
+    for now, before, new in (
+        (a, None, [a]),
+        (b, a, [b]),
+        (c, b, [c]),
+        (b, a, [a]),  # undone
+        (b, b, []),
+        (d, e, [d, e]),
+        (d, None, []),
+        (e, d, []),
+    ):
+        sent.clear()
+        with runner.active(), torch.inference_mode():
+            got = of_levels(now, before, valid, (0.49, 0.9, 0.4))
+            expected = of_floats(*(s and np.asarray(s) for s in (now, before)), valid, (0.49, 0.9, 0.4))
+        assert np.array_equal(got, expected)
+        assert {id(levels) for levels in sent} == {id(s.levels) for s in new}
+
+
 def test_a_device_interpolates_as_the_host_does(device, rng):
     """All levels there are, and places at the ends and in between."""
     runner = Eager(device)
@@ -151,7 +180,7 @@ def test_a_device_interpolates_as_the_host_does(device, rng):
             assert np.array_equal(now.levels, rows.reshape(128, 256))
             with runner.active(), torch.inference_mode():
                 context(now, None, np.zeros((512, 400), np.bool_), (0.49, 0.9, 0.4))
-                found = context._interpolated()[0, :512, :400].cpu().numpy()
+                found = context.levels.interpolated()[0, :512, :400].cpu().numpy()
             assert np.array_equal(found, np.asarray(now))
 
 
