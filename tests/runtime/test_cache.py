@@ -3,6 +3,7 @@
 import gc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -59,6 +60,20 @@ def test_pictures_make_room_for_each_other():
     assert (boxes(first), boxes(second), boxes(third)) == ([], [], [6])
     del third
     assert budget.nbytes == 0
+
+
+def test_each_device_has_its_own_limit(monkeypatch):
+    """What is kept on a CUDA device takes nothing from the host, nor from another device."""
+    properties = {0: SimpleNamespace(total_memory=1 << 30), 1: SimpleNamespace(total_memory=16384)}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties[device.index])
+    budget = Budget(limit=4096, cuda_limit=8192)
+    caches = [FeatureCache(budget) for _ in range(3)]
+    for cache, device in zip(caches, ("cpu", "cuda:0", "cuda:1"), strict=True):
+        for i in range(10):
+            cache.keep((i, 0, 9, 9), (SimpleNamespace(nbytes=1024, device=torch.device(device)),))
+    assert [len(cache.regions) for cache in caches] == [4, 8, 2]  # the last has an eighth of a small device
+    assert boxes(caches[1]) == [*range(2, 10)]
+    assert budget.nbytes == 14 * 1024
 
 
 def test_many_threads_stay_within_the_limit():
