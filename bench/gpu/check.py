@@ -92,7 +92,7 @@ def steps(out: Path, data: Path | None, mobile_sam: Path | None) -> list[CheckSt
     timings = shlex.quote(f"--benchmark-json={out}/latency_cuda.json")
     return [
         CheckStep("verify", 8, f"bench.gpu.verify {to} --first", least=40),
-        CheckStep("clicks", 12, f"{clicks} --only clicks launches suggestions --sequences 8", least=60),
+        CheckStep("clicks", 12, f"{clicks} --only clicks launches suggestions --sequences 8", least=30),
         CheckStep("masks", 6, f"bench.gpu.masks {to} --first", least=30),
         CheckStep("painting", 4, f"bench.gpu.painting {to} --seconds {{seconds}}", least=20),
         CheckStep("sessions", 4, f"{clicks} --only sessions", least=20),

@@ -164,15 +164,21 @@ def launches(device: str, dry: bool) -> list[dict[str, Any]]:
     side = 64 if dry else SIZE
     engine = Engine(device=device, size=256 if dry else SIZE)
     known, _ = requests(engine, side, 1)
-    kind, name, repeats = ("CPU", "self_cpu_time_total", 2) if dry else ("CUDA", "self_device_time_total", 50)
-    engine.run(known)
+    return [{"size": side, **row} for row in on_device(lambda: engine.run(known), device, 2 if dry else 50)]
+
+
+def on_device(run: Callable[[], Any], device: str, repeats: int) -> list[dict[str, Any]]:
+    """Each kernel and copy that a call starts: how often, and the microseconds of all together."""
+    kind = device.upper()
+    time_of = "self_cpu_time_total" if kind == "CPU" else "self_device_time_total"
+    run()
     with torch.profiler.profile(activities=[getattr(torch.profiler.ProfilerActivity, kind)]) as profile:
         for _ in range(repeats):
-            engine.run(known)
+            run()
     found = [e for e in profile.key_averages() if e.device_type.name == kind]
-    found.sort(key=lambda e: -getattr(e, name))
+    found.sort(key=lambda e: -getattr(e, time_of))
     return [
-        {"size": side, "name": e.key[:160], "per_click": e.count / repeats, "us_per_click": getattr(e, name) / repeats}
+        {"name": e.key[:160], "per_click": e.count / repeats, "us_per_click": getattr(e, time_of) / repeats}
         for e in found
     ]
 
@@ -190,6 +196,9 @@ def suggestions(device: str, dry: bool) -> list[dict[str, Any]]:
         found.append([(s.x, s.y, s.positive, s.region_bbox, s.area) for s in session.suggest(5)])
         out.append({"where": where, **timed(lambda: session.suggest(5), 2 if dry else 50)})
     engine.uncertain_regions = by_device  # type: ignore[method-assign]
+    work = on_device(lambda: session.suggest(5), device, 2 if dry else 20)
+    count, busy = (sum(row[k] for row in work) for k in ("per_click", "us_per_click"))
+    print(f"on the device, suggestions are {count:.0f} launches and copies of {busy:.0f} us together", flush=True)
     taken = []
     for c in islice(on.clicks(1), 1, 3 if dry else 100):
         c = telling(session, c)
@@ -283,9 +292,9 @@ def main() -> None:
                 times = "  ".join(f"{name} {row[f'{name}_ms']:.2f}" for name in ("p50", "p95", "p99"))
                 print(f"{row['rung']:16s} {times} ms  {row['note']}", flush=True)
         if part == "clicks" and "launches" in only:
-            on_device = launches(device, dry)
-            rows.write(out / "launches.csv", on_device, about, replace="size")
-            count, busy = (sum(row[k] for row in on_device) for k in ("per_click", "us_per_click"))
+            there = launches(device, dry)
+            rows.write(out / "launches.csv", there, about, replace="size")
+            count, busy = (sum(row[k] for row in there) for k in ("per_click", "us_per_click"))
             print("stages of a click, ms:", {k: round(v, 3) for k, v in stages(device, dry).items()})
             print(f"on the device, a click is {count:.0f} launches and copies of {busy:.0f} us together", flush=True)
     if "suggestions" in only:

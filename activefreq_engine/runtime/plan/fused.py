@@ -342,20 +342,22 @@ class Aside:
         device (torch.device): where.
     """
 
-    _owned: ClassVar[weakref.WeakValueDictionary[tuple[int | None, int], torch.cuda.Stream]] = (
-        weakref.WeakValueDictionary()
-    )
-    """The second streams in use.  torch hands out 32 of a device in turn, and launches of one stream share counters
-    (`kernels.triton_rows`), so none may belong to two engines.  `graphs.cuda` takes its own from torch's others."""
+    _all: ClassVar[weakref.WeakSet[Aside]] = weakref.WeakSet()
 
     def __init__(self, device: torch.device) -> None:
         self._kept: list[Tensor] = []
         self._stream: torch.cuda.Stream | None = None
-        for _ in range(32 if device.type == "cuda" else 0):
+        for _ in range(
+            32 if device.type == "cuda" else 0
+        ):  # torch has 32 streams of a device, and hands them out in turn
             stream = torch.cuda.Stream(device)
-            if self._owned.setdefault((device.index, stream.cuda_stream), stream) is stream:
+            if not any(other._stream == stream for other in self._all):
                 self._stream = stream
                 break
+        # launches of one stream share counters (`kernels.triton_rows`), so none may belong to two engines.  Engines'
+        # own streams are of torch's other 32, see `graphs.cuda`.  A stream itself must not be weakly referred to: when
+        # it goes, torch 2.11 leaves the reference dangling
+        self._all.add(self)
 
     @contextmanager
     def beside(self, *operands: Tensor) -> Iterator[None]:
