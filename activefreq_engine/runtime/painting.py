@@ -66,7 +66,7 @@ class Painted:
 
 
 class Easel:
-    """Memory on a device in which masks are painted.  All network shapes use it in turn.
+    """Memory on a device in which masks are painted.  All network shapes use it, one after another.
 
     Args:
         batch (int): most masks at a time.

@@ -104,11 +104,11 @@ def test_one_capture_for_each_shape_and_batch_size(model, rng):
     engine.run([request(rng, 32, 64)])
     assert runner.captures == 5
     features = [answer.features] * (BATCHES[-1] + 3)
-    for n, captures in ((2, 1), (3, 1), (4, 0), (5, 1), (8, 0), (11, 0)):
+    for n, captures in ((2, 1), (3, 1), (4, 0), (5, 1), (8, 0), (11, 1), (11, 0)):
         before = runner.captures
         engine.run([request(rng, 64, 96, f) for f in features[:n]])
         assert runner.captures - before == captures, n
-    assert runner.waits == 9 + 2 + 5 + 2
+    assert runner.waits == 9 + 2 + 5 + 2 + 2
 
 
 class StandInFused:
@@ -151,13 +151,35 @@ def test_the_answer_before_stays_on_the_device(model, rng, monkeypatch):
             known[i] = replace(r, previous=a.levels), known[i][1]
         return count
 
-    for _ in range(4):
-        first = request(rng, 32, 64)
-        a, b = ours.run([first])[0], plain.run([first])[0]
-        known.append((StepRequest(None, a.features, a.levels, first.points), b.features))
+    def begin(count: int) -> None:
+        for _ in range(count):
+            first = request(rng, 32, 64)
+            a, b = ours.run([first])[0], plain.run([first])[0]
+            known.append((StepRequest(None, a.features, a.levels, first.points), b.features))
+
+    begin(4)
     assert [click(3), click(3), click(0), click(0), click(3)] == [0, 0, 1, 0, 1]
     assert [click(0, 1), click(0, 1), click(1, 0)] == [2, 0, 2]
     assert [click(2, 1, 0), click(2, 1, 0), click(2, 1), click(2, 1, 0)] == [3, 0, 2, 2]
+    # a large batch takes several turns, each in a context of its own, as long as there are not too many of these
+    begin(20)
+    assert [click(*range(24)), click(*range(24)), click(*range(24))] == [24, 0, 0]
+    assert [click(*range(8)), click(*range(24))] == [0, 0]
+    monkeypatch.setattr(contexts, "TURNS", 2)
+    assert [click(*range(24)), click(*range(24)), click(*range(8, 16))] == [8, 16, 8]
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_turns_have_few_contexts_of_their_own(model, rng, monkeypatch, most):
+    monkeypatch.setattr(contexts, "TURNS_KEPT", most)
+    runner = FakeGraphs()
+    engine = engine_on(model, runner)
+    for h, w in ((32, 64), (64, 32)):
+        features = engine.run([request(rng, h, w)])[0].features
+        for _ in range(2):
+            engine.run([request(rng, h, w, features) for _ in range(24)])
+    assert runner.captures == 2 * 3 + most  # of each shape: prepare, a click, eight clicks
 
 
 def test_few_shapes_are_kept(model, rng, monkeypatch):

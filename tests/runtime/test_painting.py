@@ -81,6 +81,22 @@ def test_a_change_is_written_into_the_mask_before(engine, rng):
     assert not other.painted.alike
 
 
+def test_masks_of_every_turn_of_a_batch_are_known(engine, rng):
+    region = (7, 9, 107, 69)
+    requests = [request(rng, 32, 64) for _ in range(11)]
+    wanted = [PaintRequest(region, limit, None) for limit in middle(engine, requests)]
+    masks = [np.zeros((400, 400), bool) for _ in requests]
+    for k in range(3):
+        asked = [replace(r, points=slots(rng, 32, 64), paint=w) for r, w in zip(requests, wanted, strict=True)]
+        answers = engine.run(asked)
+        for mask, answer, w in zip(masks, answers, wanted, strict=True):
+            assert answer.painted.alike == (k > 0)
+            if answer.painted.changed is not None or not answer.painted.alike:
+                answer.painted.write(mask, answer.painted.changed if answer.painted.alike else region)
+            assert np.array_equal(mask, host(answer, w))
+        wanted = [w._replace(before=answer.painted) for w, answer in zip(wanted, answers, strict=True)]
+
+
 def test_a_session_shows_what_it_would_paint_itself(engine, rng, monkeypatch):
     """Masks, boxes, undo and redo, a restored session; clicks also where they agree, and on another object."""
     image = rng.integers(0, 256, (45, 90, 3), np.uint8)

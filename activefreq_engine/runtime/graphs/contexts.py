@@ -36,6 +36,14 @@ BATCHES = (1, 2, 4, 8)
 """Batch sizes of contexts.  A batch takes the smallest size that holds it; a batch larger than all takes several turns
 of the largest."""
 
+TURNS = 8
+"""So many turns of a large batch of clicks have contexts of their own.  Sessions that click together again, in the same
+order, then find their features, previous answers and painted bits where they left them."""
+
+TURNS_KEPT = 16
+"""Contexts of second and later turns that all network shapes may have together: each holds 26 MB at B0, 384 px and half
+precision.  Where there are so many, further shapes take their turns at one context."""
+
 SHAPES_KEPT = 32
 """Network shapes whose contexts stay in memory: an engine of 512 pixels has 31."""
 
@@ -403,21 +411,33 @@ class Shelf:
 class _Bucket:
     """The contexts of one network shape."""
 
-    def __init__(self, plan: Plan, config: FreqFormerConfig, replayer: Replayer, easel: Easel | None) -> None:
+    def __init__(
+        self, plan: Plan, config: FreqFormerConfig, replayer: Replayer, easel: Callable[[int], Easel | None]
+    ) -> None:
         self.plan, self._config, self._replayer, self._easel = plan, config, replayer, easel
         self._shelf = Shelf()
-        self._made: dict[tuple[type[Context], int], Any] = {}
+        self._made: dict[tuple[type[Context], int, int], Any] = {}
 
     def prepare(self, batch: int) -> PrepareContext:
         return self._get(PrepareContext, batch, lambda: PrepareContext(self.plan, batch, self._replayer))
 
-    def click(self, batch: int, like: PlanFeatures) -> ClickContext:
+    def click(self, batch: int, like: PlanFeatures, turn: int) -> ClickContext:
         radius = self._config.click_radius
         return self._get(
             ClickContext,
             batch,
-            lambda: ClickContext(self.plan, batch, radius, like, self._shelf, self._replayer, self._easel),
+            lambda: ClickContext(self.plan, batch, radius, like, self._shelf, self._replayer, self._easel(turn)),
+            turn,
         )
+
+    def has(self, batch: int, turn: int) -> bool:
+        """Whether there is a click context of this turn."""
+        return (ClickContext, batch, turn) in self._made
+
+    @property
+    def later_turns(self) -> int:
+        """How many contexts there are of second and later turns."""
+        return sum(turn > 0 for _, _, turn in self._made)
 
     def refine(self, batch: int, like: KeptCoarse) -> RefineContext:
         side, radius = self._config.refine_size, self._config.click_radius
@@ -425,10 +445,10 @@ class _Bucket:
             RefineContext, batch, lambda: RefineContext(self.plan, side, batch, radius, like, self._replayer)
         )
 
-    def _get(self, kind: type[Context], batch: int, make: Callable[[], Any]) -> Any:
-        if (kind, batch) not in self._made:
-            self._made[kind, batch] = make()
-        return self._made[kind, batch]
+    def _get(self, kind: type[Context], batch: int, make: Callable[[], Any], turn: int = 0) -> Any:
+        if (kind, batch, turn) not in self._made:
+            self._made[kind, batch, turn] = make()
+        return self._made[kind, batch, turn]
 
 
 class Contexts:
@@ -446,8 +466,8 @@ class Contexts:
         self._replayer = replayer
         self._folded = model.folded()
         self._buckets: OrderedDict[tuple[int, int], _Bucket] = OrderedDict()
-        self._easel: Easel | None = None
-        self._asked = False  # whether it was decided if there is to be one
+        self._easels: list[Easel] = []  # of each turn
+        self._asked = self._right = False  # whether the kernel that paints was tried, and whether it is right
 
     def active(self) -> AbstractContextManager[None]:
         return self._replayer.active()
@@ -471,8 +491,9 @@ class Contexts:
         wanted: Sequence[PaintRequest | None] = (),
     ) -> list[tuple[Found, KeptCoarse | None]]:
         answers: list[tuple[Found, KeptCoarse | None]] = []
-        for part in _parts(len(features)):
-            context = self._bucket(previous[0].shape).click(_batch(part), features[0])
+        for number, part in enumerate(_parts(len(features))):
+            bucket, batch = self._bucket(previous[0].shape), _batch(part)
+            context = bucket.click(batch, features[0], self._turn(number, bucket, batch))
             answers += context(features[part], previous[part], points[part], wanted[part])
         return answers
 
@@ -497,15 +518,24 @@ class Contexts:
         may run beside other calls, unlike everything else."""
         verification.judge(self._folded.questions(height, width))
 
-    def _painting(self) -> Easel | None:
-        """The memory in which masks are painted; None if the kernel is not right on this device: then the session
-        paints.
+    def _turn(self, part: int, bucket: _Bucket, batch: int) -> int:
+        """Which turn's context takes a part of a batch."""
+        turn = part % TURNS
+        if turn == 0 or bucket.has(batch, turn):
+            return turn
+        return turn if sum(b.later_turns for b in self._buckets.values()) < TURNS_KEPT else 0
+
+    def _painting(self, turn: int) -> Easel | None:
+        """The memory in which a turn's masks are painted; None if the kernel is not right on this device: then the
+        session paints.
         """
         if not self._asked:
-            self._asked = True
-            if paints(self._replayer.device, WORDS):
-                self._easel = Easel(BATCHES[-1], self._replayer.device)
-        return self._easel
+            self._asked, self._right = True, paints(self._replayer.device, WORDS)
+        if not self._right:
+            return None
+        while len(self._easels) <= turn:
+            self._easels.append(Easel(BATCHES[-1], self._replayer.device))
+        return self._easels[turn]
 
     @property
     def replayer(self) -> Replayer:
@@ -516,7 +546,7 @@ class Contexts:
         height, width = shape
         bucket = self._buckets.pop((height, width), None)
         if bucket is None:
-            bucket = _Bucket(self._folded.plan(height, width), self.model.config, self._replayer, self._painting())
+            bucket = _Bucket(self._folded.plan(height, width), self.model.config, self._replayer, self._painting)
         self._buckets[height, width] = bucket
         if len(self._buckets) > SHAPES_KEPT:
             self._buckets.popitem(last=False)
