@@ -13,6 +13,7 @@ from torch import Tensor
 from activefreq_engine.runtime.painting import Painted
 
 ONE = 65535
+_STRIP = 64  # rows interpolated at once
 
 
 class Found(NamedTuple):
@@ -58,8 +59,9 @@ class Stretched:
         return len(self.rows[0]), len(self.columns[0])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.float32]:
-        rows = interpolate(probabilities(self.levels), *self.rows)
-        return interpolate(rows.T, *self.columns).T.astype(dtype or np.float32, copy=False)
+        out = np.empty(self.shape, np.float32)
+        stretch(probabilities(self.levels), self.rows, self.columns, out)
+        return out.astype(dtype or np.float32, copy=False)
 
 
 def write(logits: Tensor, out: Levels) -> None:
@@ -85,6 +87,16 @@ def interpolate(values: NDArray[np.float32], low: NDArray[np.intp], weight: NDAr
     out *= weight[:, None]
     out += start
     return out
+
+
+def stretch(values: NDArray[np.float32], rows: Between, columns: Between, out: NDArray[np.float32]) -> None:
+    """Write into `out` `[h, w]` what lies between the values `[a, b]`, first between their rows, then between columns.
+    A strip at a time, so that what is used for it stays in the processor's cache."""
+    low, weight = rows
+    for top in range(0, len(low), _STRIP):
+        part = slice(top, top + _STRIP)
+        strip = interpolate(values, low[part], weight[part])
+        out[part] = interpolate(np.ascontiguousarray(strip.T), *columns).T
 
 
 def probabilities(values: NDArray[np.uint16] | NDArray[np.float32]) -> NDArray[np.float32]:

@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from activefreq_engine.kernels.region_stats import binary_entropy
-from activefreq_engine.runtime.levels import ONE, Between, Stretched, probabilities
+from activefreq_engine.runtime.levels import ONE, Between, Stretched, probabilities, stretch
 from activefreq_engine.session.boxes import bbox_from_sides, mask_bbox, to_pixels, union
 from activefreq_engine.session.packed_mask import PackedMask
 from activefreq_engine.session.painter import Painter, limit
 from activefreq_engine.session.prompts import Drawn, Mark, enforce, pixel_box
-from activefreq_engine.session.zoom import interpolate, neighbours, resize
+from activefreq_engine.session.zoom import neighbours, resize
 from activefreq_engine.types import Box, Click
 
 _MOST_LAYERS = 16  # one for each view that the user looked at; if there are more, the older half becomes one layer
@@ -235,8 +235,7 @@ class Canvas:
             columns, horizontally = _along(box[0], box[2], width, x0, x1, w)
             part = out[rows, columns]
             if part.size:
-                values = interpolate(layer.shrunk(h, w), *vertically)
-                part[...] = interpolate(values.T, *horizontally).T
+                stretch(layer.shrunk(h, w), vertically, horizontally, part)
         if self.fixed is not None:
             crop = self.fixed.bool_rows(self.fixed.rows(), box[1], box[3])[:, box[0] : box[2]]
             given = resize(crop.astype(np.uint8) * np.uint8(255), height, width).astype(np.float32) / np.float32(255)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from activefreq_engine import BoxPrompt, Click
-from activefreq_engine.runtime.levels import Stretched
+from activefreq_engine.runtime.levels import Stretched, stretch
 from activefreq_engine.session import boxes, zoom
 from activefreq_engine.session.boxes import mask_bbox
 from activefreq_engine.session.canvas import Canvas, Layer, PackedMask, changed_bbox, merge
@@ -204,6 +204,18 @@ def test_sample_of_the_same_grid_is_exact(rng):
     canvas = Canvas(400, 900, 0.49, (Layer.of((11, 30, 700, 290), probs),))
     assert np.array_equal(canvas.sample((11, 30, 700, 290), 96, 256), canvas_values(canvas.layers[0]))
     assert np.abs(canvas.sample((11, 30, 700, 290), 96, 256) - probs).max() < 1e-5
+
+
+def test_strips_are_interpolated_as_the_whole_is(rng):
+    values = rng.random((40, 70), np.float32)
+    for h, w in ((1, 1), (64, 90), (65, 3), (200, 70)):
+        rows, columns = (
+            zoom.neighbours(np.sort(rng.uniform(-1, n, m)), n) for n, m in zip(values.shape, (h, w), strict=True)
+        )
+        out = np.full((h + 2, w + 1), np.nan, np.float32)[1:-1, 1:]
+        stretch(values, rows, columns, out)
+        expected = zoom.interpolate(zoom.interpolate(values, *rows).T, *columns).T
+        assert np.array_equal(out, expected)
 
 
 def test_a_grid_is_what_is_sampled(rng):
