@@ -229,6 +229,8 @@ def test_a_session_sends_levels_where_the_grid_is_finer(rng, monkeypatch):
     """And suggests the same, bit by bit, as with the probabilities that the host interpolates from them."""
     engine = Engine(device="cpu", precision="fp32")
     engine._executor = Contexts(engine._executor.model, Eager(torch.device("cpu")))
+    asked, holding = [], engine._executor.holding
+    monkeypatch.setattr(engine._executor, "holding", lambda levels: asked.append(holding(levels)) or asked[-1])
     with Session(engine=engine, acselect=AcSelect(min_area=1, min_radius=0), refine=False, zoom=False) as session:
         session.set_image(rng.integers(0, 256, (470, 610, 3), np.uint8))
         for x in (400, 150):
@@ -242,3 +244,10 @@ def test_a_session_sends_levels_where_the_grid_is_finer(rng, monkeypatch):
                 assert session.suggest(500) == got
                 patch.setattr(engine, "uncertain_regions", lambda *_: None)
                 same(got, session.suggest(500))
+        assert [there is not None for there in asked] == [True, True]  # an answer is on the device until the next click
+        with Session(engine=engine, refine=False, zoom=False) as other:
+            other.set_image(np.zeros((470, 610, 3), np.uint8))
+            other.click(9, 9)
+        engine._regions = None
+        assert session.suggest(500) == got
+        assert [there is not None for there in asked] == [True, True, False, False]

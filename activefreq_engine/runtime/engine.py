@@ -352,7 +352,7 @@ class Engine:
 
         def work() -> None:
             if self._regions is None:
-                self._regions = regions.Regions(executor.replayer)
+                self._regions = regions.Regions(executor.replayer, executor.holding)
             found.append(self._regions(probs, before, valid, rules))
 
         self._alone(work, None)

@@ -48,10 +48,10 @@ def _away_from(marks: Sequence[Mark], box: Box, height: int, width: int, bounds:
         if isinstance(mark, Drawn) and mark.decides:
             valid &= ~area_on(mark, box, height, width, bounds)
     for c in disks(marks, box, height, width):
-        u, v = (int(p) for p in boxes.to_network(int(c.x) + 0.5, int(c.y) + 0.5, box, height, width))
+        x, y = boxes.to_network(int(c.x) + 0.5, int(c.y) + 0.5, box, height, width)
+        u, v = int(x), int(y)
         if 0 <= u < width and 0 <= v < height:
-            away = AWAY
-            valid[max(0, v - away) : v + away + 1, max(0, u - away) : u + away + 1] = False
+            valid[max(0, v - AWAY) : v + AWAY + 1, max(0, u - AWAY) : u + AWAY + 1] = False
     return valid
 
 

@@ -185,16 +185,22 @@ class StandInEngine(Engine):
     def __init__(self, case: Case) -> None:
         super().__init__(torch.nn.Identity(), "cpu", size=SIZE, plan=False)
         self._executor = self.answers = StandInExecutor(case)
-        self._found = Regions(Still())
+        self._found = Regions(Still(), self._holding)
+        self._somewhere = False
 
     def uncertain_regions(self, *given: Any) -> NDArray[np.float64]:
         found: list[NDArray[np.float64]] = []
         self._alone(lambda: found.append(self._found(*given)), None)
         for context in self._found.made.values():
-            if context.levels is not None:  # what is sent there costs a call and no time, as on a device
+            if context.levels is not None:  # what is copied there costs a call and no time, as on a device
                 slots = context.levels.slots.tensors
                 slots["levels"] = slots["levels"].to("meta")
+                self._somewhere = True
         return found[0]
+
+    def _holding(self, levels: NDArray[np.uint16]) -> torch.Tensor | None:
+        """The answer on the device."""
+        return torch.empty(levels.shape, dtype=torch.uint16, device="meta") if self._somewhere else None
 
 
 def piece() -> int:

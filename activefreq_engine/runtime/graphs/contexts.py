@@ -198,6 +198,12 @@ class _Outbox:
         """The boxes, on the device and on the host, int32 `[B, 8]` as `kernels.mask_bits` writes them."""
         return self._transfer.tensors["found"], self._transfer.arrays["found"]
 
+    def holding(self, values: NDArray[np.uint16]) -> Tensor | None:
+        """The row that `read` returned as these very levels, on the device, if it still holds them."""
+        rows = (k for k, given in enumerate(self.given) if given is not None and given() is values)
+        row = next(rows, None)
+        return None if row is None else self._transfer.tensors["levels"][row]
+
     def fetch(self) -> None:
         """Start the copy of everything to the host."""
         self._transfer.fetch()
@@ -296,6 +302,10 @@ class ClickContext(Context):
         for k, request in painted.items():
             found[k] = found[k]._replace(painted=self._painted(k, request, asked[k]))
         return list(zip(found, coarse, strict=True))
+
+    def holding(self, values: NDArray[np.uint16]) -> Tensor | None:
+        """Levels that an earlier call returned, uint16 `[h, w]` on the device, if they are still there."""
+        return self._outbox.holding(values)
 
     def _ask(self, wanted: Sequence[PaintRequest | None]) -> tuple[dict[int, PaintRequest], NDArray[np.int32]]:
         """The requests that will be painted, by row, and a copy of what is asked of `kernels.mask_bits`."""
@@ -445,6 +455,14 @@ class _Bucket:
             RefineContext, batch, lambda: RefineContext(self.plan, side, batch, radius, like, self._replayer)
         )
 
+    def holding(self, values: NDArray[np.uint16]) -> Tensor | None:
+        """The same levels on the device, if a click context still holds them."""
+        for context in self._made.values():
+            found = context.holding(values) if isinstance(context, ClickContext) else None
+            if found is not None:
+                return found
+        return None
+
     def _get(self, kind: type[Context], batch: int, make: Callable[[], Any], turn: int = 0) -> Any:
         if (kind, batch, turn) not in self._made:
             self._made[kind, batch, turn] = make()
@@ -524,6 +542,11 @@ class Contexts:
         if turn == 0 or bucket.has(batch, turn):
             return turn
         return turn if sum(b.later_turns for b in self._buckets.values()) < TURNS_KEPT else 0
+
+    def holding(self, values: NDArray[np.uint16]) -> Tensor | None:
+        """Levels of an answer, uint16 `[h, w]` on the device, if they are still there; until the next click."""
+        bucket = self._buckets.get((values.shape[0], values.shape[1]))
+        return None if bucket is None else bucket.holding(values)
 
     def _painting(self, turn: int) -> Easel | None:
         """The memory in which a turn's masks are painted; None if the kernel is not right on this device: then the

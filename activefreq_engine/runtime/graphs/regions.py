@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,17 @@ CAPACITY = 1024
 Grid = NDArray[np.float32] | Stretched
 
 
+Holding = Callable[[NDArray[np.uint16]], Tensor | None]
+
+
 class _Levels:
     """Levels of two steps on the device, and their interpolation onto the grid.
 
     After the next click the levels of the present step are those of the step before: they stay in place.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, holding: Holding) -> None:
+        self._holding = holding
         side = SUGGESTION_SIDE
         self.slots = Transfer(device, levels=((2, side, side), torch.uint16))
         """Room for the levels of two steps."""
@@ -53,7 +57,8 @@ class _Levels:
         self._sent.send()
         sent = self._sent.tensors
         # by a number of the host's a device does not divide: it multiplies by the reciprocal, which rounds twice
-        values = (self.slots.tensors["levels"].float() / self._one).index_select(0, sent["slot"])
+        values = self.slots.tensors["levels"].to(torch.int32).to(torch.float32) / self._one
+        values = values.index_select(0, sent["slot"])
         for axis, alike in ((0, (2, -1, 1)), (1, (2, 1, -1))):
             low, high, weight = (sent[name][:, axis].view(alike) for name in ("low", "high", "weight"))
             start = values.gather(1 + axis, low.expand_as(values))
@@ -76,9 +81,13 @@ class _Levels:
     def _fill(self, slot: int, levels: NDArray[np.uint16]) -> None:
         h, w = levels.shape
         self._held[slot] = None  # until they are there
-        rows = self.slots.arrays["levels"][slot, :h]
-        rows[:, :w] = levels
-        self.slots.tensors["levels"][slot, :h].copy_(torch.from_numpy(rows), non_blocking=True)
+        place, there = self.slots.tensors["levels"][slot, :h], self._holding(levels)
+        if there is not None:
+            place[:, :w].view(torch.int16).copy_(there.view(torch.int16))  # not all of torch knows uint16
+        else:
+            rows = self.slots.arrays["levels"][slot, :h]
+            rows[:, :w] = levels
+            place.copy_(torch.from_numpy(rows), non_blocking=True)
         self._held[slot] = weakref.ref(levels)
 
     def _place(self, step: int, rows: Between, columns: Between) -> None:
@@ -103,13 +112,17 @@ class RegionContext(Context):
         stretched (bool): whether probabilities go to the device as the levels that they are interpolated from. That is
             an eighth of the bytes after a click, and the interpolation is the device's.
         backend (str): of the operators, see `kernels.dispatch`. Default: "auto".
+        holding (callable): gives levels, uint16 `[h, w]`, as a tensor where the device has them, else None. Default:
+            it has none.
     """
 
-    def __init__(self, replayer: Replayer, stretched: bool, backend: str = "auto") -> None:
+    def __init__(
+        self, replayer: Replayer, stretched: bool, backend: str = "auto", holding: Holding = lambda _: None
+    ) -> None:
         super().__init__(replayer)
         grid = (SUGGESTION_SIDE, SUGGESTION_SIDE)  # a smaller one lies in its corner; nothing is found around it
         self._backend = backend
-        self.levels = _Levels(replayer.device) if stretched else None
+        self.levels = _Levels(replayer.device, holding) if stretched else None
         """The levels on the device, where probabilities come as levels."""
         floats = {} if stretched else {"probs": ((2, *grid), torch.float32)}
         self._transfer = Transfer(replayer.device, **floats, valid=(grid, torch.bool), rules=((4,), torch.float64))
@@ -163,10 +176,11 @@ class Regions:
 
     Args:
         replayer (Replayer): how work is run, and where.
+        holding (callable): as for `RegionContext`.
     """
 
-    def __init__(self, replayer: Replayer) -> None:
-        self._replayer = replayer
+    def __init__(self, replayer: Replayer, holding: Holding = lambda _: None) -> None:
+        self._replayer, self._holding = replayer, holding
         self.made: dict[bool, RegionContext] = {}
         """By whether they take `Stretched`."""
 
@@ -176,5 +190,5 @@ class Regions:
         """As `RegionContext`; each of the two steps is of either kind."""
         stretched = isinstance(probs, Stretched) and (before is None or isinstance(before, Stretched))
         if stretched not in self.made:
-            self.made[stretched] = RegionContext(self._replayer, stretched)
+            self.made[stretched] = RegionContext(self._replayer, stretched, holding=self._holding)
         return self.made[stretched](probs, before, valid, rules)
