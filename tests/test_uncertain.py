@@ -170,10 +170,15 @@ def test_levels_that_are_in_place_are_not_sent_again(host, rng, monkeypatch):
         assert {id(levels) for levels in sent} == {id(s.levels) for s in new}
 
 
-def test_a_device_interpolates_as_the_host_does(device, rng):
-    """All levels there are, and places at the ends and in between."""
-    runner = Eager(device)
-    context = RegionContext(runner, stretched=True, backend="reference" if device.type == "cpu" else "auto")
+@pytest.mark.parametrize("default", [torch.float32, torch.float64], ids=str)
+def test_a_device_interpolates_as_the_host_does(device, rng, default):
+    """All levels there are, and places at the ends and in between, whatever floats the program around works with."""
+    runner, before = Eager(device), torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        context = RegionContext(runner, stretched=True, backend="reference" if device.type == "cpu" else "auto")
+    finally:
+        torch.set_default_dtype(before)
     for values in (np.arange(65536), rng.permutation(65536)):
         for rows in (values[:32768], values[32768:]):
             now = stretched(rows.reshape(128, 256) / 65535, 512, 400)

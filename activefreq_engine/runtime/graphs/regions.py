@@ -49,7 +49,7 @@ class _Levels:
         """Of each step: its slot, and its places."""
         self._places: list[tuple[Between, Between] | None] = [None, None]
         """The places of each step that are in `_sent`."""
-        self._one = torch.full((1,), float(ONE), device=device)
+        self._one = torch.full((1,), float(ONE), dtype=torch.float32, device=device)
 
     def interpolated(self) -> Tensor:
         """float32 `[2, side, side]`: what `np.asarray` makes of the `Stretched` of both steps, in the corner.  Each
