@@ -1,8 +1,12 @@
 """Which networks have a click by fused kernels, and the click itself in Triton's interpreter."""
 
+import contextlib
+import gc
+import itertools
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,7 @@ from activefreq_engine.kernels.norm_linear import norm_linear
 
 from activefreq_engine import create_model
 from activefreq_engine.runtime.plan import Folded
-from activefreq_engine.runtime.plan.fused import OPS, shares
+from activefreq_engine.runtime.plan.fused import OPS, Aside, shares
 
 FILE = Path(__file__).parent / "on_device" / "test_fused_click.py"
 
@@ -73,3 +77,45 @@ def test_shares_depend_on_channels_alone():
         for tiles in (9, 36, 144):
             share = channels / shares(channels, tiles, 16)
             assert share == channels or (share >= 16 and share in (16, 32, 64, 128, 256))
+
+
+def test_no_two_engines_have_one_second_stream(monkeypatch, caplog):
+    """torch hands out the same few streams again and again; launches of one stream share counters."""
+    handles = itertools.cycle(range(3))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: ("stream", next(handles)))
+    device = torch.device("cuda", 0)
+    held = [Aside(device) for _ in range(3)]
+    assert len({aside._stream for aside in held}) == 3
+    with caplog.at_level("INFO"):
+        assert Aside(device)._stream is None
+    assert "no stream of cuda:0 is free" in caplog.text
+    gone = held.pop()._stream
+    gc.collect()
+    assert Aside(device)._stream == gone
+
+
+def test_what_runs_aside_waits_for_its_operands_and_is_waited_for(monkeypatch):
+    told = []
+
+    class Stream:
+        device = torch.device("cuda", 0)
+
+        def __init__(self, name):
+            self.name = name
+
+        def wait_stream(self, other):
+            told.append(f"{self.name} waits for {other.name}")
+
+    main = Stream("main")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("second"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext(told.append(f"on {stream.name}")))
+    aside, operand = Aside(Stream.device), torch.zeros(1)
+    alive = weakref.ref(operand)
+    with aside.beside(operand):
+        told.append("work")
+    del operand
+    assert alive() is not None  # its memory is not given to what runs beside
+    aside.join()
+    assert told == ["second waits for main", "on second", "work", "main waits for second"]
+    assert alive() is None

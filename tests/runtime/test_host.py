@@ -1,6 +1,8 @@
 """What the program around the engine has set is its own, and changes no answer."""
 
 import contextlib
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -91,3 +93,34 @@ def test_pictures_at_the_ends_of_their_type(host: str) -> None:
         assert load_image(wild).std() > 30  # two hot pixels of 2,000 move no percentile
         assert load_image(half).std() > 30
         assert load_image(np.array([[-1.7e308, 0, 1.7e308]])).tolist() == [[0, 128, 255]]
+
+
+@pytest.mark.parametrize("set_before", [None, "new", "old"])
+def test_captures_in_float32_leave_the_hosts_settings_as_they_were(set_before):
+    """torch has two ways to say whether convolutions may be rounded to TF32, and refuses one after the other."""
+    program = f"""
+import torch
+new = hasattr(getattr(torch.backends.cudnn, "conv", None), "fp32_precision")
+if {set_before!r} == "new" and new:
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+elif {set_before!r} == "old":
+    torch.backends.cudnn.allow_tf32 = False
+from activefreq_engine.runtime.graphs.cuda import convolutions_in_full
+
+def exact():
+    return torch.backends.cudnn.conv.fp32_precision == "ieee" if new else not torch.backends.cudnn.allow_tf32
+
+def settings():
+    return torch.backends.cudnn.conv.fp32_precision if new else None, torch.backends.cudnn.allow_tf32
+
+before = settings()
+try:
+    with convolutions_in_full():
+        assert exact()
+        raise KeyError
+except KeyError:
+    pass
+assert settings() == before, (settings(), before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

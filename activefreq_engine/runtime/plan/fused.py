@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -343,21 +344,27 @@ class Aside:
     """
 
     _all: ClassVar[weakref.WeakSet[Aside]] = weakref.WeakSet()
+    _choosing: ClassVar = threading.Lock()
 
     def __init__(self, device: torch.device) -> None:
         self._kept: list[Tensor] = []
         self._stream: torch.cuda.Stream | None = None
-        for _ in range(
-            32 if device.type == "cuda" else 0
-        ):  # torch has 32 streams of a device, and hands them out in turn
-            stream = torch.cuda.Stream(device)
-            if not any(other._stream == stream for other in self._all):
-                self._stream = stream
-                break
-        # launches of one stream share counters (`kernels.triton_rows`), so none may belong to two engines.  Engines'
-        # own streams are of torch's other 32, see `graphs.cuda`.  A stream itself must not be weakly referred to: when
-        # it goes, torch 2.11 leaves the reference dangling
-        self._all.add(self)
+        if device.type == "cuda":
+            self._choose(device)
+
+    def _choose(self, device: torch.device) -> None:
+        """Take a stream that no other engine has, if there is one: launches of one stream share counters
+        (`kernels.triton_rows`).  Engines' own streams are of another kind, see `graphs.cuda`."""
+        with self._choosing:
+            # a stream itself must not be weakly referred to: when it goes, torch 2.11 leaves the reference dangling
+            taken = [other._stream for other in self._all]
+            for _ in range(32):  # torch has so many of a device, and hands them out in turn
+                stream = torch.cuda.Stream(device)
+                if stream not in taken:
+                    self._stream = stream
+                    self._all.add(self)
+                    return
+        _log.info("Freq blocks run after each other: no stream of %s is free for them", device)
 
     @contextmanager
     def beside(self, *operands: Tensor) -> Iterator[None]:
