@@ -25,7 +25,7 @@ Grid = NDArray[np.float32] | Stretched
 Holding = Callable[[NDArray[np.uint16]], Tensor | None]
 
 
-class _Levels:
+class _Stretcher:
     """Levels of two steps on the device, and their interpolation onto the grid.
 
     After the next click the levels of the present step are those of the step before: they stay in place.
@@ -122,7 +122,7 @@ class RegionContext(Context):
         super().__init__(replayer)
         grid = (SUGGESTION_SIDE, SUGGESTION_SIDE)  # a smaller one lies in its corner; nothing is found around it
         self._backend = backend
-        self.levels = _Levels(replayer.device, holding) if stretched else None
+        self.levels = _Stretcher(replayer.device, holding) if stretched else None
         """The levels on the device, where probabilities come as levels."""
         floats = {} if stretched else {"probs": ((2, *grid), torch.float32)}
         self._transfer = Transfer(replayer.device, **floats, valid=(grid, torch.bool), rules=((4,), torch.float64))
