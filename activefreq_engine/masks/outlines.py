@@ -255,8 +255,11 @@ def _spans(rings: list[NDArray[np.float64]], owner: NDArray[np.int64]) -> tuple[
 
 def _crossings(start: NDArray[np.float64], end: NDArray[np.float64]) -> tuple[NDArray[np.int64], ...]:
     """(edge, row, first column right of the edge) wherever an edge crosses the line through the centres of a row."""
-    top = np.ceil(np.minimum(start[:, 1], end[:, 1]) - 0.5).astype(np.int64)  # rows whose centre the edge passes
-    count = np.ceil(np.maximum(start[:, 1], end[:, 1]) - 0.5).astype(np.int64) - top
+    # from its upper end, so that an edge and the same one backwards cross in the same column, also through a centre
+    downwards = (start[:, 1] <= end[:, 1])[:, None]
+    start, end = np.where(downwards, start, end), np.where(downwards, end, start)
+    top = np.ceil(start[:, 1] - 0.5).astype(np.int64)  # rows whose centre the edge passes
+    count = np.ceil(end[:, 1] - 0.5).astype(np.int64) - top
     edge = np.repeat(np.arange(len(start)), count)
     rows = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + top[edge]
     slope = (end[edge, 0] - start[edge, 0]) / (end[edge, 1] - start[edge, 1])

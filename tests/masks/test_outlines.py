@@ -74,6 +74,13 @@ def test_every_format_brings_the_mask_back(mask):
     assert whole.all()
 
 
+def test_a_path_there_and_back_through_the_centre_of_a_pixel_adds_nothing():
+    """The way from the first corner of the mask to that of the hole passes (14.5, 6.5)."""
+    mask = np.ones((15, 29), np.bool_)
+    mask[0, 0] = mask[13, 27] = False
+    assert np.array_equal(masks.from_yolo(masks.to_yolo(mask), *mask.shape)[1], mask)
+
+
 def test_coco_annotation(rng):
     mask = blobs(rng)
     rle = masks.to_coco_annotation(mask, image_id=3, category_id=4, annotation_id=5)
