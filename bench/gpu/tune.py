@@ -115,15 +115,15 @@ def tried(wanted: list[Way], kind: str, workers: int) -> Iterator[tuple[Way, str
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def launched(way: Way, machine: Machine) -> float:
+def launched(way: Way, machine: Machine, launches: int = CHAIN) -> float:
     """Microseconds of one launch within a graph of many, on inputs that are in the device's cache, as in a click."""
     call = way.call(way.drawn(machine.device))
 
     def chain() -> None:
-        for _ in range(CHAIN):
+        for _ in range(launches):
             call.run()
 
-    return machine.measure(machine.graph(chain)[0], seconds=0.05).median / CHAIN
+    return machine.measure(machine.graph(chain)[0], seconds=0.05).median / launches
 
 
 def main() -> None:
@@ -136,7 +136,7 @@ def main() -> None:
     dry, end = arguments.dry_run, time.monotonic() + arguments.seconds
     if dry:
         interpret()
-    wanted = [way for way in ways(64 if dry else SIZE) if way.op in arguments.only]
+    wanted = [way for way in ways(32 if dry else SIZE) if way.op in arguments.only]
     wanted = [way for way in wanted if way.op == "norm_linear" and way.present][:1] if dry else wanted
     machine, kind = Machine("cpu" if dry else "cuda"), "cpu" if dry else "cuda"
     about, found, ready = machine.describe(), [], []
@@ -147,7 +147,7 @@ def main() -> None:
     for way, wrong in tqdm(ready, desc="time", unit="kernel"):
         if time.monotonic() > end:
             break
-        us = float("nan") if wrong else launched(way, machine)
+        us = float("nan") if wrong else launched(way, machine, 1 if dry else CHAIN)
         key = f"{way.op} {way.size} /{way.splits} {way.warps} warps"
         shape = {"op": way.op, "size": way.size, "splits": way.splits, "warps": way.warps}
         found.append({"key": key, **shape, "present": way.present, "times": way.times, "us": us, "note": wrong})
