@@ -10,14 +10,11 @@ other: where the error falls, the op is to blame.
 """
 
 import argparse
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from activefreq_engine.kernels.dispatch import ENVIRONMENT_VARIABLE
 from PIL import Image
 
 from activefreq_engine import Engine
@@ -26,6 +23,7 @@ from activefreq_engine.runtime.engine import SIZES, StepAnswer, StepRequest
 from activefreq_engine.runtime.plan import PRECISIONS
 from activefreq_engine.runtime.plan.fused import OPS
 from bench.gpu.masks import IMAGES
+from bench.speed.ladder import Rung
 
 Turn = tuple[StepRequest, StepAnswer]
 """A click, and the CPU's answer in float32."""
@@ -64,18 +62,6 @@ def errors(here: Engine, judge: Engine, clicked: Sequence[Turn]) -> dict[str, fl
     return {name: float(np.max(values)) for name, values in found.items()}  # which keeps NaN
 
 
-@contextmanager
-def backends(value: str) -> Iterator[None]:
-    before = os.environ.get(ENVIRONMENT_VARIABLE)
-    os.environ[ENVIRONMENT_VARIABLE] = value
-    try:
-        yield
-    finally:
-        os.environ.pop(ENVIRONMENT_VARIABLE)
-        if before is not None:
-            os.environ[ENVIRONMENT_VARIABLE] = before
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="freqformer_b0", help="a shipped model or a checkpoint")
@@ -95,7 +81,7 @@ def main() -> None:
         **{f"{op} by its reference": f"{op}=reference" for op in ops},
     }
     for name, value in ways.items():
-        with backends(value):
+        with Rung(name, backend=value).backend_chosen():
             here = Engine(arguments.model, device=device, precision=arguments.precision, size=arguments.size)
             found = errors(here, judge, clicked)
         print(f"{name:36s}", *(f"{part} {error:.1e}" for part, error in found.items()), flush=True)
