@@ -200,12 +200,15 @@ def suggestions(device: str, dry: bool) -> list[dict[str, Any]]:
     count, busy = (sum(row[k] for row in work) for k in ("per_click", "us_per_click"))
     print(f"on the device, suggestions are {count:.0f} launches and copies of {busy:.0f} us together", flush=True)
     taken = []
-    for c in islice(on.clicks(1), 1, 3 if dry else 100):
-        c = telling(session, c)
-        start = time.perf_counter()
-        session.click(c.x, c.y, c.positive)
-        session.suggest(5)
-        taken.append(1e3 * (time.perf_counter() - start))
+    for seed in range(1 if dry else 6):
+        session.reset()
+        for number, c in enumerate(islice(on.clicks(seed), ladder.CLICKS)):
+            c = telling(session, c)
+            start = time.perf_counter()
+            session.click(c.x, c.y, c.positive)
+            session.suggest(5)
+            if number >= SETTLED + (0 if dry else 1):  # until then the step before lies elsewhere
+                taken.append(1e3 * (time.perf_counter() - start))
     out.append({"where": BOTH, **in_ms(ClickTimes.of(taken))})
     note = "" if found[0] == found[1] else f"no time: {found[0]} on the device, {found[1]} on the host"
     return [{**row, "note": note} for row in out]
