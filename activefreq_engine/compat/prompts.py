@@ -42,11 +42,14 @@ Extent = tuple[int, int]
 """Width and height, in pixels of the picture, of what the low-resolution logits cover, from its corner (0, 0) on."""
 
 
-def open_picture(image: NDArray[np.uint8], engine: Engine) -> Picture:
-    """A picture to ask for masks in; the engine looks at it once, so that the prompts need not wait for that."""
-    picture = Picture(image, None, SessionSettings(THRESHOLD, zoom=True, refine=True))
+def open_picture(image: NDArray[np.uint8]) -> Picture:
+    """A picture to ask for masks in."""
+    return Picture(image, None, SessionSettings(THRESHOLD, zoom=True, refine=True))
+
+
+def prepare(engine: Engine, picture: Picture) -> None:
+    """Let the engine look at a whole picture, so that a first click need not wait for that later."""
     prepare_next(engine, picture, Scene.of(picture).blank)
-    return picture
 
 
 def read_points(picture: Picture, coords: Any, labels: Any) -> tuple[Click, ...]:

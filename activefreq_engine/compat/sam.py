@@ -113,7 +113,7 @@ class Sam:
         """
         found = []
         for item in batched_input:
-            predictor = SamPredictor(self)
+            predictor = AtOncePredictor(self)
             predictor.set_torch_image(item["image"][None], item["original_size"])
             masks, scores, low = predictor.predict_torch(
                 item.get("point_coords"),
@@ -157,6 +157,8 @@ class _Predictor(ABC):
     """What both predictors share: they hold pictures, and answer prompts in pixels of a picture with masks."""
 
     mask_threshold = 0.0
+    _prepares = True
+    """Whether the network looks at a picture before the first prompt comes."""
 
     def __init__(self, sam_model: Sam | Engine | str | None = None) -> None:
         self.model = sam_model if isinstance(sam_model, Sam) else Sam(sam_model)
@@ -169,7 +171,6 @@ class _Predictor(ABC):
         """Where the network runs."""
         return self.model.device
 
-    @typed
     def get_image_embedding(self) -> Tensor:
         """SAM's embedding of the picture, which does not exist here.
 
@@ -186,7 +187,10 @@ class _Predictor(ABC):
         """Where the low-resolution mask of a picture lies."""
 
     def _open(self, images: Sequence[NDArray[np.uint8]], sizes: Sequence[tuple[int, int]] | None = None) -> None:
-        self._pictures = [prompts.open_picture(image, self.model.engine) for image in images]
+        pictures = [prompts.open_picture(image) for image in images]
+        for picture in pictures if self._prepares else ():
+            prompts.prepare(self.model.engine, picture)
+        self._pictures = pictures
         self._sizes = [p.shape for p in self._pictures] if sizes is None else list(sizes)
 
     def _opened(self, index: int = 0) -> Picture:
@@ -370,6 +374,13 @@ class SamPredictor(_Predictor):
 
     def _extent(self, picture: Picture) -> Extent:
         return (max(picture.shape),) * 2
+
+
+class AtOncePredictor(SamPredictor):
+    """A `SamPredictor` for prompts that come together with the picture.  It does not let the network look at the whole
+    picture first: a box is answered from its surroundings alone."""
+
+    _prepares = False
 
 
 class SAM2ImagePredictor(_Predictor):

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from activefreq_engine import masks
-from activefreq_engine.compat import SamPredictor
-from activefreq_engine.compat.sam import Sam
+from activefreq_engine.compat.sam import AtOncePredictor, Sam
 from activefreq_engine.serve.errors import ServeError
 from activefreq_engine.serve.recent import Recent
 from activefreq_engine.serve.sessions import Sessions
@@ -50,8 +49,8 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
     """Add the protocol's routes to an application."""
     sam = Sam(sessions.engine)
 
-    def opened(image: NDArray[np.uint8]) -> tuple[SamPredictor, threading.Lock]:
-        predictor = SamPredictor(sam)
+    def opened(image: NDArray[np.uint8]) -> tuple[AtOncePredictor, threading.Lock]:
+        predictor = AtOncePredictor(sam)
         predictor.set_image(image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2))
         return predictor, threading.Lock()
 

@@ -31,6 +31,9 @@ from activefreq_engine.compat import (
     prompts,
     sam_model_registry,
 )
+from activefreq_engine.compat.sam import AtOncePredictor, Sam
+from activefreq_engine.session import zoom
+from tests.session.fakes import SquareModel
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -313,3 +316,36 @@ def test_bgr_and_models_of_ours(engine: Engine, rng: np.random.Generator) -> Non
     bgr.set_image(image[..., ::-1], image_format="BGR")
     point = np.array([[x, y]]), np.array([1])
     np.testing.assert_array_equal(rgb.predict(*point)[0], bgr.predict(*point)[0])
+
+
+def test_a_box_that_comes_with_its_picture_is_the_only_place_looked_at(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A predictor's `set_image` also looks at the whole picture, for the click that a person makes later."""
+    engine = Engine(SquareModel())
+    looked_at: list[tuple[int, int]] = []
+    crop_rgb = zoom.crop_rgb
+
+    def noted(image: NDArray[np.uint8], box: tuple[int, int, int, int], h: int, w: int) -> NDArray[np.uint8]:
+        looked_at.append((box[2] - box[0], box[3] - box[1]))
+        return crop_rgb(image, box, h, w)
+
+    monkeypatch.setattr(zoom, "crop_rgb", noted)
+    image = rng.integers(0, 256, (1024, 1024, 3), np.uint8)
+    box = np.array([100, 100, 200, 200])
+    ours = AtOncePredictor(engine)
+    ours.set_image(image)
+    assert not looked_at
+    masks, _, _ = ours.predict(box=box)
+    assert looked_at == [(140, 140)]
+    looked_at.clear()
+    item = {"image": torch.from_numpy(image).permute(2, 0, 1), "original_size": (1024, 1024)}
+    (found,) = Sam(engine)([{**item, "boxes": torch.from_numpy(box[None])}], multimask_output=True)
+    assert looked_at == [(140, 140)]
+    looked_at.clear()
+    theirs = SamPredictor(engine)
+    theirs.set_image(image)
+    assert looked_at == [(1024, 1024)]
+    expected, _, _ = theirs.predict(box=box)
+    np.testing.assert_array_equal(masks, expected)
+    np.testing.assert_array_equal(found["masks"][0].numpy(), expected)
