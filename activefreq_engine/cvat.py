@@ -71,8 +71,9 @@ class Prompted:
             self._order = [*kept, *(c for c in wanted if c not in kept)]
             points, signs = [(x, y) for x, y, _ in self._order], [s for _, _, s in self._order]
             mask = self._session.predict(points, signs, box=corners).mask
-            self._session.prepare(background=True)
-            return mask, expected_iou(self._session.probs, mask)
+            score = expected_iou(self._session.probs, mask)
+            self._session.prepare(background=True)  # last: it takes the cores from what is waited for
+            return mask, score
 
 
 def create(model: str = GENERAL_MODEL, device: str = "auto") -> Any:

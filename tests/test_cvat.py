@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from activefreq_engine import Engine, InvalidArgumentError, InvalidPromptError, Session
+from activefreq_engine import Engine, InvalidArgumentError, InvalidPromptError, Session, cvat
 from activefreq_engine.cvat import Prompted, create
 
 NUCLIO = Path(__file__).parents[1] / "examples" / "cvat_nuclio" / "main.py"
@@ -46,6 +46,17 @@ def test_prompts_are_answered_in_the_order_in_which_they_came(engine: Engine) ->
         np.testing.assert_array_equal(boxed, session.predict([[160, 230]], [1], box=(20, 100, 300, 330)).mask)
     with pytest.raises(InvalidPromptError):
         prompted.mask([], [], ((5, 5), (5, 5)))
+
+
+def test_the_next_request_is_prepared_for_once_this_one_is_answered(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Preparing takes the cores, and the score that the client waits for takes time as well."""
+    made: list[str] = []
+    monkeypatch.setattr(cvat, "expected_iou", lambda *_: made.append("score") or 0.5)
+    monkeypatch.setattr(Session, "prepare", lambda _, background=False: made.append("prepare"))
+    assert Prompted(engine, PICTURE).mask([(160, 230)], [])[1] == 0.5
+    assert made == ["score", "prepare"]
 
 
 def test_without_cvats_sdk_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
