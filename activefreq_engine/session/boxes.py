@@ -96,18 +96,24 @@ def mask_bbox(mask: NDArray[np.bool_]) -> Box | None:
     return (x, y, x + w, y + h) if w else None
 
 
-def tightened(mask: NDArray[np.bool_], box: Box) -> Box | None:
-    """The smallest box around the mask's pixels, given a box that is hardly larger; None if there are none in it."""
+def tightened(mask: NDArray[np.bool_], box: Box, other: NDArray[np.bool_] | None = None) -> Box | None:
+    """The smallest box around the mask's pixels, or those in which it differs from another, given a box that is hardly
+    larger; None if there are none in it."""
+
+    def part(rows: int | slice, columns: int | slice) -> NDArray[np.bool_]:
+        return mask[rows, columns] if other is None else mask[rows, columns] ^ other[rows, columns]
+
     x0, y0, x1, y1 = box
     for _ in range(_NEAR):
-        top, bottom = mask[y0, x0:x1].any(), mask[y1 - 1, x0:x1].any()
-        left, right = mask[y0:y1, x0].any(), mask[y0:y1, x1 - 1].any()
+        rows, columns = slice(y0, y1), slice(x0, x1)
+        top, bottom = part(y0, columns).any(), part(y1 - 1, columns).any()
+        left, right = part(rows, x0).any(), part(rows, x1 - 1).any()
         if top and bottom and left and right:
             return x0, y0, x1, y1
         y0, y1, x0, x1 = y0 + (not top), y1 - (not bottom), x0 + (not left), x1 - (not right)
         if x0 >= x1 or y0 >= y1:
             return None
-    found = mask_bbox(mask[y0:y1, x0:x1])
+    found = mask_bbox(part(slice(y0, y1), slice(x0, x1)))
     return None if found is None else (found[0] + x0, found[1] + y0, found[2] + x0, found[3] + y0)
 
 

@@ -22,7 +22,6 @@ from activefreq_engine.session.history import Pass, Picture, Step
 from activefreq_engine.session.packed_mask import PackedMask
 from activefreq_engine.session.painter import limit
 from activefreq_engine.session.prompts import (
-    DISK,
     Drawn,
     Mark,
     agrees,
@@ -32,7 +31,6 @@ from activefreq_engine.session.prompts import (
     pixel_box,
     prompt_of,
     says_inside,
-    with_marks,
 )
 from activefreq_engine.types import Box, BoxPrompt, Click, Lasso, Scribble
 
@@ -67,7 +65,7 @@ class _Turn:
     marks: tuple[Mark, ...]
     """All prompts on the object that count, the new ones last."""
     clicked: ClickTally | None
-    """The tally of the marks, if all are clicks."""
+    """The tally of the marks, if the new ones are clicks and so are all others but a box at the beginning."""
     roi: Box | None
     box: Box
     """The region, or the whole image where there is none."""
@@ -153,7 +151,8 @@ def _agrees(picture: Picture, step: Step, new: Pass) -> bool:
 def _unmoved(picture: Picture, step: Step, new: Pass) -> Outcome:
     """The outcome of prompts that change nothing."""
     shown = picture.showing(step.canvas)
-    canvas = replace(step.canvas, marks=with_marks(step.canvas.marks, new.marks))
+    marks, picture.clicked = picture.after(step, new)
+    canvas = replace(step.canvas, marks=marks)
     picture.shown = shown.beneath(canvas)
     event = prompt_of(new.marks[-1])
     return Outcome(replace(step, event=event, canvas=canvas, passes=(*step.passes, new)), shown.mask, None)
@@ -169,8 +168,9 @@ def prepare_next(
     """
     roi = view
     if roi is None and picture.settings.zoom:
-        marks = step.canvas.marks
-        roi = zoom.next_roi(*picture.shape, step.mask_box, zoom.said_inside(marks), len(marks) + 1, step.roi)
+        marks, clicked = step.canvas.marks, picture.clicked
+        said = clicked.inside if clicked is not None and clicked.marks is marks else zoom.said_inside(marks)
+        roi = zoom.next_roi(*picture.shape, step.mask_box, said, len(marks) + 1, step.roi)
     box = roi or picture.bounds
     if picture.features.get(box) is not None:
         return
@@ -224,7 +224,7 @@ def prepare(engine: Engine, picture: Picture, step: Step, new: Pass, region: Box
         crop=zoom.crop_rgb(picture.image, box, h, w) if features is None else None,
         features=features,
         previous=previous,
-        points=_points(clicked, marks, box, h, w),
+        points=_tally(clicked, marks, box, h, w).points(box, h, w),
         paint=paint,
         meanwhile=None if features is not None else lambda: picture.features.get(box),
     )
@@ -295,9 +295,11 @@ def _seen(turn: _Turn, h: int, w: int) -> NDArray[np.uint8]:
     return zoom.crop_rgb(turn.picture.image, turn.box, h, w) if crop is None else crop
 
 
-def _points(clicked: ClickTally | None, marks: tuple[Mark, ...], box: Box, h: int, w: int) -> NDArray[np.float32]:
-    """The click slots that the network is shown for the marks on a box."""
-    return zoom.point_slots(disks(marks, box, h, w), box, h, w) if clicked is None else clicked.points(box, h, w)
+def _tally(clicked: ClickTally | None, marks: tuple[Mark, ...], box: Box, h: int, w: int) -> ClickTally:
+    """The tally of the clicks that stand for the marks when the network looks at a box."""
+    found = clicked if clicked is not None else ClickTally.of(tuple(disks(marks, box, h, w)))
+    assert found is not None  # they are clicks
+    return found
 
 
 def _plain(engine: Engine, picture: Picture, step: Step, new: Pass, roi: Box | None, box: Box) -> bool:
@@ -333,29 +335,39 @@ def _held(turn: _Turn, box: Box, found: NDArray[np.uint16], previous: NDArray[An
     h, w = found.shape
     if turn.clicked is not None and len(turn.marks) <= SLOTS:  # as nearly always
         return found
-    clicks = disks(turn.marks, box, h, w)
-    old = zoom.left_out(clicks, box)
-    if not old:
+    tally = _tally(turn.clicked, turn.marks, box, h, w)
+    slots = tally.slots(box, h, w)
+    inside, outside = slots.left_out
+    if not len(inside) and not len(outside):
         return found
-    before = turn.step.canvas.sample(box, h, w) if previous is None else levels.probabilities(previous)
-
-    def at(click: Click) -> tuple[int, int]:
-        return boxes.network_pixel(click.x, click.y, box, h, w)
-
-    _, pieces = cv2.connectedComponents((before > turn.picture.settings.threshold).astype(np.uint8), connectivity=8)
-    shown = [c for c in clicks if c not in old and boxes.contains(box, c)]  # or overruled by a newer click
-    touched = {int(pieces[v, u]) for u, v in map(at, shown)}
-    held = np.zeros((h, w), np.uint8)
-    for click in old:
-        u, v = at(click)
-        piece = int(pieces[v, u])
-        if click.positive and piece > 0 and piece not in touched:
-            held[pieces == piece] = 1
-        else:
-            cv2.circle(held, (u, v), DISK, 1, -1)
-    for click in shown:  # where both lie, the clicks that were shown decide
-        cv2.circle(held, at(click), DISK, 0, -1)
-    return np.where(held > 0, np.rint(before * float(levels.ONE)).astype(np.uint16), found)
+    before = turn.step.canvas.sample(box, h, w) if previous is None else previous
+    shown = slots.shown
+    if tally.twice:  # the earlier click of such a pixel is none without a slot
+        pixels = [p for p in tally.twice if box[0] <= p[0] < box[2] and box[1] <= p[1] < box[3]]
+        grid = [boxes.network_pixel(x, y, box, h, w) for x, y in pixels]
+        shown = np.concatenate([shown, np.array([v * w + u for u, v in grid], np.intp)])
+    held = slots.held()
+    if len(inside):
+        above = levels.probabilities(before) > turn.picture.settings.threshold
+        count, pieces = cv2.connectedComponents(above.astype(np.uint8), connectivity=8)
+        alone = np.ones(count, np.bool_)
+        alone[pieces.reshape(-1)[shown]] = alone[0] = False
+        on = pieces.reshape(-1)[inside]
+        whole = alone[on]
+        if whole.any():
+            held = np.zeros((h, w), np.uint8)
+            zoom.draw_disks(held, np.concatenate([inside[~whole], outside]))
+            kept = np.zeros(count, np.uint8)
+            kept[on[whole]] = 1
+            held |= kept[pieces]
+    seen = np.zeros((h, w), np.uint8)
+    zoom.draw_disks(seen, shown)
+    held = held & ~seen  # where both lie, the clicks that were shown decide
+    if before.dtype != np.uint16:
+        before = np.rint(before * float(levels.ONE)).astype(np.uint16)
+    out = found.copy()
+    cv2.copyTo(before, held, out)  # a fifth of the time of `np.where`
+    return out
 
 
 def _focus(engine: Engine, turn: _Turn, answer: StepAnswer) -> tuple[Box, RefineRequest] | None:
@@ -387,7 +399,7 @@ def _focus(engine: Engine, turn: _Turn, answer: StepAnswer) -> tuple[Box, Refine
         coarse=answer.coarse,
         box=(*boxes.to_network(box[0], box[1], turn.box, h, w), *boxes.to_network(box[2], box[3], turn.box, h, w)),
         crop=turn.picture.crop(box, halvings, side, side),
-        points=zoom.point_slots(disks(turn.marks, box, side, side), box, side, side),
+        points=_tally(turn.clicked, turn.marks, box, side, side).slots(box, side, side).points,
     )
 
 
@@ -405,14 +417,15 @@ def _outcome(turn: _Turn, layers: tuple[Layer, ...], answer: StepAnswer) -> Outc
         picture.shown, mask_box, changed = before.then(canvas, step.mask_box, turn.clicked, painted)
         mask = picture.shown.mask
     else:
-        redrawn, mask = canvas.mask(), before.mask
+        redrawn, mask = canvas.mask(turn.clicked), before.mask
         for mark in new.marks:
             if isinstance(mark, (Click, Drawn)):
                 mask = merge(mask, redrawn, mark, turn.box)
-        reach = boxes.union(step.mask_box, canvas.reach())
+        reach = boxes.union(step.mask_box, canvas.reach(turn.clicked))
         canvas = Canvas(last.height, last.width, last.threshold, layers, turn.marks, PackedMask.of(mask))
         mask_box = boxes.bbox_from_sides(lambda box: mask[box[1] : box[3], box[0] : box[2]], reach)
         changed = changed_bbox(before.mask, mask, boxes.union(step.mask_box, mask_box))
         mask = picture.show(canvas, mask)
+    picture.clicked = turn.clicked
     start, passes = (None, (new,)) if fresh else (step.start, (*step.passes, new))
     return Outcome(Step(prompt_of(new.marks[-1]), canvas, turn.roi, mask_box, start, passes), mask, changed)

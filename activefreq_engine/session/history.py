@@ -141,7 +141,7 @@ class Picture:
     shrunk: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
     """The image halved so many times; made when asked for."""
     clicked: ClickTally | None = None
-    """The tally of the clicks that were looked at last."""
+    """The tally of the clicks on the object that was answered last."""
     packing: Packing = field(default_factory=Packing)
     """Steps to be kept in less memory."""
 
@@ -169,14 +169,13 @@ class Picture:
         return 0, 0, self.image.shape[1], self.image.shape[0]
 
     def after(self, step: Step, new: Pass) -> tuple[tuple[Mark, ...], ClickTally | None]:
-        """All marks of an object with new ones added, and their tally if all of them are clicks."""
+        """All marks of an object with new ones added, and their tally: None unless the new ones are clicks and so are
+        all others but a box at the beginning."""
         known, before = self.clicked, step.canvas.marks
-        found = known.then(new.marks) if known is not None and known.marks is before else None
-        if found is None:
-            marks = with_marks(before, new.marks)
-            found = ClickTally().then(marks)
-        self.clicked = found
-        return (marks, None) if found is None else (found.marks, found)
+        if known is None or known.marks is not before:
+            known = ClickTally.of(before)
+        found = None if known is None else known.then(new.marks)
+        return (with_marks(before, new.marks), None) if found is None else (found.marks, found)
 
     def mask(self, canvas: Canvas) -> NDArray[np.bool_]:
         """bool `[H, W]`, read-only: the mask of a canvas.  Asked for again, it is not painted again."""

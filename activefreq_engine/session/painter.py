@@ -23,7 +23,7 @@ the next the cells that changed sides.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -180,7 +180,7 @@ class Painter:
             flat[self._at(i, j, mask.shape[1])] = self._sums(part, i, j) > self.limit
 
     def repaint(
-        self, mask: NDArray[np.bool_], before: Painter, clicked: Mapping[tuple[int, int], bool]
+        self, mask: NDArray[np.bool_], before: Painter, pixels: NDArray[np.intp], labels: NDArray[np.bool_]
     ) -> tuple[Box | None, Box | None] | None:
         """The same as `threshold`, in a mask that another painter of the same cells painted; then the clicked
         pixels' signs.
@@ -188,7 +188,8 @@ class Painter:
         Args:
             mask (bool `[H, W]`): contiguous; with the labels of clicks that were made before.
             before (Painter): what was painted.
-            clicked: the newest sign of each clicked pixel (x, y).
+            pixels (intp `[N]`): the clicked ones, each once, as indices into the flat mask.
+            labels (bool `[N]`): their newest signs.
 
         Returns:
             The box of the pixels at the outline that are in the mask, and the box of those that changed; a clicked
@@ -201,16 +202,13 @@ class Painter:
         width, flat = mask.shape[1], mask.reshape(-1)
         inside: Box | None = None
         changed: Box | None = None
-        pixels = [(y * width + x, positive) for (x, y), positive in clicked.items()]
-        for pixel, label in pixels:
-            flat[pixel] = label
+        flat[pixels] = labels
         for part in self._parts(cells):
             i, j = self._places(part)
             at, found = self._at(i, j, width).reshape(-1), (self._sums(part, i, j) > self.limit).reshape(-1)
             old = flat.take(at)
             flat[at] = found
-            for pixel, label in pixels:
-                flat[pixel] = label
+            flat[pixels] = labels
             changed = union(changed, _bounds(at.take(np.flatnonzero(flat.take(at) != old)), width))
             inside = union(inside, self._bounds(i, j))
         if inside is not None:

@@ -21,8 +21,6 @@ from activefreq_engine.session.click_tally import ClickTally
 from activefreq_engine.session.painter import Painter
 from activefreq_engine.types import Box
 
-_NOWHERE = (0, 0, 0, 0)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shown:
@@ -79,13 +77,13 @@ class Shown:
         mask, written = self._memory(mask_box, alike=before is not None)
         found = None
         if painter is not None and before is not None and clicked is not None:
-            found = painter.repaint(mask, before, clicked.pixels)
+            found = painter.repaint(mask, before, clicked.rows * mask.shape[1] + clicked.columns, clicked.signs)
         if found is None:
             if written is not None:
                 _part(mask, written)[...] = False
-            painter = canvas.paint(mask)
+            painter = canvas.paint(mask, clicked)
         if found is None or painter is None or clicked is None or not painter.outlined:
-            box = boxes.bbox_from_sides(lambda part: _part(mask, part), canvas.reach())
+            box = boxes.bbox_from_sides(lambda part: _part(mask, part), canvas.reach(clicked))
             changed = changed_bbox(self.mask, mask, union(mask_box, box))
         else:
             box, changed = self._labelled(mask, clicked, *found)
@@ -136,27 +134,14 @@ class Shown:
         Returns:
             The box of the mask, and that of the pixels which differ from this one.
         """
+        clicked.label(mask)
+        box, changed = union(box, clicked.labelled), clicked.with_changed(changed, self.mask)
         before, after = memoryview(cast(Any, self.mask)), memoryview(cast(Any, mask))
-        # most clicks lie between the sides of both boxes, so they move no side
-        x0, y0, x1, y1 = box or _NOWHERE
-        u0, v0, u1, v1 = changed or _NOWHERE
-        x1, y1, u1, v1 = x1 - 1, y1 - 1, u1 - 1, v1 - 1
-        loose = unsure = False
-        for (x, y), positive in clicked.pixels.items():
-            after[y, x] = positive
-            if not (x0 < x < x1 and y0 < y < y1):
-                if positive:
-                    box = boxes.with_pixel(box, x, y)
-                elif x0 <= x <= x1 and y0 <= y <= y1:
-                    loose = True  # perhaps nothing else lies on that side of the box
-            if before[y, x] != positive:
-                changed = boxes.with_pixel(changed, x, y)
-            elif u0 <= x <= u1 and v0 <= y <= v1 and not (u0 < x < u1 and v0 < y < v1):
-                unsure = True
-        if loose and box is not None:
+        # where a clicked pixel lies on a side but not in the mask, or is as it was, perhaps nothing else is there
+        if box is not None and not all(after[y, x] for x, y in clicked.on_sides(box)):
             box = boxes.tightened(mask, box)
-        if unsure:
-            changed = changed_bbox(self.mask, mask, changed)
+        if changed is not None and any(before[y, x] == after[y, x] for x, y in clicked.on_sides(changed)):
+            changed = boxes.tightened(self.mask, changed, mask)
         return box, changed
 
     def _memory(self, mask_box: Box | None, *, alike: bool) -> tuple[NDArray[np.bool_], Box | None]:

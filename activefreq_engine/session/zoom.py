@@ -5,8 +5,7 @@ A box maps linearly onto the whole network grid, by the geometry rule of `active
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from activefreq_engine.conventions import SLOTS, STRIDE
 from activefreq_engine.runtime.levels import interpolate as interpolate  # offered beside `neighbours`
 from activefreq_engine.session.boxes import box_iou, clamp, expand, mask_bbox, to_pixels, union
-from activefreq_engine.session.prompts import Drawn, Mark, pixel_box
+from activefreq_engine.session.prompts import DISK, Drawn, Mark, pixel_box
 from activefreq_engine.types import Box, Click
 
 EXPANSION = 1.4  # region of interest and focus box, per side length (RITM, FocalClick)
@@ -30,7 +29,7 @@ FOCUS_PART = 1 / 3  # a change smaller than this part of the object is looked at
 FOCUS_REACH = 0.2  # these surroundings: click +- this part of the object's longer side (FocalClick)
 SHARP = 1.5  # image pixels to a network pixel up to which the refiner has nothing to add (docs/experiments.md, 5 and 9)
 MIN_FOCUS = 16.0  # smallest side of a focus box, network pixels
-_EMPTY = (-1.0,) * (2 * SLOTS)
+_MANY_DISKS = 128  # from so many on, looking through the whole grid is quicker than drawing them one by one
 
 
 @lru_cache(maxsize=64)
@@ -187,79 +186,118 @@ class Slots:
     """Clicks as `click_maps` wants them, on one region; the next one makes the next slots.
 
     A click means the centre of its pixel.  The newest `SLOTS` of each sign inside the region are kept, positive ones
-    first; (-1, -1) marks an empty slot.
+    first; (-1, -1) marks an empty slot.  The others are left out.
     """
 
-    __slots__ = ("grid", "points", "used")
+    __slots__ = ("_held", "cells", "grid", "points")
 
-    def __init__(self, grid: tuple[Box, int, int], points: NDArray[np.float32], used: tuple[int, int]) -> None:
-        self.grid, self.points, self.used = grid, points, used
-        """The region with height and width of the network's grid; float32 `[2 * SLOTS, 2]` (x, y) on that grid; how
-        many slots hold positive clicks and negative ones."""
+    def __init__(
+        self,
+        grid: tuple[Box, int, int],
+        points: NDArray[np.float32],
+        cells: tuple[NDArray[np.intp], NDArray[np.intp]],
+        held: NDArray[np.uint8] | None = None,
+    ) -> None:
+        self.grid, self.points, self.cells, self._held = grid, points, cells, held
+        """The region with height and width of the network's grid; float32 `[2 * SLOTS, 2]` (x, y) on that grid; the
+        pixels of the grid, row after row, in which positive clicks and negative ones lie, oldest first."""
 
     @classmethod
-    def of(cls, pixels: Mapping[tuple[int, int], bool], box: Box, height: int, width: int) -> Slots:
-        """Clicked pixels (x, y) with their signs, oldest first."""
+    def of(
+        cls,
+        columns: NDArray[np.intp],
+        rows: NDArray[np.intp],
+        signs: NDArray[np.bool_],
+        box: Box,
+        height: int,
+        width: int,
+    ) -> Slots:
+        """Clicked pixels with their signs, oldest first, no pixel twice."""
         x0, y0, x1, y1 = box
-        inside: list[float] = []
-        outside: list[float] = []
-        for (x, y), positive in pixels.items():
-            if x0 <= x < x1 and y0 <= y < y1:
-                (inside if positive else outside).extend(_on_grid(x, y, box, height, width))
-        both = [(*side[-2 * SLOTS :], *_EMPTY[len(side) :]) for side in (inside, outside)]
-        # ten times as quick as `np.array` of a list
-        points = np.frombuffer(array("f", both[0] + both[1]), np.float32).reshape(2 * SLOTS, 2)
-        used = min(len(inside) // 2, SLOTS), min(len(outside) // 2, SLOTS)
-        return cls((box, height, width), points, used)
+        within = (x0 <= columns) & (columns < x1) & (y0 <= rows) & (rows < y1)
+        signs = signs[within]
+        u = (columns[within] + 0.5 - x0) * width / (x1 - x0)
+        v = (rows[within] + 0.5 - y0) * height / (y1 - y0)
+        cells = v.astype(np.intp) * width + u.astype(np.intp)
+        points = np.full((2, SLOTS, 2), -1, np.float32)
+        both = np.flatnonzero(signs), np.flatnonzero(~signs)
+        for own, side in zip(points, both, strict=True):
+            seen = side[-SLOTS:]
+            own[: len(seen), 0], own[: len(seen), 1] = _on_grid(u[seen]), _on_grid(v[seen])
+        return cls((box, height, width), points.reshape(-1, 2), (cells[both[0]], cells[both[1]]))
 
     def then(self, x: int, y: int, positive: bool) -> Slots:
         """The slots with one more click, on a pixel on which there was none."""
-        box, height, width = self.grid
-        if not (box[0] <= x < box[2] and box[1] <= y < box[3]):
+        (x0, y0, x1, y1), height, width = self.grid
+        if not (x0 <= x < x1 and y0 <= y < y1):
             return self
-        inside, outside = self.used
-        points = self.points.copy()
-        first, slot = (0, inside) if positive else (SLOTS, outside)
-        if slot == SLOTS:  # the oldest one leaves
+        u, v = (x + 0.5 - x0) * width / (x1 - x0), (y + 0.5 - y0) * height / (y1 - y0)
+        inside, outside = self.cells
+        own = inside if positive else outside
+        points, held = self.points.copy(), self._held
+        first, slot = 0 if positive else SLOTS, len(own)
+        if slot >= SLOTS:  # the oldest one leaves
             points[first : first + SLOTS - 1] = points[first + 1 : first + SLOTS]
-            slot -= 1
-        elif positive:
-            inside += 1
-        else:
-            outside += 1
-        points[first + slot] = _on_grid(x, y, box, height, width)
-        return Slots(self.grid, points, (inside, outside))
+            slot = SLOTS - 1
+            if held is not None:
+                held = held.copy()
+                draw_disks(held, own[-SLOTS:][:1])
+        points[first + slot] = max(0.0, u - 0.5), max(0.0, v - 0.5)
+        longer = np.empty(len(own) + 1, np.intp)
+        longer[:-1], longer[-1] = own, int(v) * width + int(u)
+        return Slots(self.grid, points, (longer, outside) if positive else (inside, longer), held)
+
+    @property
+    def left_out(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """The pixels of the grid, as in `cells`, of the clicks that have no slot."""
+        return self.cells[0][:-SLOTS], self.cells[1][:-SLOTS]
+
+    @property
+    def shown(self) -> NDArray[np.intp]:
+        """The pixels of the grid of the clicks that have slots."""
+        return np.concatenate([own[-SLOTS:] for own in self.cells])
+
+    def held(self) -> NDArray[np.uint8]:
+        """uint8 `[height, width]`, not to be written to: 1 on the disks around the clicks that have no slot."""
+        if self._held is None:
+            self._held = np.zeros(self.grid[1:], np.uint8)
+            draw_disks(self._held, np.concatenate(self.left_out))
+        return self._held
 
 
-def _on_grid(x: int, y: int, box: Box, height: int, width: int) -> tuple[float, float]:
-    """The centre of an image pixel on the network grid of its region, counted from the first pixel's centre."""
-    x0, y0, x1, y1 = box
-    # the first half pixel must not read as an empty slot
-    return max(0.0, (x + 0.5 - x0) * width / (x1 - x0) - 0.5), max(0.0, (y + 0.5 - y0) * height / (y1 - y0) - 0.5)
+def _on_grid(at: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Places on the network grid, counted from the first pixel's centre."""
+    return np.maximum(at - 0.5, 0.0)  # the first half pixel must not read as an empty slot
+
+
+def draw_disks(out: NDArray[np.uint8], cells: NDArray[np.intp]) -> None:
+    """Write 1 on the network's disks around some pixels of a grid `[h, w]`, as indices into it row after row."""
+    if len(cells) > _MANY_DISKS:
+        centres = np.zeros_like(out)
+        centres.reshape(-1)[cells] = 1
+        np.maximum(out, cv2.dilate(centres, _disk()), out=out)
+        return
+    width = out.shape[1]
+    for cell in cells.tolist():
+        v, u = divmod(cell, width)
+        cv2.circle(out, (u, v), DISK, 1, -1)
+
+
+@lru_cache(maxsize=1)
+def _disk() -> NDArray[np.uint8]:
+    """What `cv2.circle` draws."""
+    disk = np.zeros((2 * DISK + 1,) * 2, np.uint8)
+    cv2.circle(disk, (DISK, DISK), DISK, 1, -1)
+    return disk
 
 
 def point_slots(clicks: Sequence[Click], box: Box, height: int, width: int) -> NDArray[np.float32]:
     """The slots of clicks, oldest first, on the network grid of `box`.  Where a pixel was clicked again the newest
     click counts."""
-    standing = _standing(clicks, box)
-    return Slots.of({pixel: c.positive for pixel, c in standing.items()}, box, height, width).points
-
-
-def left_out(clicks: Sequence[Click], box: Box) -> list[Click]:
-    """The clicks inside the box for which `point_slots` has no slot, oldest first of each sign."""
-    if len(clicks) <= SLOTS:
-        return []
-    standing = _standing(clicks, box).values()
-    return [c for sign in (True, False) for c in [c for c in standing if c.positive == sign][:-SLOTS]]
-
-
-def _standing(clicks: Sequence[Click], box: Box) -> dict[tuple[int, int], Click]:
-    """The newest click on each clicked pixel of the box, oldest first."""
-    x0, y0, x1, y1 = box
-    newest: dict[tuple[int, int], Click] = {}
+    newest: dict[tuple[int, int], bool] = {}
     for c in clicks:
-        pixel = x, y = int(c.x), int(c.y)
-        if x0 <= x < x1 and y0 <= y < y1:
-            newest.pop(pixel, None)
-            newest[pixel] = c
-    return newest
+        pixel = int(c.x), int(c.y)
+        newest.pop(pixel, None)
+        newest[pixel] = c.positive
+    at = np.array(list(newest), np.intp).reshape(-1, 2)
+    return Slots.of(at[:, 0], at[:, 1], np.array(list(newest.values()), np.bool_), box, height, width).points

@@ -105,7 +105,8 @@ def test_all_ways_of_painting_follow_the_rule_bit_by_bit(shape, size, at, kind, 
         clicks = [
             Click(x0 + rng.uniform(0, width), y0 + rng.uniform(0, height), bool(rng.random() < 0.5)) for _ in range(3)
         ]
-        found = new.repaint(mask, old, {(int(c.x), int(c.y)): c.positive for c in clicks})
+        at = np.array([int(c.y) * whole[1] + int(c.x) for c in clicks])
+        found = new.repaint(mask, old, at, np.array([c.positive for c in clicks]))
     if found is None:  # too much has changed
         assert np.array_equal(mask, first)
         return
@@ -137,7 +138,7 @@ def test_outlines_and_changes_are_boxed_exactly(rng):
             new.threshold(mask, blank=True)
         else:
             assert new.outlined
-            found = new.repaint(mask, shown, {})
+            found = new.repaint(mask, shown, np.empty(0, np.intp), np.empty(0, bool))
             assert found is not None
             assert found == (mask_bbox(mask), mask_bbox(mask != before))
         shown = new

@@ -99,14 +99,24 @@ def test_clicks_come_to_the_same_one_by_one(rng, size):
             box = x0, y0, x0 + int(rng.integers(2, size // 2)), y0 + int(rng.integers(2, size // 2))
         new = tuple(Click(*rng.uniform(0, size, 2).tolist(), bool(rng.random() < 0.7)) for _ in range(1 + k % 3 // 2))
         marks = (*marks, *new)
-        earlier = known.pixels.copy(), known.inside, known.points(box, 64, 96).copy()
+        earlier = known.newest.copy(), known.inside, known.points(box, 64, 96).copy()
         known, before = known.then(new), known
         assert known.marks == marks
         assert known.points(box, 64, 96).tolist() == zoom.point_slots(marks, box, 64, 96).tolist()
         assert known.inside == zoom.said_inside(marks)
-        assert known.pixels == {(int(c.x), int(c.y)): c.positive for c in marks}
-        assert (before.pixels, before.inside) == earlier[:2]
+        assert known.labelled == zoom.said_inside(known.newest.values())
+        assert known.new == new
+        newest = {(int(c.x), int(c.y)): c for c in marks}
+        assert known.newest == newest
+        assert list(zip(known.columns, known.rows, known.signs, strict=True)) == [
+            (x, y, c.positive) for (x, y), c in known.newest.items()
+        ]
+        assert known.twice == {p for c in marks if c != newest[p := (int(c.x), int(c.y))]}
+        assert (before.newest, before.inside) == earlier[:2]
         assert np.array_equal(before.points(box, 64, 96), earlier[2])
+    boxed = ClickTally.of((BoxPrompt(1, 2, 3, 4), *marks))
+    assert boxed.marks == (BoxPrompt(1, 2, 3, 4), *marks)
+    assert list(boxed.newest.items()) == list(known.newest.items())
     assert known.then((BoxPrompt(1, 2, 3, 4),)) is None
 
 

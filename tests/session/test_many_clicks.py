@@ -1,0 +1,133 @@
+"""An object with many clicks: each further one costs the same work, and older ones keep what is around them."""
+
+import statistics
+import sys
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+from activefreq_engine import BoxPrompt, Click, Engine, Scribble, Session
+from activefreq_engine.conventions import SLOTS
+from activefreq_engine.runtime.levels import ONE, probabilities
+from activefreq_engine.session import boxes
+from activefreq_engine.session.click import _held
+from activefreq_engine.session.click_tally import ClickTally
+from activefreq_engine.session.prompts import DISK, disks, mark_of
+
+from .fakes import SquareModel, random_image
+
+SIDE = 300
+
+
+def work_of(call):
+    """How many bytecodes Python runs in a call: what a loop over all clicks would make more of."""
+    count = 0
+
+    def trace(frame, event, _):
+        nonlocal count
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        count += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize("refine_size", [None, 64], ids=["plain", "refined"])
+@pytest.mark.parametrize("start", ["clicks", "a box", "a mask"])
+def test_a_click_is_no_more_work_after_many(rng, start, refine_size):
+    session = Session(engine=Engine(SquareModel(refine_size)))
+    session.set_image(random_image(rng, SIDE, SIDE))
+    places = np.argwhere(np.ones((SIDE, SIDE), bool))[:, ::-1]
+    places = rng.permutation(places[np.hypot(*(places - SIDE / 2).T) < SIDE / 3])
+    how = {"box": (50, 50, 250, 250)} if start == "a box" else {}
+    if start == "a mask":
+        how["mask_input"] = rng.random((SIDE, SIDE)) < 0.5
+    signs = rng.random(len(places)) < 0.5
+    found = []
+    for number in (60, 600):
+        session.predict(places[:number], signs[:number], **how)
+        work = {True: [], False: []}
+        for k, (x, y) in enumerate(places[number : number + 24]):
+            agrees = k % 3 == 0
+            positive = bool(session.mask[y, x]) == agrees
+            work[agrees].append(work_of(lambda x=x, y=y, positive=positive: session.click(x, y, positive)))
+        found.append({agrees: statistics.median(own) for agrees, own in work.items()})
+    for agrees in (True, False):
+        assert found[1][agrees] < 1.2 * found[0][agrees]
+
+
+def held_one_by_one(turn, box, found, previous):
+    """`click._held` as its docstring says it, click by click."""
+    h, w = found.shape
+    clicks = disks(turn.marks, box, h, w)
+    newest = {}
+    for c in clicks:
+        if boxes.contains(box, c):
+            newest.pop((int(c.x), int(c.y)), None)
+            newest[int(c.x), int(c.y)] = c
+    old = [c for sign in (True, False) for c in [c for c in newest.values() if c.positive == sign][:-SLOTS]]
+    before = probabilities(previous)
+    mask = before > turn.picture.settings.threshold
+    _, pieces = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    shown = [c for c in clicks if c not in old and boxes.contains(box, c)]
+
+    def at(c):
+        return boxes.network_pixel(c.x, c.y, box, h, w)
+
+    touched = {int(pieces[v, u]) for u, v in map(at, shown)}
+    held = np.zeros((h, w), np.uint8)
+    for c in old:
+        u, v = at(c)
+        if c.positive and mask[v, u] and int(pieces[v, u]) not in touched:
+            held[pieces == pieces[v, u]] = 1
+        else:
+            cv2.circle(held, (u, v), DISK, 1, -1)
+    for c in shown:
+        cv2.circle(held, at(c), DISK, 0, -1)
+    return np.where(held > 0, np.rint(before * float(ONE)).astype(np.uint16), found)
+
+
+@pytest.mark.parametrize("kind", ["clicks", "a box first", "a scribble among them"])
+@pytest.mark.parametrize("side", [24, 200], ids=["pixels are clicked again", "most pixels are clicked once"])
+def test_what_has_no_slot_keeps_its_surroundings(rng, side, kind):
+    """One tally goes on from click to click, through two regions; previous answers have many pieces."""
+    h, w = 96, 64
+    whole, inner = (0, 0, side, side), (side // 4, side // 5, side - 1, side)
+    marks = (BoxPrompt(1, 2, 9, 9),) if kind == "a box first" else ()
+    known = ClickTally.of(marks)
+    kept = 0
+    for k in range(340):
+        mark = Click(
+            *rng.choice([rng.uniform(0, side, 2), rng.integers(0, side, 2)]).tolist(), bool(rng.random() < 0.6)
+        )
+        if rng.random() < 0.5:  # clicks now here, now there, so that some pieces have old ones only
+            mark = Click((mark.x + side * (k // 60 % 2)) / 2, mark.y, mark.positive)
+        if kind == "a scribble among them" and k == 200:
+            mark = mark_of(Scribble([(1, 1), (side / 2, side / 2)], False), side, side)
+        marks = (*marks, mark)
+        known = known and known.then([mark])
+        box = whole if k < 170 else inner
+        if known is not None:
+            known.points(box, h, w)
+        if k % 7 and k > 60:
+            continue
+        coarse = rng.random((12, 8), np.float32)
+        probs = np.clip(cv2.resize(coarse, (w, h)), 0, 1)
+        previous = probs if rng.random() < 0.3 else np.rint(probs * ONE).astype(np.uint16)
+        found = rng.integers(0, ONE + 1, (h, w)).astype(np.uint16)
+        turn = SimpleNamespace(
+            marks=marks, clicked=known, picture=SimpleNamespace(settings=SimpleNamespace(threshold=0.49))
+        )
+        expected = held_one_by_one(turn, box, found, previous)
+        assert np.array_equal(_held(turn, box, found, previous), expected)
+        kept += bool((expected != found).any())
+    assert kept > 20
+    assert (known is None) == (kind == "a scribble among them")
