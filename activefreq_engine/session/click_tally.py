@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,24 +17,17 @@ from activefreq_engine.session.prompts import Mark
 from activefreq_engine.session.zoom import Slots
 from activefreq_engine.types import Box, BoxPrompt, Click
 
+FEW = 24  # up to so many clicks Python is quicker than NumPy
+
+Arrays = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]
+"""x, y and signs of `[N]` clicked pixels."""
+
 
 class ClickTally:
     """The clicks on an object that has no other marks, but perhaps a box that it began with; empty when made.  It never
     changes: a click makes another one."""
 
-    __slots__ = (
-        "_lines",
-        "_slots",
-        "columns",
-        "inside",
-        "labelled",
-        "marks",
-        "new",
-        "newest",
-        "rows",
-        "signs",
-        "twice",
-    )
+    __slots__ = ("_arrays", "_lines", "_slots", "inside", "labelled", "marks", "new", "newest", "twice")
 
     marks: tuple[Mark, ...]
     """The marks, oldest first."""
@@ -42,12 +35,6 @@ class ClickTally:
     """Those by which it differs from the tally that it was made from."""
     newest: dict[tuple[int, int], Click]
     """The newest click on each clicked pixel (x, y), oldest first."""
-    columns: NDArray[np.intp]
-    """`[N]`: x of these pixels."""
-    rows: NDArray[np.intp]
-    """`[N]`: their y."""
-    signs: NDArray[np.bool_]
-    """`[N]`: the signs of these clicks."""
     twice: frozenset[tuple[int, int]]
     """The pixels with two clicks that are not the same in place and sign."""
     inside: Box | None
@@ -58,8 +45,7 @@ class ClickTally:
     def __init__(self) -> None:
         self.marks, self.new, self.newest, self.twice, self.inside = (), (), {}, frozenset(), None
         self.labelled = None
-        self.columns = self.rows = np.empty(0, np.intp)
-        self.signs = np.empty(0, np.bool_)
+        self._arrays: Arrays | None = None
         self._slots: Slots | None = None
         self._lines: tuple[dict[int, list[int]], dict[int, list[int]]] = {}, {}
         """The rows of clicked pixels by column, and the columns by row, and perhaps more: all tallies that were made
@@ -85,15 +71,20 @@ class ClickTally:
             return None
         for click in clicks:
             found._add(click)
-        if len(new) == 1 and len(found.newest) == len(self.newest) + 1:
+        if self._arrays is not None and len(new) == 1 and FEW < len(found.newest) == len(self.newest) + 1:
             (x, y), click = next(reversed(found.newest.items()))
-            found.columns, found.rows = _with(self.columns, x), _with(self.rows, y)
-            found.signs = _with(self.signs, click.positive)
-        else:
-            at = np.fromiter(chain.from_iterable(found.newest), np.intp, 2 * len(found.newest)).reshape(-1, 2)
-            found.columns, found.rows = np.ascontiguousarray(at[:, 0]), np.ascontiguousarray(at[:, 1])
-            found.signs = np.fromiter((c.positive for c in found.newest.values()), np.bool_, len(found.newest))
+            columns, rows, signs = self._arrays
+            found._arrays = _with(columns, x), _with(rows, y), _with(signs, click.positive)
         return found
+
+    @property
+    def arrays(self) -> Arrays:
+        """The clicked pixels and the signs of their newest clicks, oldest first."""
+        if self._arrays is None:
+            at = np.fromiter(chain.from_iterable(self.newest), np.intp, 2 * len(self.newest)).reshape(-1, 2)
+            signs = np.array([c.positive for c in self.newest.values()], np.bool_)
+            self._arrays = np.ascontiguousarray(at[:, 0]), np.ascontiguousarray(at[:, 1]), signs
+        return self._arrays
 
     def _add(self, click: Click) -> None:
         pixel = x, y = int(click.x), int(click.y)
@@ -120,7 +111,7 @@ class ClickTally:
         """The clicks as the network sees them on a region and its grid."""
         if self._slots is not None and self._slots.grid == (box, height, width):
             return self._slots
-        return Slots.of(self.columns, self.rows, self.signs, box, height, width)
+        return Slots.of(*self.arrays, box, height, width)
 
     def points(self, box: Box, height: int, width: int) -> NDArray[np.float32]:
         """`zoom.point_slots` of the clicks; not to be written to.  Further clicks on the same region add to it."""
@@ -129,7 +120,13 @@ class ClickTally:
 
     def label(self, mask: NDArray[np.bool_]) -> None:
         """Give the clicked pixels of a mask `[H, W]` their signs, as `prompts.enforce` does."""
-        mask[self.rows, self.columns] = self.signs
+        if len(self.newest) > FEW:
+            columns, rows, signs = self.arrays
+            mask[rows, columns] = signs
+            return
+        pixels = memoryview(cast(Any, mask))
+        for (x, y), click in self.newest.items():
+            pixels[y, x] = click.positive
 
     def with_changed(self, box: Box | None, before: NDArray[np.bool_]) -> Box | None:
         """The smallest box around a box and the pixels of the newest clicks to which a mask gives another sign."""

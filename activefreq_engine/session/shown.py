@@ -17,9 +17,11 @@ from activefreq_engine.runtime.painting import Painted
 from activefreq_engine.session import boxes
 from activefreq_engine.session.boxes import union
 from activefreq_engine.session.canvas import Canvas, changed_bbox
-from activefreq_engine.session.click_tally import ClickTally
+from activefreq_engine.session.click_tally import FEW, ClickTally
 from activefreq_engine.session.painter import Painter
 from activefreq_engine.types import Box
+
+_NOWHERE = (0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +79,8 @@ class Shown:
         mask, written = self._memory(mask_box, alike=before is not None)
         found = None
         if painter is not None and before is not None and clicked is not None:
-            found = painter.repaint(mask, before, clicked.rows * mask.shape[1] + clicked.columns, clicked.signs)
+            columns, rows, signs = clicked.arrays
+            found = painter.repaint(mask, before, rows * mask.shape[1] + columns, signs)
         if found is None:
             if written is not None:
                 _part(mask, written)[...] = False
@@ -134,6 +137,8 @@ class Shown:
         Returns:
             The box of the mask, and that of the pixels which differ from this one.
         """
+        if len(clicked.newest) <= FEW:
+            return self._labelled_in_turn(mask, clicked, box, changed)
         clicked.label(mask)
         box, changed = union(box, clicked.labelled), clicked.with_changed(changed, self.mask)
         before, after = memoryview(cast(Any, self.mask)), memoryview(cast(Any, mask))
@@ -141,6 +146,34 @@ class Shown:
         if box is not None and not all(after[y, x] for x, y in clicked.on_sides(box)):
             box = boxes.tightened(mask, box)
         if changed is not None and any(before[y, x] == after[y, x] for x, y in clicked.on_sides(changed)):
+            changed = boxes.tightened(self.mask, changed, mask)
+        return box, changed
+
+    def _labelled_in_turn(
+        self, mask: NDArray[np.bool_], clicked: ClickTally, box: Box | None, changed: Box | None
+    ) -> tuple[Box | None, Box | None]:
+        """As `_labelled`, pixel by pixel: for the clicks that an object usually takes this is quicker."""
+        before, after = memoryview(cast(Any, self.mask)), memoryview(cast(Any, mask))
+        # most clicks lie between the sides of both boxes, so they move no side
+        x0, y0, x1, y1 = box or _NOWHERE
+        u0, v0, u1, v1 = changed or _NOWHERE
+        x1, y1, u1, v1 = x1 - 1, y1 - 1, u1 - 1, v1 - 1
+        loose = unsure = False
+        for (x, y), click in clicked.newest.items():
+            positive = click.positive
+            after[y, x] = positive
+            if not (x0 < x < x1 and y0 < y < y1):
+                if positive:
+                    box = boxes.with_pixel(box, x, y)
+                elif x0 <= x <= x1 and y0 <= y <= y1:
+                    loose = True  # perhaps nothing else lies on that side of the box
+            if before[y, x] != positive:
+                changed = boxes.with_pixel(changed, x, y)
+            elif u0 <= x <= u1 and v0 <= y <= v1 and not (u0 < x < u1 and v0 < y < v1):
+                unsure = True
+        if loose and box is not None:
+            box = boxes.tightened(mask, box)
+        if unsure and changed is not None:
             changed = boxes.tightened(self.mask, changed, mask)
         return box, changed
 

@@ -189,18 +189,20 @@ class Slots:
     first; (-1, -1) marks an empty slot.  The others are left out.
     """
 
-    __slots__ = ("_held", "cells", "grid", "points")
+    __slots__ = ("_cells", "_held", "grid", "points", "used")
 
     def __init__(
         self,
         grid: tuple[Box, int, int],
         points: NDArray[np.float32],
-        cells: tuple[NDArray[np.intp], NDArray[np.intp]],
+        used: tuple[int, int],
+        cells: tuple[NDArray[np.intp], NDArray[np.intp]] | None = None,
         held: NDArray[np.uint8] | None = None,
     ) -> None:
-        self.grid, self.points, self.cells, self._held = grid, points, cells, held
-        """The region with height and width of the network's grid; float32 `[2 * SLOTS, 2]` (x, y) on that grid; the
-        pixels of the grid, row after row, in which positive clicks and negative ones lie, oldest first."""
+        self.grid, self.points, self.used, self._cells, self._held = grid, points, used, cells, held
+        """The region with height and width of the network's grid; float32 `[2 * SLOTS, 2]` (x, y) on that grid; how
+        many positive clicks and negative ones there are.  Only where some have no slot: the pixels of the grid, row
+        after row, in which positive clicks and negative ones lie, oldest first."""
 
     @classmethod
     def of(
@@ -218,44 +220,55 @@ class Slots:
         signs = signs[within]
         u = (columns[within] + 0.5 - x0) * width / (x1 - x0)
         v = (rows[within] + 0.5 - y0) * height / (y1 - y0)
-        cells = v.astype(np.intp) * width + u.astype(np.intp)
         points = np.full((2, SLOTS, 2), -1, np.float32)
-        both = np.flatnonzero(signs), np.flatnonzero(~signs)
-        for own, side in zip(points, both, strict=True):
+        inside, outside = np.flatnonzero(signs), np.flatnonzero(~signs)
+        for own, side in zip(points, (inside, outside), strict=True):
             seen = side[-SLOTS:]
             own[: len(seen), 0], own[: len(seen), 1] = _on_grid(u[seen]), _on_grid(v[seen])
-        return cls((box, height, width), points.reshape(-1, 2), (cells[both[0]], cells[both[1]]))
+        used, cells = (len(inside), len(outside)), None
+        if max(used) > SLOTS:
+            places = v.astype(np.intp) * width + u.astype(np.intp)
+            cells = places[inside], places[outside]
+        return cls((box, height, width), points.reshape(-1, 2), used, cells)
 
-    def then(self, x: int, y: int, positive: bool) -> Slots:
-        """The slots with one more click, on a pixel on which there was none."""
+    def then(self, x: int, y: int, positive: bool) -> Slots | None:
+        """The slots with one more click, on a pixel on which there was none; None if it is the first one that leaves
+        another without a slot: then they must be made anew."""
         (x0, y0, x1, y1), height, width = self.grid
         if not (x0 <= x < x1 and y0 <= y < y1):
             return self
         u, v = (x + 0.5 - x0) * width / (x1 - x0), (y + 0.5 - y0) * height / (y1 - y0)
-        inside, outside = self.cells
-        own = inside if positive else outside
-        points, held = self.points.copy(), self._held
-        first, slot = 0 if positive else SLOTS, len(own)
-        if slot >= SLOTS:  # the oldest one leaves
-            points[first : first + SLOTS - 1] = points[first + 1 : first + SLOTS]
-            slot = SLOTS - 1
-            if held is not None:
-                held = held.copy()
-                draw_disks(held, own[-SLOTS:][:1])
-        points[first + slot] = max(0.0, u - 0.5), max(0.0, v - 0.5)
-        longer = np.empty(len(own) + 1, np.intp)
-        longer[:-1], longer[-1] = own, int(v) * width + int(u)
-        return Slots(self.grid, points, (longer, outside) if positive else (inside, longer), held)
+        inside, outside = self.used
+        slot = inside if positive else outside
+        cells, held = self._cells, self._held
+        if slot >= SLOTS and cells is None:
+            return None
+        points, first = self.points.copy(), 0 if positive else SLOTS
+        if cells is not None:
+            own = cells[0 if positive else 1]
+            longer = np.empty(len(own) + 1, np.intp)
+            longer[:-1], longer[-1] = own, int(v) * width + int(u)
+            cells = (longer, cells[1]) if positive else (cells[0], longer)
+            if slot >= SLOTS:  # the oldest one leaves
+                points[first : first + SLOTS - 1] = points[first + 1 : first + SLOTS]
+                if held is not None:
+                    held = held.copy()
+                    draw_disks(held, own[-SLOTS:][:1])
+        points[first + min(slot, SLOTS - 1)] = max(0.0, u - 0.5), max(0.0, v - 0.5)
+        used = (inside + 1, outside) if positive else (inside, outside + 1)
+        return Slots(self.grid, points, used, cells, held)
 
     @property
     def left_out(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """The pixels of the grid, as in `cells`, of the clicks that have no slot."""
-        return self.cells[0][:-SLOTS], self.cells[1][:-SLOTS]
+        """The pixels of the grid in which positive clicks and negative ones without a slot lie."""
+        none = np.empty(0, np.intp)
+        return (none, none) if self._cells is None else (self._cells[0][:-SLOTS], self._cells[1][:-SLOTS])
 
     @property
     def shown(self) -> NDArray[np.intp]:
-        """The pixels of the grid of the clicks that have slots."""
-        return np.concatenate([own[-SLOTS:] for own in self.cells])
+        """The pixels of the grid of the clicks that have slots, where others have none."""
+        assert self._cells is not None
+        return np.concatenate([own[-SLOTS:] for own in self._cells])
 
     def held(self) -> NDArray[np.uint8]:
         """uint8 `[height, width]`, not to be written to: 1 on the disks around the clicks that have no slot."""

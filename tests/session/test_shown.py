@@ -5,12 +5,20 @@ import pytest
 
 from activefreq_engine import Click
 from activefreq_engine.runtime.painting import Painted, PaintRequest
+from activefreq_engine.session import click_tally, shown
 from activefreq_engine.session.boxes import mask_bbox
 from activefreq_engine.session.canvas import Canvas
 from activefreq_engine.session.click_tally import ClickTally
 from activefreq_engine.session.shown import Shown
 
 HEIGHT, WIDTH = 20, 45
+
+
+@pytest.fixture(autouse=True, params=[click_tally.FEW, 0], ids=["in turn", "at once"])
+def few(request, monkeypatch):
+    """Clicks are looked at one by one where there are few."""
+    for module in (click_tally, shown):
+        monkeypatch.setattr(module, "FEW", request.param)
 
 
 def placed(mask, region):

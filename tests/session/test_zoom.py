@@ -108,9 +108,7 @@ def test_clicks_come_to_the_same_one_by_one(rng, size):
         assert known.new == new
         newest = {(int(c.x), int(c.y)): c for c in marks}
         assert known.newest == newest
-        assert list(zip(known.columns, known.rows, known.signs, strict=True)) == [
-            (x, y, c.positive) for (x, y), c in known.newest.items()
-        ]
+        assert list(zip(*known.arrays, strict=True)) == [(x, y, c.positive) for (x, y), c in known.newest.items()]
         assert known.twice == {p for c in marks if c != newest[p := (int(c.x), int(c.y))]}
         assert (before.newest, before.inside) == earlier[:2]
         assert np.array_equal(before.points(box, 64, 96), earlier[2])
