@@ -25,11 +25,11 @@ from activefreq_engine.runtime.plan.fused import OPS
 from bench.gpu.masks import IMAGES
 from bench.speed.ladder import Rung
 
-Turn = tuple[StepRequest, StepAnswer]
+Judged = tuple[StepRequest, StepAnswer]
 """A click, and the CPU's answer in float32."""
 
 
-def turns(judge: Engine, crop: np.ndarray) -> list[Turn]:
+def turns(judge: Engine, crop: np.ndarray) -> list[Judged]:
     """A positive click, then a negative one on the answer."""
     height, width = crop.shape[:2]
     previous, points, found = np.zeros((height, width), np.float32), np.full((2 * SLOTS, 2), -1, np.float32), []
@@ -48,7 +48,7 @@ def moved(features: Any, like: Any) -> Any:
     return type(like)(*(torch.empty_like(other).copy_(t.to(other.device)) for t, other in pairs))
 
 
-def errors(here: Engine, judge: Engine, clicked: Sequence[Turn]) -> dict[str, float]:
+def errors(here: Engine, judge: Engine, clicked: Sequence[Judged]) -> dict[str, float]:
     """Largest difference of a probability: of the whole answer, of the click's half, of the image's half."""
     found: dict[str, list[float]] = {"all": [], "click": [], "image": []}
     for request, expected in clicked:
