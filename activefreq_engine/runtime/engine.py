@@ -379,6 +379,7 @@ class Engine:
         if self.refine_size is not None:
             side = self.refine_size
             self.refine([RefineRequest(answer.coarse, (0, 0, w, h), np.zeros((side, side, 3), np.uint8), none)])
+        self._ready.add((h, w))
 
     @typed
     def get_ready(self, height: int, width: int) -> None:
@@ -390,7 +391,6 @@ class Engine:
         """
         if isinstance(self._executor, (CpuPlans, Contexts)) and (height, width) not in self._ready:
             self.warmup(height, width)
-            self._ready.add((height, width))
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise InvalidArgumentError(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activefreq_engine.conventions import SLOTS, STRIDE
-from activefreq_engine.runtime.levels import interpolate as interpolate  # offered beside `neighbours`
+from activefreq_engine.runtime.levels import interpolate as interpolate  # for `compat`, which may not know `runtime`
 from activefreq_engine.session.boxes import box_iou, clamp, expand, mask_bbox, to_pixels, union
 from activefreq_engine.session.prompts import DISK, Drawn, Mark, pixel_box
 from activefreq_engine.types import Box, Click

@@ -322,3 +322,7 @@ def test_a_shape_is_made_ready_once(model, rng):
     engine.get_ready(*SHAPES[0])
     engine.run([request(rng, *SHAPES[0])])
     assert graphs.captures == made
+    engine.warmup(*SHAPES[1])
+    replays = graphs.replays
+    engine.get_ready(*SHAPES[1])
+    assert graphs.replays == replays
