@@ -32,17 +32,27 @@ def test_a_way_is_launched_as_it_says(ways):
         assert call.arguments.get("SPLITS", way.splits) == way.splits
 
 
+NAN = float("nan")
+ROW = {"op": "attention", "size": "48x48x64", "splits": 1, "warps": 4, "present": True, "times": 2, "us": 7.0}
+
+
 def test_what_is_wrong_or_cannot_be_launched_does_not_win(capsys):
-    row = {"op": "attention", "size": "48x48x64", "splits": 1, "warps": 4, "present": True, "times": 2, "us": 7.0}
-    found = [
-        row,
-        {**row, "warps": 2, "present": False, "us": float("nan")},
-        {**row, "warps": 8, "present": False, "us": 5.0},
-    ]
-    tune.report(found)
+    others = [{**ROW, "warps": 2, "present": False, "us": NAN}, {**ROW, "warps": 8, "present": False, "us": 5.0}]
+    tune.report([{**row, "again": row["us"]} for row in (ROW, *others)])
     said = capsys.readouterr().out
     assert "2 x attention 48x48x64: /1 4 warps 7.0 us; best /1 8 warps 5.0 us" in said
     assert "all of a click: 14 us; the best ways 10 us" in said
+
+
+def test_the_second_time_decides(capsys):
+    flattered = {**ROW, "warps": 8, "present": False, "us": 1.0, "again": 9.0}
+    tune.report([{**ROW, "again": 7.0}, flattered, {**ROW, "warps": 2, "present": False, "us": 0.5, "again": NAN}])
+    assert "best /1 4 warps 7.0 us" in capsys.readouterr().out
+
+
+def test_the_fastest_ways_and_the_present_one_are_timed_again():
+    found = [{**ROW, "warps": 2**w, "present": w == 0, "us": 9.0 - w} for w in range(5)]
+    assert [row["warps"] for row in tune.finalists(found)] == [16, 8, 4, 1]
 
 
 def test_a_wrong_way_says_so(ways, monkeypatch):
