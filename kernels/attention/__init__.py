@@ -108,6 +108,8 @@ def _limits(
         return f"{keys} keys; offered are up to {MOST_KEYS}"
     if x.shape[-1] // heads not in HEADS:
         return f"heads of {x.shape[-1] // heads} channels; offered are {HEADS}"
+    if heads % splits:
+        return f"{heads} heads in {splits} shares"
     return cannot(x.shape[-1])
 
 

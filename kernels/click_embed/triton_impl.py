@@ -122,4 +122,4 @@ def kernel_call(
         LEVELS=not previous.dtype.is_floating_point,
     )
     # without fusion a pixel on a circle is in or out exactly as in `click_maps`
-    return KernelCall(click_embed_kernel, (triton.cdiv(h * w, ROWS), b), arguments, num_warps=4, fp_fusion=False)
+    return KernelCall(click_embed_kernel, (triton.cdiv(h * w, ROWS), b), arguments, num_warps=8, fp_fusion=False)

@@ -131,4 +131,4 @@ def kernel_call(
         EPS2=next_eps,
         **scratch(tiles * b, splits, c, x),
     )
-    return KernelCall(conv_ffn_kernel, (tiles, splits, b), arguments, num_warps=8 if pad(c) <= 256 else 16)
+    return KernelCall(conv_ffn_kernel, (tiles, splits, b), arguments, num_warps=4 if c <= 64 else 8 if c <= 160 else 16)

@@ -94,4 +94,4 @@ def kernel_call(
         EPS=eps,
         **scratch(tiles, splits, e, x),
     )
-    return KernelCall(point_ffn_kernel, (tiles, splits), arguments, num_warps=4 if e <= 128 else 8)
+    return KernelCall(point_ffn_kernel, (tiles, splits), arguments, num_warps=4 if c <= 64 and e <= 128 else 8)

@@ -108,8 +108,8 @@ class _FusedBlock:
         taps = f.dwconv.weight.flatten(1).T.contiguous()
         self.fc2: Weights = (taps, f.dwconv.bias, f.fc2.weight, f.fc2.bias)
         hidden = len(f.fc1.weight)
-        ways = [s for s in range(1, hidden // 64 + 1) if hidden % (64 * s) == 0]
-        self.ffn_shares = next((s for s in ways if tiles * s >= ENOUGH), ways[-1]) if ways else 1
+        # of all splits this is the fastest at each stage of B0 (bench/results/gpu/h200_3/tune.csv)
+        self.ffn_shares = hidden // 128 if hidden % 128 == 0 else 1
 
     def __call__(self, x: Tensor, xn: Tensor, ends: Weights, eps: float, next_eps: float) -> Any:
         if self.reduce is None:
