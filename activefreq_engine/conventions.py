@@ -26,8 +26,8 @@ OUTLINED = 0.5
 SUGGESTION_SIDE = 512
 """Regions to suggest are looked for on a grid of at most so many pixels a side; the network's own grid is no finer."""
 
-GENERAL_MODEL = "freqformer_b0_guided"
-"""The weights that servers and plug-ins run unless told otherwise: people open pictures of all kinds in them."""
+DEFAULT_MODEL = "freqformer_b0_guided"
+"""The weights that run unless others are asked for: those for pictures of all kinds."""
 
 
 def network_shapes(size: int) -> list[tuple[int, int]]:

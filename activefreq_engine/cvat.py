@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from activefreq_engine import Engine, InvalidArgumentError, Session
 from activefreq_engine.compat.prompts import expected_iou
-from activefreq_engine.conventions import GENERAL_MODEL
+from activefreq_engine.conventions import DEFAULT_MODEL
 
 Point = Sequence[float]
 
@@ -76,7 +76,7 @@ class Prompted:
             return mask, score
 
 
-def create(model: str = GENERAL_MODEL, device: str = "auto") -> Any:
+def create(model: str = DEFAULT_MODEL, device: str = "auto") -> Any:
     """The function object for `cvat-cli`.
 
     Args:

@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from activefreq_engine import Engine, InvalidArgumentError
-from activefreq_engine.conventions import GENERAL_MODEL
+from activefreq_engine.conventions import DEFAULT_MODEL
 from activefreq_engine.cvat import Prompted
 
 MODELS = {
-    "activefreq:latest": ("ActiveFreq", GENERAL_MODEL),
+    "activefreq:latest": ("ActiveFreq", DEFAULT_MODEL),
     "activefreq:lesions": ("ActiveFreq (skin lesions)", "freqformer_b0"),
 }
 """osam's name for a model -> the name that labelme shows, and the weights."""

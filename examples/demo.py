@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from activefreq_engine import Click, Session, Suggestion
+from activefreq_engine.conventions import DEFAULT_MODEL
 from activefreq_engine.eval.clickers import RitmClicker
 from activefreq_engine.overlay import draw_mask, draw_prompts, draw_suggestions, draw_uncertainty, font, heat_colours
 
@@ -126,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clicks", type=int, default=5, help="clicks on each image, default 5")
     parser.add_argument("--out", type=Path, default=Path("out/demo.png"), help="the picture, default out/demo.png")
-    parser.add_argument("--model", default="freqformer_b0", help="default: the shipped weights; or a checkpoint file")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="default: the shipped weights; or a checkpoint file")
     parser.add_argument("--device", default="auto", help="default: the best there is")
     args = parser.parse_args()
     if args.clicks < 1:

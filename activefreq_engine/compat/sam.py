@@ -18,7 +18,7 @@ from torch import Tensor
 from activefreq_engine.compat import prompts
 from activefreq_engine.compat.prompts import LOW, THRESHOLDS, Extent, MaskPrompt
 from activefreq_engine.compat.transforms import ResizeLongestSide
-from activefreq_engine.conventions import GENERAL_MODEL
+from activefreq_engine.conventions import DEFAULT_MODEL
 from activefreq_engine.errors import (
     ActiveFreqError,
     InvalidArgumentError,
@@ -50,7 +50,7 @@ class Sam:
     Args:
         checkpoint (str | path | Engine, optional): a name of `activefreq_engine.list_models()`, a checkpoint of ours,
             or an engine.  SAM's own weights are not read: where they are named, ours for pictures of any kind answer
-            (`conventions.GENERAL_MODEL`).  The log says so.
+            (`conventions.DEFAULT_MODEL`).  The log says so.
         device (str): see `Engine`.
     """
 
@@ -60,10 +60,10 @@ class Sam:
 
     def __init__(self, checkpoint: Any = None, device: str = "auto") -> None:
         self._engine = checkpoint if isinstance(checkpoint, Engine) else None
-        self._model = GENERAL_MODEL if checkpoint is None or self._engine is not None else str(checkpoint)
+        self._model = DEFAULT_MODEL if checkpoint is None or self._engine is not None else str(checkpoint)
         if self._model not in list_models() and Path(self._model).suffix != ".safetensors":
-            _log.warning("%s holds weights of SAM, which are not read here; %s answers", self._model, GENERAL_MODEL)
-            self._model = GENERAL_MODEL
+            _log.warning("%s holds weights of SAM, which are not read here; %s answers", self._model, DEFAULT_MODEL)
+            self._model = DEFAULT_MODEL
         self._device = device
         self.image_encoder = SimpleNamespace(img_size=FRAME)
 

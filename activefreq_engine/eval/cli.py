@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from activefreq_engine.conventions import THRESHOLD
+from activefreq_engine.conventions import DEFAULT_MODEL, THRESHOLD
 from activefreq_engine.errors import InvalidArgumentError
 from activefreq_engine.files import alone_at, alone_in
 
@@ -26,7 +26,7 @@ def eval_command(
         Path | None,
         typer.Argument(help="Folder with images/ and masks/ (or labels/), or the official ISIC-2017 folders."),
     ] = None,
-    model: Annotated[str, typer.Option(help="Model name or checkpoint file.")] = "freqformer_b0",
+    model: Annotated[str, typer.Option(help="Model name or checkpoint file.")] = DEFAULT_MODEL,
     clicker: Annotated[str, typer.Option(help="Robot clicker: ritm, acselect or random.")] = "ritm",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N samples.")] = None,
     shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only part I (0..N-1) of N; see --merge.")] = None,

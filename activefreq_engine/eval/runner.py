@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from activefreq_engine.conventions import THRESHOLD
+from activefreq_engine.conventions import DEFAULT_MODEL, THRESHOLD
 from activefreq_engine.errors import DatasetError, InvalidArgumentError, InvalidMaskError
 from activefreq_engine.eval.clickers import ClickerFactory, RobotClicker, check_clicker, make_clicker, sample_seed
 from activefreq_engine.eval.datasets import Dataset, Rgb, Sample, Truth
@@ -66,7 +66,7 @@ ClickTogether = Callable[[Sequence[Any], Sequence[Click]], Sequence[Clicked]]
 def evaluate(
     data: Dataset,
     *,
-    model: str = "freqformer_b0",
+    model: str = DEFAULT_MODEL,
     device: str = "auto",
     precision: str = "fp32",
     size: int | None = None,

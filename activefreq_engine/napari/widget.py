@@ -15,7 +15,7 @@ from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QCheckBox, QComboBox, QGridLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
 from activefreq_engine import Engine, Suggestion, list_models
-from activefreq_engine.conventions import GENERAL_MODEL
+from activefreq_engine.conventions import DEFAULT_MODEL
 from activefreq_engine.errors import ActiveFreqError
 from activefreq_engine.napari.annotation import Annotation, Change, Plane
 
@@ -67,7 +67,7 @@ class SegmentWidget(QWidget):  # type: ignore[misc]
 
         self.model, self.tool = QComboBox(), QComboBox()
         self.model.addItems(list_models())
-        self.model.setCurrentText(GENERAL_MODEL)
+        self.model.setCurrentText(DEFAULT_MODEL)
         self.tool.addItems(_TOOLS)
         self.tool.setToolTip("Right button: outside. A box starts the object anew.")
         self.begin = button("Segment the selected image", "Begins anew", self.start)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from activefreq_engine.conventions import SLOTS, SUGGESTION_SIDE
+from activefreq_engine.conventions import DEFAULT_MODEL, SLOTS, SUGGESTION_SIDE
 from activefreq_engine.errors import (
     ActiveFreqError,
     BackendUnavailableError,
@@ -107,6 +107,7 @@ class Engine:
     Args:
         model (str | path | FreqFormer): a name from `list_models()` (its shipped weights are loaded), the path of a
             checkpoint, or a model; the latter is moved to the device and put in evaluation mode.
+            Default: "freqformer_b0_guided".
         device (str): "auto" (CUDA if there is one, else CPU) or anything `torch.device` takes.
         precision (str): one of `PRECISIONS`; "auto" is the fastest that holds the stated accuracy on the device: fp16
             on CUDA, bf16 on CPUs that multiply it natively, else fp32.
@@ -135,7 +136,7 @@ class Engine:
     @typed
     def __init__(
         self,
-        model: str | os.PathLike[str] | FreqFormer = "freqformer_b0",
+        model: str | os.PathLike[str] | FreqFormer = DEFAULT_MODEL,
         device: str = "auto",
         precision: str = "auto",
         size: int | None = None,
@@ -164,7 +165,7 @@ class Engine:
     @classmethod
     def shared(
         cls,
-        model: str | os.PathLike[str] | FreqFormer = "freqformer_b0",
+        model: str | os.PathLike[str] | FreqFormer = DEFAULT_MODEL,
         device: str = "auto",
         precision: str = "auto",
         size: int | None = None,

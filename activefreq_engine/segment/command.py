@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from activefreq_engine.conventions import THRESHOLD
+from activefreq_engine.conventions import DEFAULT_MODEL, THRESHOLD
 from activefreq_engine.errors import ActiveFreqError, InvalidArgumentError, InvalidPromptError
 from activefreq_engine.files import write_file
 from activefreq_engine.segment.prompts import Prompts, parse_box, parse_click, parse_lasso, parse_scribble, read_prompts
@@ -87,7 +87,7 @@ def segment_command(
             "--json", help="Print the result as JSON, with run lengths and polygons; several images: a line each."
         ),
     ] = False,
-    model: Annotated[str, typer.Option(help="A model with shipped weights, or a checkpoint file.")] = "freqformer_b0",
+    model: Annotated[str, typer.Option(help="A model with shipped weights, or a checkpoint file.")] = DEFAULT_MODEL,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     size: Annotated[
         int | None, typer.Option(help="Long side of the network's input: 256 (default), 384, 448, 512.")

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from activefreq_engine.conventions import GENERAL_MODEL
+from activefreq_engine.conventions import DEFAULT_MODEL
 from activefreq_engine.errors import InvalidArgumentError
 
 TOKEN_VARIABLE = "ACTIVEFREQ_TOKEN"
@@ -32,7 +32,7 @@ def serve_command(
             help="Token that clients must send. Better set the variable: other users can read command lines.",
         ),
     ] = None,
-    model: Annotated[str, typer.Option(help="A model with shipped weights, or a checkpoint file.")] = (GENERAL_MODEL),
+    model: Annotated[str, typer.Option(help="A model with shipped weights, or a checkpoint file.")] = (DEFAULT_MODEL),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     images: Annotated[Path | None, typer.Option(help="A folder of pictures to annotate.")] = None,
     journal: Annotated[

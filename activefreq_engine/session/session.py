@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activefreq_engine import masks
-from activefreq_engine.conventions import THRESHOLD, network_shapes
+from activefreq_engine.conventions import DEFAULT_MODEL, THRESHOLD, network_shapes
 from activefreq_engine.errors import (
     ActiveFreqError,
     ClickCancelledError,
@@ -78,7 +78,8 @@ class Session:
     `SessionBusyError`, or `MemoryShortageError` where memory runs out.
 
     Args:
-        model (str | path | FreqFormer): see `Engine`. Default: the shipped "freqformer_b0".
+        model (str | path | FreqFormer): see `Engine`. Default: "freqformer_b0_guided", shipped, for pictures of all
+            kinds.
         device (str): "auto", "cpu", "cuda", "cuda:0", ... Default: "auto".
         precision (str): see `Engine`. Default: "auto".
         size (int, optional): long side of the network input: 256, 384, 448 or 512. Default: 256.
@@ -112,7 +113,7 @@ class Session:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | FreqFormer = "freqformer_b0",
+        model: str | os.PathLike[str] | FreqFormer = DEFAULT_MODEL,
         *,
         device: str = "auto",
         precision: str = "auto",
@@ -131,7 +132,7 @@ class Session:
             raise InvalidArgumentError(f"wait is {wait!r}; expected seconds, at least 0")
         if engine is not None and not isinstance(engine, Engine):
             raise InvalidArgumentError(f"engine is a {type(engine).__name__}; expected an Engine")
-        given = ((model, "freqformer_b0"), (device, "auto"), (precision, "auto"), (size, None))
+        given = ((model, DEFAULT_MODEL), (device, "auto"), (precision, "auto"), (size, None))
         if engine is not None and any(type(got) is not type(none) or got != none for got, none in given):
             raise InvalidArgumentError(
                 "engine= was given together with model, device, precision or size; give either the engine or these"

@@ -35,7 +35,7 @@ from activefreq_engine.runtime.plan.fused import OPS
 from bench.speed import ladder
 from bench.speed.ladder import Rung
 from bench.tools import rows
-from bench.tools.clicking import SETTLED, ClickTimes, clicks, opened, telling
+from bench.tools.clicking import NETWORK, SETTLED, ClickTimes, clicks, opened, telling
 from bench.tools.machine import Machine
 from bench.tools.scene import Spot, scene
 
@@ -67,7 +67,7 @@ class Compiled(Kept):
     compiler: str = "inductor"
 
     def made(self, device: str, size: int) -> Engine:
-        model: Any = create_model(pretrained=True)
+        model: Any = create_model(NETWORK, pretrained=True)
         how = {"mode": "reduce-overhead"} if self.compiler == "inductor" else {"backend": self.compiler}
         model.decode_clicks = torch.compile(model.decode_clicks, **how)
         engine = Engine(model, device=device, size=size, plan=False)
@@ -97,7 +97,7 @@ def beside_others(device: str, dry: bool, sequences: int, names: Sequence[str]) 
 def stages(device: str, dry: bool) -> dict[str, float]:
     """Median milliseconds of each stage of the next click; measuring them waits for the device more often."""
     on = ladder.picture()
-    session = opened(Engine(device=device, size=256 if dry else SIZE), on)
+    session = opened(Engine(NETWORK, device=device, size=256 if dry else SIZE), on)
     clicks(session, on, SETTLED + 1)
     taken = []
     for c, _ in zip(on.clicks(1), range(1 if dry else 100), strict=False):
@@ -162,7 +162,7 @@ def every_model(device: str, dry: bool, deadline: float) -> Iterator[dict[str, A
 def launches(device: str, dry: bool) -> list[dict[str, Any]]:
     """Each kernel and copy of one click of ours on the device: how often, and its time."""
     side = 64 if dry else SIZE
-    engine = Engine(device=device, size=256 if dry else SIZE)
+    engine = Engine(NETWORK, device=device, size=256 if dry else SIZE)
     known, _ = requests(engine, side, 1)
     return [{"size": side, **row} for row in on_device(lambda: engine.run(known), device, 2 if dry else 50)]
 
@@ -186,7 +186,7 @@ def on_device(run: Callable[[], Any], device: str, repeats: int) -> list[dict[st
 def suggestions(device: str, dry: bool) -> list[dict[str, Any]]:
     """`Session.suggest` after a click, regions found on the device and on the host."""
     on = ladder.picture()
-    engine = Engine(device=device, size=256 if dry else SIZE)
+    engine = Engine(NETWORK, device=device, size=256 if dry else SIZE)
     session = opened(engine, on)
     clicks(session, on, SETTLED)
     by_device, by_host = engine.uncertain_regions, lambda *_: None
@@ -216,7 +216,7 @@ def suggestions(device: str, dry: bool) -> list[dict[str, Any]]:
 
 def together(device: str, dry: bool) -> Iterator[dict[str, Any]]:
     """Clicks on settled regions by `click_batch`, one of each session; a first pass, which does not count, captures."""
-    on, engine = ladder.picture(), Engine(device=device, size=256 if dry else SIZE)
+    on, engine = ladder.picture(), Engine(NETWORK, device=device, size=256 if dry else SIZE)
     many: list[Session] = []
     for count in (1, 2) if dry else (1, 2, 4, 8, 16, 32, 64):
         while len(many) < count:
@@ -250,7 +250,7 @@ SHAPES = ((600, 380), (420, 560), (560, 220))
 def first_clicks(device: str, dry: bool) -> Iterator[dict[str, Any]]:
     """A new engine's warm-up, then the first and the next click on regions of shapes that nobody looked at."""
     on = ladder.picture() if not dry else scene(900, 900, radius=150)
-    session = opened(Engine(device=device, size=256 if dry else SIZE), on)
+    session = opened(Engine(NETWORK, device=device, size=256 if dry else SIZE), on)
     start = time.perf_counter()
     session.warmup()
     warmup = time.perf_counter() - start

@@ -29,6 +29,7 @@ from activefreq_engine.conventions import SLOTS
 from activefreq_engine.runtime.engine import SIZES, StepRequest
 from activefreq_engine.session.zoom import network_shape
 from bench.tools import rows
+from bench.tools.clicking import NETWORK
 from bench.tools.machine import Machine
 
 LIMITS = {"fp16": 2e-3, "fp32": 3e-4}
@@ -38,8 +39,8 @@ RATIOS = ((1, 1), (4, 3), (3, 4), (16, 9), (5, 27))
 """Width to height of the region; the last one reaches the network very narrow."""
 
 IMAGES = Path(__file__).parents[2] / "examples" / "images"
-MODEL, FIRST = "freqformer_b0", 384
-"""The default model, and the default size, which comes first."""
+FIRST = 384
+"""This size comes first."""
 
 
 @functools.cache
@@ -55,7 +56,7 @@ def engines(device: str, model: str, size: int, precision: str) -> tuple[Engine,
 def compared(device: str, model: str, size: int, precision: str, ratio: tuple[int, int]) -> dict[str, Any]:
     """The row of one shape; in a process that is asked for this model, size and precision alone."""
     height, width = network_shape((0, 0, 100 * ratio[0], 100 * ratio[1]), size)
-    key = f"{precision} {size} {height}x{width}" + ("" if model == MODEL else f" {model}")
+    key = f"{precision} {size} {height}x{width}" + ("" if model == NETWORK else f" {model}")
     row: dict[str, Any] = {"key": key, "model": model, "precision": precision, "size": size}
     row |= {"height": height, "width": width, "limit": LIMITS[precision], "error": float("nan"), "note": ""}
     photograph = Image.open(min(IMAGES.glob("*.jpg"))).convert("RGB").resize((width, height))
@@ -93,7 +94,7 @@ def main() -> None:
     dry = arguments.dry_run
     device, ratios = ("cpu", RATIOS[-1:]) if dry else ("cuda", RATIOS)
     sizes = [min(SIZES)] if dry else sorted(SIZES, key=lambda size: (size != FIRST, size))
-    cases = [(MODEL, size, precision) for size in sizes for precision in (("fp32",) if dry else LIMITS)]
+    cases = [(NETWORK, size, precision) for size in sizes for precision in (("fp32",) if dry else LIMITS)]
     cases = cases[:1] if arguments.first else cases
     if not dry and not arguments.first:
         cases += [("freqformer_b0_guided", size, "fp16") for size in (FIRST, min(SIZES))]

@@ -32,6 +32,7 @@ from activefreq_engine.runtime.plan import Folded
 from activefreq_engine.runtime.plan.fused import OPS
 from bench.gpu.ops import interpret
 from bench.tools import rows
+from bench.tools.clicking import NETWORK
 from bench.tools.machine import Machine
 
 SIZE = 384
@@ -75,7 +76,7 @@ class Way:
 
 def ways(side: int) -> list[Way]:
     """What can be launched at all: splits that the op's own limits allow."""
-    fused = Folded(create_model("freqformer_b0"), "cpu", "fp16").fuse()
+    fused = Folded(create_model(NETWORK), "cpu", "fp16").fuse()
     assert fused is not None
     calls = [(name, OPS[name], args) for name, args in fused.calls(side, side)]
     often = Counter((name, json.dumps(op.form(*args).arguments["arguments"])) for name, op, args in calls)

@@ -18,7 +18,7 @@ from bench.tools.rows import Row
 MARKS = "<!-- peers: begin -->", "<!-- peers: end -->"
 """What stands between them in a file is replaced by the table."""
 NAMES = {
-    "activefreq": "**activefreq, 256 px** (default)",
+    "activefreq": "**activefreq, 256 px** (lesion weights)",
     "activefreq@384": "activefreq, 384 px",
     "mobile_sam": "MobileSAM",
     "sam_vit_b": "SAM ViT-B (random weights)",

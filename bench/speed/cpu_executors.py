@@ -29,12 +29,12 @@ from activefreq_engine.export import MANIFEST, export_onnx
 from activefreq_engine.files import beside
 from activefreq_engine.models import create_model, normalise
 from activefreq_engine.runtime.plan import Folded
+from bench.tools.clicking import NETWORK
 from bench.tools.cpu import describe, side_by_side
 from bench.tools.scene import scene
 
 RESULT = Path(__file__).parents[1] / "results" / "cpu_executors.csv"
 FILES = Path(__file__).parents[2] / "out" / "onnx"
-MODEL = "freqformer_b0"
 LOGIT = float(np.log(THRESHOLD / (1 - THRESHOLD)))
 BAND = 0.1  # logits this close to the threshold may fall on either side of it
 COLUMNS = ["executor", "precision", "size", "threads", "median_ms", "lower_ms", "upper_ms", "times_as_fast_as_plan"]
@@ -92,16 +92,16 @@ class OfOpenVino:
 
 
 def exported(size: int) -> Path:
-    folder = FILES / f"{MODEL}_{size}"
+    folder = FILES / f"{NETWORK}_{size}"
     if not (folder / MANIFEST).exists():
         print(f"exporting to {folder}", file=sys.stderr)
-        export_onnx(MODEL, folder, size)
+        export_onnx(NETWORK, folder, size)
     assert json.loads((folder / MANIFEST).read_text())["height"] == size
     return folder
 
 
 def executors(size: int, threads: int) -> dict[tuple[str, str], Any]:
-    model: Any = create_model(MODEL, pretrained=True).eval()
+    model: Any = create_model(NETWORK, pretrained=True).eval()
     torch.set_num_threads(threads)
     result: dict[tuple[str, str], Any] = {("modules", "fp32"): OfTorch(model.encode_image, model.decode_clicks)}
     for precision in ("fp32", "bf16"):

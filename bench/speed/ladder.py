@@ -28,7 +28,7 @@ from activefreq_engine import Engine, Session
 from activefreq_engine.runtime.cpu import has_bf16
 from activefreq_engine.runtime.engine import StepAnswer, StepRequest
 from bench.tools import memory, plots, rows
-from bench.tools.clicking import SETTLED, ClickTimes, clicks, next_clicks, opened
+from bench.tools.clicking import NETWORK, SETTLED, ClickTimes, clicks, next_clicks, opened
 from bench.tools.machine import Machine
 from bench.tools.scene import Spot, scene
 from bench.tools.verify import sessions_agree
@@ -72,7 +72,7 @@ class Rung:
 
     def engine(self, device: str, size: int) -> Engine:
         made = (Engine if self.cached else Forgetful)(
-            device=device, precision=self.precision, size=size, plan=self.plan, graph=self.graph
+            NETWORK, device=device, precision=self.precision, size=size, plan=self.plan, graph=self.graph
         )
         made.warmup()
         return made

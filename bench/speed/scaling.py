@@ -28,7 +28,7 @@ from activefreq_engine.models import create_model
 from activefreq_engine.runtime.engine import SIZES
 from bench.speed import floor
 from bench.tools import memory, plots, rows
-from bench.tools.clicking import SETTLED, ClickTimes, click, clicks, next_clicks, opened
+from bench.tools.clicking import NETWORK, SETTLED, ClickTimes, click, clicks, next_clicks, opened
 from bench.tools.machine import Machine
 from bench.tools.rows import Row
 from bench.tools.scene import scene
@@ -46,7 +46,7 @@ def row(series: str, x: float, times: ClickTimes, **facts: float) -> Row:
 
 
 def engine(device: str, size: int = SIZE, plan: bool = True) -> Engine:
-    made = Engine(device=device, size=size, plan=plan)
+    made = Engine(NETWORK, device=device, size=size, plan=plan)
     made.warmup()
     return made
 

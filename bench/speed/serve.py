@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from activefreq_engine.conventions import GENERAL_MODEL
+from activefreq_engine.conventions import DEFAULT_MODEL
 from activefreq_engine.files import write_file
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, nargs="+", default=[1, 4, 16, 32])
     parser.add_argument("--seconds", type=float, default=20, help="of each number of sessions at once")
     parser.add_argument("--browser", action="store_true")
-    parser.add_argument("--model", default=GENERAL_MODEL, help="shipped model, or checkpoint")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="shipped model, or checkpoint")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 

@@ -38,6 +38,7 @@ from activefreq_engine.runtime.timing import Stopwatch
 from activefreq_engine.session import state as session_state
 from bench.speed.host import piece
 from bench.tools import memory, plots, rows
+from bench.tools.clicking import NETWORK
 from bench.tools.machine import Machine
 
 FILE, PICTURE = rows.RESULTS / "soak_cpu.csv", plots.PICTURES / "soak_cpu.png"
@@ -155,7 +156,7 @@ def soak(clicks: int, answered: int, samples: int) -> Iterator[dict[str, Any]]:
     """One row after each sample."""
     torch.set_num_threads(1)
     runtime_engine.SIZES = session_state.SIZES = (SMALL, *runtime_engine.SIZES)
-    engine, stand_in = Engine(device="cpu", size=SMALL), StandIn(nn.Identity(), device="cpu", size=SMALL)
+    engine, stand_in = Engine(NETWORK, device="cpu", size=SMALL), StandIn(nn.Identity(), device="cpu", size=SMALL)
     share = answered / clicks
     workers = [Worker(n, engine, stand_in, share, SESSIONS // THREADS) for n in range(THREADS)]
     each = max(1, clicks // samples // THREADS)

@@ -22,7 +22,7 @@ from activefreq_engine.runtime.levels import probabilities
 from activefreq_engine.session import boxes, zoom
 from bench.speed.test_region_stats import naive
 from bench.tools import scene
-from bench.tools.clicking import telling
+from bench.tools.clicking import NETWORK, telling
 from bench.tools.verify import measure, probabilities_agree, sessions_agree
 
 IMPLEMENTATIONS = {"plain modules": False, "plan": True}
@@ -42,7 +42,7 @@ def implementation(request: pytest.FixtureRequest) -> str:
 
 @cache
 def engine(device: torch.device, size: int, plan: bool) -> Engine:
-    return Engine(device=str(device), size=size, plan=plan)
+    return Engine(NETWORK, device=str(device), size=size, plan=plan)
 
 
 def clicked(engine: Engine, clicks: int) -> Session:

@@ -61,6 +61,10 @@ def clicks(session: Session, scene: Spot, count: int, seed: int = 0) -> list[flo
     return [click(session, c) for c in islice(scene.clicks(seed), count)]
 
 
+NETWORK = "freqformer_b0"
+"""What is timed where nothing else is said: the network without a guide, which is what every next click costs.  A guide
+adds to the first look at a region alone."""
+
 SETTLED = 2
 """After so many clicks the network has zoomed in on a small object: the next ones find their image features known."""
 

@@ -7,7 +7,7 @@ import os
 from collections import OrderedDict
 
 from activefreq_engine import ActiveFreqError, Engine
-from activefreq_engine.conventions import GENERAL_MODEL
+from activefreq_engine.conventions import DEFAULT_MODEL
 from activefreq_engine.cvat import Prompted
 from activefreq_engine.masks import to_polygons
 
@@ -16,7 +16,7 @@ PICTURES = 4  # CVAT sends the whole picture with each click: those that it sent
 
 def init_context(context):
     """Loads the weights, before the first click."""
-    context.user_data.engine = Engine.shared(os.environ.get("ACTIVEFREQ_MODEL", GENERAL_MODEL))
+    context.user_data.engine = Engine.shared(os.environ.get("ACTIVEFREQ_MODEL", DEFAULT_MODEL))
     context.user_data.engine.warmup()
     context.user_data.pictures = OrderedDict()
 
