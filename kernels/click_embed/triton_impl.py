@@ -122,4 +122,5 @@ def kernel_call(
         LEVELS=not previous.dtype.is_floating_point,
     )
     # without fusion a pixel on a circle is in or out exactly as in `click_maps`
-    return KernelCall(click_embed_kernel, (triton.cdiv(h * w, ROWS), b), arguments, num_warps=8, fp_fusion=False)
+    warps = 8 if c <= 32 else 4  # with 8 and 64 channels a register is spilled
+    return KernelCall(click_embed_kernel, (triton.cdiv(h * w, ROWS), b), arguments, num_warps=warps, fp_fusion=False)

@@ -90,7 +90,7 @@ class Server:
 
 @pytest.fixture(scope="session")
 def engine() -> Engine:
-    return Engine.shared()
+    return Engine.shared("freqformer_b0")
 
 
 @pytest.fixture(scope="module")
