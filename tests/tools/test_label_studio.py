@@ -168,7 +168,7 @@ def test_a_mask_from_first_click_to_export(studio: str, backend: str) -> None:
         first = annotated(api, ml, task, clicks)["result"]
         clicks.append(keypoint(40, 60, False))
         second = annotated(api, ml, task, clicks)
-        with Session() as session:
+        with Session("freqformer_b0") as session:
             session.set_image(data.getvalue())
             session.predict([[160.5, 230.5]], [1])
             expected = session.predict([[160.5, 230.5], [40.5, 60.5]], [1, 0]).mask
@@ -197,7 +197,7 @@ def test_a_mask_from_first_click_to_export(studio: str, backend: str) -> None:
         value = {"x": 10, "y": 20, "width": 75, "height": 79, "rectanglelabels": ["Lesion"]}
         rectangle = {**clicks[0], "value": value, "from_name": "boxes", "type": "rectanglelabels"}
         boxed = [region["value"]["rle"] for region in annotated(api, ml, task, [rectangle])["result"]]
-        with Session() as session:
+        with Session("freqformer_b0") as session:
             session.set_image(data.getvalue())
             corners = (0.1 * width, 0.2 * height, 0.85 * width, 0.99 * height)
             mask = session.predict([], [], box=corners).mask
