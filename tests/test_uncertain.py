@@ -217,7 +217,7 @@ def test_numbers_that_are_no_probabilities_are_an_error():
 @pytest.mark.usefixtures("small")
 def test_a_session_asks_the_engine(host, rng, monkeypatch):
     """On a device `Session.suggest` takes the engine's table; its answer is the host's."""
-    engine = Engine(device="cpu", precision="fp32")
+    engine = Engine("freqformer_b0", device="cpu", precision="fp32")
     whole = np.ones((5, 7), bool)
     assert engine.uncertain_regions(np.zeros((5, 7), np.float32), None, whole, (0.49, 0.9, 0.4)) is None
     engine._executor = Contexts(engine._executor.model, FakeGraphs())
@@ -232,7 +232,7 @@ def test_a_session_asks_the_engine(host, rng, monkeypatch):
 
 def test_a_session_sends_levels_where_the_grid_is_finer(rng, monkeypatch):
     """And suggests the same, bit by bit, as with the probabilities that the host interpolates from them."""
-    engine = Engine(device="cpu", precision="fp32")
+    engine = Engine("freqformer_b0", device="cpu", precision="fp32")
     engine._executor = Contexts(engine._executor.model, Eager(torch.device("cpu")))
     asked, holding = [], engine._executor.holding
     monkeypatch.setattr(engine._executor, "holding", lambda levels: asked.append(holding(levels)) or asked[-1])
