@@ -24,6 +24,7 @@ from activefreq_engine.runtime.plan import PRECISIONS
 from activefreq_engine.runtime.plan.fused import OPS
 from bench.gpu.masks import IMAGES
 from bench.speed.ladder import Rung
+from bench.tools.clicking import NETWORK
 
 Judged = tuple[StepRequest, StepAnswer]
 """A click, and the CPU's answer in float32."""
@@ -64,7 +65,7 @@ def errors(here: Engine, judge: Engine, clicked: Sequence[Judged]) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="freqformer_b0", help="a shipped model or a checkpoint")
+    parser.add_argument("--model", default=NETWORK, help="a shipped model or a checkpoint")
     parser.add_argument("--size", type=int, choices=SIZES, default=384, help="long side of the network input, pixels")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp16", help="of the device")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, tiny, two of the ops")
