@@ -45,9 +45,9 @@ FILE, PICTURE = rows.RESULTS / "soak_cpu.csv", plots.PICTURES / "soak_cpu.png"
 SESSIONS, THREADS, SAMPLES = 32, 8, 500
 KINDS = {True: "answered", False: "stand-in"}
 GROWTH = 0.05
-SMALL = 128
-"""Long side of the network's input.  Half of what people are offered, so that a run takes hours and not a day; what
-is looked for, memory and threads that are not given back, is the same at each size."""
+SMALL = 64
+"""Long side of the network's input.  A quarter of what people are offered, so that a run takes two hours and not a day;
+what is looked for, memory and threads that are not given back, is the same at each size."""
 STEPS = 60
 """A session that has so many steps on its picture goes on to another picture."""
 
