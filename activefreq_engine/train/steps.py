@@ -69,7 +69,7 @@ class FrozenGuide:
     def hasten(self, dtype: torch.dtype) -> None:
         """Let the guide's frozen part run in this precision; call it once its weights are there."""
         if self._guide is not None:
-            self._run = FrozenTrunk(self._guide.trunk, dtype).forward
+            self._run = FrozenTrunk(self._guide.trunk).to(dtype).requires_grad_(False).forward
 
     def __call__(self, image: Tensor) -> list[Tensor] | None:
         if self._run is None:

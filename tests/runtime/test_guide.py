@@ -72,3 +72,23 @@ def test_a_region_is_looked_at_once(rng):
         for k in range(3):
             s.click(20 + 30 * k, 50, positive=k != 1)
     assert len(looks) == 1
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("size", [(64, 96), (32, 224), (224, 32)], ids=str)
+@pytest.mark.parametrize(
+    ("precision", "dtype", "tolerance"),
+    [("fp32", torch.float64, 1e-10), ("fp32", torch.float32, 1e-5), ("bf16", torch.float32, 6e-2)],
+    ids=["fp64", "fp32", "bf16"],
+)
+def test_the_trunk_sees_what_the_model_does(precision, dtype, tolerance, size, pack):
+    """Windows are cut off by the border at each of these sizes; packed layers apply their activations themselves."""
+    model = guided(torch.float64)
+    image = torch.randn(2, 3, *size, dtype=torch.float64)
+    assert model.guide is not None
+    expected = model.guide.look(image)
+    trunk = Folded(model.to(dtype), precision=precision, pack=pack)._guide[0]
+    for got, wanted in zip(trunk(image.to(dtype)), expected, strict=True):
+        assert got.dtype == (torch.bfloat16 if precision == "bf16" else dtype)
+        assert relative(got, wanted) <= tolerance

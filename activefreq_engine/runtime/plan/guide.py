@@ -1,50 +1,116 @@
-"""A guide as a plan runs it: each BatchNorm of its trunk is folded into its convolution, maps lie channels last."""
+"""A guide as a plan runs it, on `[B, H, W, C]`: norms are folded into the layers beside them, and activations are
+applied by the layers before them."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from activefreq_engine.models import tinyvit
 from activefreq_engine.models.guide import Guide, enlarge
-from activefreq_engine.models.tinyvit import ConvNorm, TinyViT
+from activefreq_engine.models.tinyvit import Bottleneck, ConvNorm, TinyViT, TinyViTBlock, Transition
 from activefreq_engine.runtime.plan import layers, rewrites
+from activefreq_engine.runtime.plan.packed import Activation
 
 
-class FrozenTrunk(nn.Module):
-    """`models.guide.Guide.look`.
+class FrozenTrunk(layers.PlanLayer):
+    """`models.guide.Guide.look` on a normalised image `[B, 3, H, W]`; its maps are in the precision of the weights."""
 
-    Args:
-        trunk (TinyViT): in evaluation mode; its weights are copied.
-        dtype (torch.dtype): that it computes in.
-    """
-
-    def __init__(self, trunk: TinyViT, dtype: torch.dtype) -> None:
+    def __init__(self, trunk: TinyViT) -> None:
         super().__init__()
-        trunk = copy.deepcopy(trunk)
-        _fold(trunk)
-        self.dtype = dtype
-        self.trunk = trunk.to(dtype).eval().requires_grad_(False)
-        for p in self.trunk.parameters():
-            if p.dim() == 4:
-                p.data = p.data.contiguous(memory_format=torch.channels_last)
+        self.stages = nn.ModuleList(_stage(s) for s in trunk.stages)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Normalised image `[B, 3, H, W]` -> what `Guide.look` gives, in this dtype."""
-        return self.trunk(enlarge(image).to(dtype=self.dtype, memory_format=torch.channels_last))[1:]
+        x = enlarge(image).permute(0, 2, 3, 1).contiguous().to(next(self.parameters()).dtype)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x.permute(0, 3, 1, 2))
+        return maps[1:]
 
 
-def _fold(module: nn.Module) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, ConvNorm):
-            setattr(module, name, fuse_conv_bn_eval(child.c, child.bn))
-        else:
-            _fold(child)
+def _stage(stage: Any) -> nn.Module:
+    """`tinyvit.TinyViTStage` on `[B, H, W, C]`."""
+    embed = _transition(stage.embed) if isinstance(stage.embed, Transition) else _stem(stage.embed)
+    return nn.Sequential(*embed, *(_Bottleneck(b) if isinstance(b, Bottleneck) else _Block(b) for b in stage.blocks))
+
+
+def _stem(embed: Any) -> list[nn.Module]:
+    first, _, second = embed
+    return [_convolution(first, "gelu"), _convolution(second)]
+
+
+def _transition(embed: Transition) -> list[nn.Module]:
+    return [_pointwise(embed.conv1, "gelu"), _convolution(embed.conv2, "gelu"), _pointwise(embed.conv3)]
+
+
+def _convolution(layer: ConvNorm, then: Activation = "none") -> layers.Conv:
+    return layers.Conv(rewrites.fold_batch_norm(layer.c, layer.bn), layer.c, then)
+
+
+def _pointwise(layer: ConvNorm, then: Activation = "none") -> layers.Linear:
+    """A convolution of 1x1; as a product it is faster."""
+    return layers.Linear(rewrites.fold_batch_norm(layer.c, layer.bn), then)
+
+
+class _Bottleneck(layers.PlanLayer):
+    """`tinyvit.Bottleneck`."""
+
+    def __init__(self, block: Bottleneck) -> None:
+        super().__init__()
+        self.conv1 = _pointwise(block.conv1, "gelu")
+        self.conv2 = _convolution(block.conv2, "gelu")
+        self.conv3 = _pointwise(block.conv3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layers.activated(self.conv3(self.conv2(self.conv1(x)), x), "gelu")
+
+
+class WindowAttention(layers.PlanLayer):
+    """`tinyvit.WindowAttention` and the residual.  The bias of each head is looked up once."""
+
+    def __init__(self, attention: tinyvit.WindowAttention) -> None:
+        super().__init__()
+        self.heads, self.window = attention.heads, attention.window
+        self.norm = layers.Norm(attention.norm, bare=True)
+        self.qkv = layers.Linear(rewrites.fold_norm_affine(attention.norm, rewrites.affine(attention.qkv)))
+        self.proj = layers.Linear(rewrites.affine(attention.proj))
+        # with a batch axis, which torch's fast kernels need
+        bias = attention.attention_biases.detach()[:, attention.distance][None]
+        self.bias = nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, h, w, c = x.shape
+        side, heads = self.window, self.heads
+        # zeros beyond the border are what the norm makes of zeros
+        tokens = F.pad(self.norm(x), (0, 0, 0, -w % side, 0, -h % side))
+        rows, columns = tokens.shape[1] // side, tokens.shape[2] // side
+        tokens = tokens.view(b, rows, side, columns, side, c).transpose(2, 3).reshape(-1, side * side, c)
+        qkv = self.qkv(tokens).view(-1, side * side, heads, 3, c // heads)
+        q, k, v = qkv.permute(3, 0, 2, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias)
+        y = y.transpose(1, 2).reshape(b, rows, columns, side, side, c).transpose(2, 3)
+        return self.proj(y.reshape(b, rows * side, columns * side, c)[:, :h, :w].contiguous(), x)
+
+
+class _Block(layers.PlanLayer):
+    """`tinyvit.TinyViTBlock`."""
+
+    def __init__(self, block: TinyViTBlock) -> None:
+        super().__init__()
+        self.attention = WindowAttention(block.attn)
+        self.local_conv = _convolution(block.local_conv)
+        self.norm = layers.Norm(block.mlp.norm, bare=True)
+        self.fc1 = layers.Linear(rewrites.fold_norm_affine(block.mlp.norm, rewrites.affine(block.mlp.fc1)), "gelu")
+        self.fc2 = layers.Linear(rewrites.affine(block.mlp.fc2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.local_conv(self.attention(x))
+        return self.fc2(self.fc1(self.norm(x)), x)
 
 
 class Projections(layers.PlanLayer):

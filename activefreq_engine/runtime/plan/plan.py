@@ -28,7 +28,7 @@ from activefreq_engine.runtime import cpu
 from activefreq_engine.runtime.plan import frequency, fused, layers, packed, rewrites, trial
 from activefreq_engine.runtime.plan.frequency import frequency_block
 from activefreq_engine.runtime.plan.fused import Fused, FusedClick
-from activefreq_engine.runtime.plan.guide import FrozenTrunk, Projections
+from activefreq_engine.runtime.plan.guide import FrozenTrunk, Projections, WindowAttention
 from activefreq_engine.runtime.plan.resample import SumEnlarged, crop
 from activefreq_engine.runtime.plan.spectral import SpectralForm
 
@@ -327,8 +327,7 @@ class Folded:
         """The guide on the device.  It is in float32 where the rest runs in fp16: MobileSAM was not trained to stay
         within fp16's range."""
         exact = torch.float32 if self._dtype == torch.float16 else self._dtype
-        trunk = FrozenTrunk(guide.trunk, exact).to(self.device)
-        return nn.Sequential(trunk, self._place(Projections(guide)))
+        return nn.Sequential(self._place(FrozenTrunk(guide.trunk), exact), self._place(Projections(guide)))
 
     def _refine(self, refiner: Refiner) -> RefineModule:
         refine = RefineModule(refiner)
@@ -338,13 +337,13 @@ class Folded:
         refine.heads.to(self.device)
         return refine.eval().requires_grad_(False)
 
-    def _place(self, module: Any) -> Any:
-        """A module on the device, with its weights in the plan's precision.  Tables and stages of other kinds keep
-        theirs."""
+    def _place(self, module: Any, dtype: torch.dtype | None = None) -> Any:
+        """A module on the device, with its weights in the plan's precision, or in `dtype`.  Tables and stages of other
+        kinds keep theirs."""
         module.to(self.device).eval().requires_grad_(False)
         for part in module.modules():
-            if isinstance(part, (layers.Linear, layers.Conv, layers.Norm)):
-                part.to(self._dtype)
+            if isinstance(part, (layers.Linear, layers.Conv, layers.Norm, WindowAttention)):
+                part.to(dtype or self._dtype)
             if self._pack and isinstance(part, (layers.Linear, layers.Conv)):
                 part.pack()
             if isinstance(part, layers.PlanLayer):
