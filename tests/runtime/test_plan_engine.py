@@ -62,12 +62,13 @@ def test_a_batch_answers_as_each_click_alone(rng):
 
 
 def test_a_box_is_refined_from_the_part_of_the_answer_around_it(rng):
-    full = Coarse(torch.randn(1, 1, 64, 96, dtype=torch.float64), torch.randn(1, 5, 16, 24, dtype=torch.float64))
-    smaller = 0
+    full = Coarse(torch.randn(1, 1, 160, 288, dtype=torch.float64), torch.randn(1, 5, 40, 72, dtype=torch.float64))
+    smaller, shapes = 0, set()
     for _ in range(50):
-        x, y = np.sort(rng.uniform(-3, 99, 2)), np.sort(rng.uniform(-3, 67, 2))
+        x, y = np.sort(rng.uniform(-3, 291, 2)), np.sort(rng.uniform(-3, 163, 2))
         boxes = torch.tensor([[x[0], y[0], x[1], y[1]]])
         part, placed = planned.near(full, boxes)
+        shapes.add(tuple(part.embedding.shape[2:]))
         smaller += part.embedding.numel() < full.embedding.numel()
         for whole, piece, scale in ((full.logits, part.logits, 1.0), (full.embedding, part.embedding, 0.25)):
             for samples in (7, 32):
@@ -78,6 +79,7 @@ def test_a_box_is_refined_from_the_part_of_the_answer_around_it(rng):
                     atol=1e-10,
                 )
     assert smaller > 25
+    assert shapes <= {(h, w) for h in (16, 32, 40) for w in (16, 32, 48, 64, 72)}  # a kernel is compiled for each
 
 
 def test_changed_weights_are_seen_with_the_next_image(rng):

@@ -11,6 +11,8 @@ from torch import Tensor
 from activefreq_engine.models import Coarse, FreqFormer
 from activefreq_engine.runtime.plan.plan import Folded, Plan, PlanFeatures
 
+GRAIN = 16
+"""The part that a refiner reads has sides of so many pixels of the embedding, or a multiple."""
 PLANS_KEPT = 8  # network shapes whose plans stay in memory; one costs about 10 ms to make
 
 
@@ -80,7 +82,9 @@ class Planned:
 def near(coarse: Coarse, boxes: Tensor) -> tuple[Coarse, Tensor]:
     """The part of a coarse answer that RoIAlign reads for a box, and the box in it; one image.
 
-    The refiner's first product then covers that part alone.  The box is read on the host, so not for CUDA.
+    The refiner's first product then covers that part alone.  Its sides are multiples of `GRAIN`, since oneDNN compiles
+    a kernel for every number of pixels, which takes longer than the product.  The box is read on the host, so not for
+    CUDA.
 
     Args:
         coarse (Coarse): embedding `[1, E, h, w]` and logits `[1, 1, H, W]`, H and W multiples of h and w.
@@ -89,13 +93,21 @@ def near(coarse: Coarse, boxes: Tensor) -> tuple[Coarse, Tensor]:
     step = coarse.logits.shape[3] // coarse.embedding.shape[3]
     height, width = coarse.embedding.shape[2:]
     x0, y0, x1, y1 = boxes[0].tolist()
-    left, top = max(0, math.floor(x0 / step) - 1), max(0, math.floor(y0 / step) - 1)
-    right, bottom = min(width, math.ceil(x1 / step) + 1), min(height, math.ceil(y1 / step) + 1)
+    left, right = _around(x0 / step, x1 / step, width)
+    top, bottom = _around(y0 / step, y1 / step, height)
     part = Coarse(
         coarse.logits[:, :, top * step : bottom * step, left * step : right * step],
         coarse.embedding[:, :, top:bottom, left:right],
     )
     return part, boxes - boxes.new_tensor([left, top, left, top]) * step
+
+
+def _around(start: float, stop: float, length: int) -> tuple[int, int]:
+    """The pixels of an axis that lie within a pixel of this range, and enough others."""
+    low, high = max(0, math.floor(start) - 1), min(length, math.ceil(stop) + 1)
+    size = min(length, -(-(high - low) // GRAIN) * GRAIN)
+    low = min(low, length - size)
+    return low, low + size
 
 
 def _stamp(tensors: list[Tensor]) -> int:
