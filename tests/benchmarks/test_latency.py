@@ -59,9 +59,7 @@ def test_the_option_selects_the_latency_tests_and_no_others():
 
 
 def test_plain_pytest_runs_none_of_them():
-    files = collected(
-        *(f"--ignore=tests/{name}" for name in ("kernels", "models", "train", "eval", "session", "runtime"))
-    )
+    files = collected("--ignore-glob=tests/*/*", "--ignore-glob=tests/test_[!n]*.py")  # few of ours, which is quick
     assert files
     assert not any(f.startswith("bench/") for f in files)
 

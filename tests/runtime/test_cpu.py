@@ -135,7 +135,7 @@ from activefreq_engine.session import history
 
 cpu.free_cores, history.AT_HAND = lambda: 2, 2
 torch.set_num_threads(2)
-session = Session(engine=Engine(size=256))
+session = Session(engine=Engine("freqformer_b0", size=256))
 session.set_image(np.random.default_rng(0).integers(0, 256, (150, 200, 3), np.uint8))
 
 def clicks(y):
@@ -163,7 +163,7 @@ from activefreq_engine.runtime import cpu
 
 if "busy" in sys.argv:
     cpu.free_cores = lambda: 1
-engine = Engine(size=256)
+engine = Engine("freqformer_b0", size=256)
 mine, other = (Session(engine=engine) for _ in range(2))
 for session in (mine, other):
     session.set_image(np.random.default_rng(0).integers(0, 256, (150, 200, 3), np.uint8))
@@ -180,7 +180,7 @@ for k in range(4):
         signal.alarm(600)
         for session in (mine, other):
             session.click(50, 50, not session.mask[50, 50])
-        Engine.shared(size=256)  # the registry of engines is free
+        Engine.shared("freqformer_b0", size=256)  # the registry of engines is free
         os._exit(0)
     print(os.waitpid(child, 0)[1], flush=True)
 os._exit(0)
@@ -208,7 +208,7 @@ import subprocess, sys, time, os
 import numpy as np
 from activefreq_engine import Session
 
-with Session(size=384) as s:
+with Session("freqformer_b0", size=384) as s:
     s.set_image(np.random.default_rng(0).integers(0, 256, (384, 384, 3), np.uint8))
     def median():
         times = []

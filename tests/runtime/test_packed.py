@@ -110,7 +110,7 @@ def resident():
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmRSS:"))
     return int(line.split()[1]) / 1e3
 
-engine = Engine(device="cpu", precision="fp32", size=256)
+engine = Engine("freqformer_b0", device="cpu", precision="fp32", size=256)
 engine.warmup()
 before = resident()
 for height in range(96, 449, 32):

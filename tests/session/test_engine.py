@@ -184,7 +184,7 @@ from activefreq_engine import Engine, MemoryShortageError, Session
 used = lambda: int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 free = resource.RLIM_INFINITY
 rng = np.random.default_rng(0)
-engine = Engine(device="cpu")
+engine = Engine("freqformer_b0", device="cpu")
 first = Session(engine=engine)
 first.set_image(rng.integers(0, 255, (120, 160, 3), dtype=np.uint8))
 first.click(80, 60)
@@ -202,7 +202,7 @@ for _ in range(2):
         print("typed")
     resource.setrlimit(resource.RLIMIT_AS, (free, free))
     assert session.clicks == ()
-for again in (session, Session(engine=engine), Session(engine=Engine(device="cpu"))):
+for again in (session, Session(engine=engine), Session(engine=Engine("freqformer_b0", device="cpu"))):
     again.set_image(image)
     again.look(10, 40, 90, 60)
     assert again.click(50, 50).mask[50, 50]
@@ -246,7 +246,7 @@ def test_other_sizes_are_refused(size):
 
 
 def test_an_image_of_a_new_shape_has_the_engine_made_ready(monkeypatch):
-    engine = Engine(device="cpu")
+    engine = Engine("freqformer_b0", device="cpu")
     session = Session(engine=engine)
     session.set_image(np.zeros((100, 300), np.uint8))
     assert engine._ready == {(96, 256)}
