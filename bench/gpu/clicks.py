@@ -35,11 +35,10 @@ from activefreq_engine.runtime.plan.fused import OPS
 from bench.speed import ladder
 from bench.speed.ladder import Rung
 from bench.tools import rows
-from bench.tools.clicking import NETWORK, SETTLED, ClickTimes, clicks, opened, telling
+from bench.tools.clicking import NETWORK, SETTLED, SIZE, ClickTimes, clicks, opened, telling
 from bench.tools.machine import Machine
 from bench.tools.scene import Spot, scene
 
-SIZE = 384
 PLAIN = "plain modules"
 OURS = "ours"
 PAINTS = "ours painted on the host"
