@@ -37,7 +37,8 @@ opencv = os.environ.get("ACTIVEFREQ_OPENCV", "")
 if opencv not in OPENCV:
     raise SystemExit(f"ACTIVEFREQ_OPENCV is {opencv!r}; allowed are 'headless', or leave it unset")
 
-# Lower bounds are the versions that constraints/oldest.txt names and the suite was run with; a test compares the two.
+# Lower bounds are the versions that constraints/oldest.txt names; a test compares the two.  CONTRIBUTING.md says what
+# was run with them.
 train = ["matplotlib>=3.8"]
 evaluate = ["matplotlib>=3.8", "SimpleITK>=2.4"]
 export = ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.18"]

@@ -26,6 +26,10 @@ OUTLINED = 0.5
 SUGGESTION_SIDE = 512
 """Regions to suggest are looked for on a grid of at most so many pixels a side; the network's own grid is no finer."""
 
+PARTS = 256
+"""Into so many parts the way from one level of a mask to the next is divided, along each axis: by the session and, on a
+GPU, by the kernel that paints, whose masks are the same bit by bit."""
+
 DEFAULT_MODEL = "freqformer_b0_guided"
 """The weights that run unless others are asked for: those for pictures of all kinds."""
 

@@ -39,7 +39,7 @@ PATIENCE = 120.0
 """Seconds that a trial in another process may take, compilation included."""
 
 PROCESSES = max(1, min(8, (os.cpu_count() or 1) // 2))
-"""Most processes that try the kernels of one device at a time; each holds half a gigabyte of its memory."""
+"""As many try the kernels of one device at a time, unless the caller of `judge` says otherwise."""
 
 _log = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ _judging = threading.RLock()
 _said: set[str] = set()
 
 
-def judge(questions: Sequence[Question], *, anew: bool = False) -> list[Finding]:
+def judge(questions: Sequence[Question], *, anew: bool = False, processes: int = PROCESSES) -> list[Finding]:
     """Answer questions: from memory, from the disk, or by a trial.  The findings come in the order of the questions.
 
     On a CUDA device a call with something new in it starts a process, so ask together what is used together.
@@ -219,6 +219,7 @@ def judge(questions: Sequence[Question], *, anew: bool = False) -> list[Finding]
     Args:
         questions: of one or several devices.
         anew: hold every trial again, whatever was found before.
+        processes: the most that try the kernels of one device at a time; each holds half a gigabyte of its memory.
     """
     if not anew:
         found = [_known.get((q.device, q.key)) for q in questions]
@@ -228,11 +229,11 @@ def judge(questions: Sequence[Question], *, anew: bool = False) -> list[Finding]
     with _judging:
         for device in dict.fromkeys(q.device for q in questions):
             own = {q.key: q for q in questions if q.device == device}
-            answers |= {(device, key): finding for key, finding in _judge(device, own, anew).items()}
+            answers |= {(device, key): finding for key, finding in _judge(device, own, anew, processes).items()}
     return [answers[q.device, q.key] for q in questions]
 
 
-def _judge(device: torch.device, questions: dict[str, Question], anew: bool) -> dict[str, Finding]:
+def _judge(device: torch.device, questions: dict[str, Question], anew: bool, processes: int) -> dict[str, Finding]:
     """The answers to the questions of one device."""
     found: dict[str, Finding] = {}
     for key in () if anew else questions:
@@ -240,7 +241,7 @@ def _judge(device: torch.device, questions: dict[str, Question], anew: bool) -> 
         if finding is not None:
             found[key] = finding
     missing = [q for key, q in questions.items() if key not in found]
-    for q, finding in zip(missing, _try(missing), strict=True):
+    for q, finding in zip(missing, _try(missing, processes), strict=True):
         found[q.key] = finding
         if finding.lasting:
             _write(device, q.key, finding)
@@ -278,7 +279,7 @@ def describe(finding: Finding) -> str:
 # ---- trials
 
 
-def _try(questions: list[Question]) -> list[Finding]:
+def _try(questions: list[Question], processes: int) -> list[Finding]:
     if not questions:
         return []
     if questions[0].device.type != "cuda":
@@ -286,7 +287,7 @@ def _try(questions: list[Question]) -> list[Finding]:
     if not _can_start_python():
         _say_once("this program cannot start another Python: kernels are tried within it")
         return [_attempt(q) for q in questions]
-    size = -(-len(questions) // PROCESSES)
+    size = -(-len(questions) // processes)
     size = max(3, size)  # fewer are not worth the start of a process
     parts = [questions[k : k + size] for k in range(0, len(questions), size)]
     with ThreadPoolExecutor(len(parts)) as pool:

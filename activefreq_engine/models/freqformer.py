@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .freqnet import Axes, Filter, FreqNet
 from .guide import Guide
-from .layers import init_weights
+from .layers import Encoder, init_weights
 from .mit import MIT_SPECS, MixTransformer, OverlapPatchEmbed, to_map
 from .refiner import Refined, Refiner
 from .tinyvit import TINYVIT_SPECS, TinyViT
@@ -91,7 +91,7 @@ class FreqFormer(nn.Module):
             if type(value) not in (int, kind) or not low <= value <= high:
                 raise ValueError(f"{name} is {value!r:.40}; allowed: {kind.__name__} from {low} to {high}")
         self.encoder = build_encoder(config.encoder, config.drop_path)
-        channels = self.encoder.spec.channels
+        channels = self.encoder.channels
         self.guide: Guide | None = None
         if config.guide is not None:
             if not isinstance(self.encoder, MixTransformer):
@@ -183,7 +183,7 @@ class FreqFormer(nn.Module):
         return self.refiner(image_crop, disks, coarse.embedding, coarse.logits, boxes)
 
 
-def build_encoder(name: str, drop_path: float) -> MixTransformer | TinyViT:
+def build_encoder(name: str, drop_path: float) -> Encoder:
     """An encoder by name; its last map has stride 32 (Mix Transformer) or 16 (TinyViT), which the decoder resizes."""
     if name in MIT_SPECS:
         return MixTransformer(MIT_SPECS[name], drop_path)

@@ -36,7 +36,7 @@ class Guide(nn.Module):
         if name not in TINYVIT_SPECS:
             raise ValueError(f"guide is {name!r}; allowed: {', '.join(TINYVIT_SPECS)}")
         self.trunk = TinyViT(TINYVIT_SPECS[name]).requires_grad_(False)
-        widths = self.trunk.spec.channels[1:]
+        widths = self.trunk.channels[1:]
         self.norms = nn.ModuleList(ChannelNorm(c, eps=1e-6) for c in widths)
         inner = [widths[0], *[widths[1] + widths[2]] * 3]
         self.projections = nn.ModuleList(nn.Conv2d(i, o, 1) for i, o in zip(inner, channels, strict=True))

@@ -9,11 +9,17 @@ from torch import Tensor, nn
 
 
 class Encoder(nn.Module):
-    """A chain of stages: from an image `[B, 3, H, W]` to the list of maps, one for each stage."""
+    """A chain of stages: from an image `[B, 3, H, W]` to the list of maps, one for each stage.
 
-    def __init__(self, stages: Sequence[nn.Module]) -> None:
+    Args:
+        stages: each takes the map of the one before, the first one the image.
+        channels: of each stage's map.
+    """
+
+    def __init__(self, stages: Sequence[nn.Module], channels: Sequence[int]) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
+        self.channels = tuple(channels)
         self.apply(init_weights)
 
     def forward(self, x: Tensor) -> list[Tensor]:

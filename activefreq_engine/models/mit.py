@@ -146,5 +146,4 @@ class MixTransformer(Encoder):
             blocks = [MiTBlock(dim, HEADS[i], REDUCTIONS[i], rates.pop(0)) for _ in range(depth)]
             stages.append(MiTStage(embed, blocks, dim))
             previous = dim
-        super().__init__(stages)
-        self.spec = spec
+        super().__init__(stages, spec.channels)

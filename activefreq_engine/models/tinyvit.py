@@ -172,8 +172,7 @@ class TinyViT(Encoder):
             else:
                 embed = Transition(spec.channels[i - 1], dim, STRIDES[i - 1])
             stages.append(TinyViTStage(embed, blocks))
-        super().__init__(stages)
-        self.spec = spec
+        super().__init__(stages, spec.channels)
 
 
 class MobileSamEncoder(nn.Module):
@@ -183,7 +182,7 @@ class MobileSamEncoder(nn.Module):
         super().__init__()
         self.trunk = TinyViT(TINYVIT_SPECS["tinyvit_5m"])
         self.neck = nn.Sequential(
-            nn.Conv2d(self.trunk.spec.channels[-1], EMBEDDING, 1, bias=False),
+            nn.Conv2d(self.trunk.channels[-1], EMBEDDING, 1, bias=False),
             ChannelNorm(EMBEDDING, eps=1e-6),
             nn.Conv2d(EMBEDDING, EMBEDDING, 3, padding=1, bias=False),
             ChannelNorm(EMBEDDING, eps=1e-6),

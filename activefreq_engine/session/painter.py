@@ -29,12 +29,11 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from activefreq_engine.conventions import PARTS
 from activefreq_engine.runtime.levels import ONE
 from activefreq_engine.session.boxes import mask_bbox, tightened, union
 from activefreq_engine.types import Box
 
-PARTS = 256
-"""Into so many parts the way from one level to the next is divided, along each axis."""
 _PARTS = np.uint32(PARTS)
 _WHOLE = float(ONE * PARTS * PARTS)
 _AT_ONCE = 1 << 15  # pixels computed at once: what is used for it stays in the processor's cache

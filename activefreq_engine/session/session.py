@@ -755,7 +755,7 @@ class Session:
             InvalidArgumentError: `engine` and `model` were both given.
             ModelLoadError, BackendUnavailableError: see `Engine`.
         """
-        saved = parse_state(state)
+        saved = parse_state(state, None if engine is None else engine.size)
         engine = matching_engine(saved, engine, model, device, precision)
         how = saved.settings
         session = cls(engine=engine, threshold=how.threshold, zoom=how.zoom, refine=how.refine, acselect=acselect)

@@ -104,8 +104,12 @@ def dump(scene: Scene, engine: Engine) -> dict[str, Any]:
     }
 
 
-def parse(state: Any) -> SavedSession:
+def parse(state: Any, size: int | None = None) -> SavedSession:
     """Check a state.
+
+    Args:
+        state: what `dump` returned, perhaps by way of JSON, or anything else.
+        size: of the engine that is there to make the clicks again; allowed beside `SIZES`.
 
     Raises:
         SessionStateError: it is damaged, or of another format or version.
@@ -138,15 +142,16 @@ def parse(state: Any) -> SavedSession:
         raise SessionStateError(f"the state is damaged: {type(error).__name__}: {error}") from error
     if not all(0 <= o.done <= len(o.events) for o in saved.objects):
         raise SessionStateError("the state is damaged: an object has more steps done than it has steps")
-    if not 0 < saved.settings.threshold < 1 or saved.size not in SIZES:
+    if not 0 < saved.settings.threshold < 1 or saved.size not in (*SIZES, size):
         raise SessionStateError(
             f"the state is damaged: threshold {saved.settings.threshold} must lie between 0 and 1, "
-            f"size {saved.size} be one of {', '.join(map(str, SIZES))}"
+            f"size {_brief(saved.size)} be one of {', '.join(map(str, SIZES))}"
         )
     if saved.window is not None and not -math.inf < saved.window[0] < saved.window[1] < math.inf:
         raise SessionStateError(f"the state is damaged: window {saved.window} is not (low, high)")
     if not 1 <= saved.selected <= len(saved.objects):
-        raise SessionStateError(f"the state is damaged: object {saved.selected} of {len(saved.objects)} is selected")
+        selected = _brief(saved.selected)
+        raise SessionStateError(f"the state is damaged: object {selected} of {len(saved.objects)} is selected")
     return saved
 
 

@@ -92,7 +92,7 @@ class CoarseStep(nn.Module):
         self.model = model
         self.clicker, self.prompts = clicker, prompts
         self.frozen = False  # BatchNorm's statistics, see `keep_norms`
-        channels = model.encoder.spec.channels
+        channels = model.encoder.channels
         self.teacher_head = nn.Conv2d(channels[2] + channels[3], teacher_channels, 1) if teacher_channels else None
         if model.refiner is not None:
             model.refiner.requires_grad_(False)

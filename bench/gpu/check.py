@@ -4,7 +4,7 @@
     python -m bench.gpu.check --only ladder peers        # some of them; --skip leaves some out
     python -m bench.gpu.check --dry-run                  # the same code on the CPU, tiny
 
-The order is that of what matters: the kernels of the default size beside their references, what a click takes, masks
+The order is that of what matters: the kernels of a click at 384 px beside their references, what a click takes, masks
 beside the CPU's, the tests, every other kernel, and then everything that is compared.  Each step is a process of its
 own and has a share of the minutes, with what earlier steps left; then it is killed, so none can take the others' time,
 nor their device.  On a machine whose caches are empty a step needs some seconds before it measures anything: one that

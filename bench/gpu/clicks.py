@@ -35,11 +35,10 @@ from activefreq_engine.runtime.plan.fused import OPS
 from bench.speed import ladder
 from bench.speed.ladder import Rung
 from bench.tools import rows
-from bench.tools.clicking import NETWORK, SETTLED, ClickTimes, clicks, opened, telling
+from bench.tools.clicking import NETWORK, SETTLED, SIZE, ClickTimes, clicks, opened, telling
 from bench.tools.machine import Machine
 from bench.tools.scene import Spot, scene
 
-SIZE = 384
 PLAIN = "plain modules"
 OURS = "ours"
 PAINTS = "ours painted on the host"
@@ -78,6 +77,11 @@ class Compiled(Kept):
 _engines: dict[str, Engine] = {}
 
 
+def scaled(dry: bool) -> tuple[Spot, int]:
+    """The picture that is clicked, and how many clicks each object gets."""
+    return (scene(210, 230, radius=40), SETTLED + 1) if dry else (ladder.picture(), ladder.CLICKS)
+
+
 def beside_others(device: str, dry: bool, sequences: int, names: Sequence[str]) -> list[dict[str, Any]]:
     """Session clicks.  In a first pass, which does not count, graphs are captured for every region that occurs."""
     every = (
@@ -91,12 +95,12 @@ def beside_others(device: str, dry: bool, sequences: int, names: Sequence[str]) 
     size = 256 if dry else SIZE
     if not dry:
         ladder.climb(ways, device, size, sequences)
-    return ladder.climb(ways, device, size, sequences)
+    return ladder.climb(ways, device, size, sequences, *scaled(dry))
 
 
 def stages(device: str, dry: bool) -> dict[str, float]:
     """Median milliseconds of each stage of the next click; measuring them waits for the device more often."""
-    on = ladder.picture()
+    on, _ = scaled(dry)
     session = opened(Engine(NETWORK, device=device, size=256 if dry else SIZE), on)
     clicks(session, on, SETTLED + 1)
     taken = []
@@ -185,7 +189,7 @@ def on_device(run: Callable[[], Any], device: str, repeats: int) -> list[dict[st
 
 def suggestions(device: str, dry: bool) -> list[dict[str, Any]]:
     """`Session.suggest` after a click, regions found on the device and on the host."""
-    on = ladder.picture()
+    on, count = scaled(dry)
     engine = Engine(NETWORK, device=device, size=256 if dry else SIZE)
     session = opened(engine, on)
     clicks(session, on, SETTLED)
@@ -197,12 +201,12 @@ def suggestions(device: str, dry: bool) -> list[dict[str, Any]]:
         out.append({"where": where, **timed(lambda: session.suggest(5), 2 if dry else 50)})
     engine.uncertain_regions = by_device  # type: ignore[method-assign]
     work = on_device(lambda: session.suggest(5), device, 2 if dry else 20)
-    count, busy = (sum(row[k] for row in work) for k in ("per_click", "us_per_click"))
-    print(f"on the device, suggestions are {count:.0f} launches and copies of {busy:.0f} us together", flush=True)
+    number_of, busy = (sum(row[k] for row in work) for k in ("per_click", "us_per_click"))
+    print(f"on the device, suggestions are {number_of:.0f} launches and copies of {busy:.0f} us together", flush=True)
     taken = []
     for seed in range(1 if dry else 6):
         session.reset()
-        for number, c in enumerate(islice(on.clicks(seed), ladder.CLICKS)):
+        for number, c in enumerate(islice(on.clicks(seed), count)):
             c = telling(session, c)
             start = time.perf_counter()
             session.click(c.x, c.y, c.positive)
@@ -216,26 +220,26 @@ def suggestions(device: str, dry: bool) -> list[dict[str, Any]]:
 
 def together(device: str, dry: bool) -> Iterator[dict[str, Any]]:
     """Clicks on settled regions by `click_batch`, one of each session; a first pass, which does not count, captures."""
-    on, engine = ladder.picture(), Engine(NETWORK, device=device, size=256 if dry else SIZE)
+    (on, count), engine = scaled(dry), Engine(NETWORK, device=device, size=256 if dry else SIZE)
     many: list[Session] = []
-    for count in (1, 2) if dry else (1, 2, 4, 8, 16, 32, 64):
-        while len(many) < count:
+    for sessions in (1, 2) if dry else (1, 2, 4, 8, 16, 32, 64):
+        while len(many) < sessions:
             many.append(opened(engine, on))
         taken: list[float] = []
-        turns = 1 if dry else max(2, 20 // count)
+        turns = 1 if dry else max(2, 20 // sessions)
         for turn in range(turns + 1):
-            took = turn_of_clicks(many, on, seed=100 * turn)
+            took = turn_of_clicks(many, on, count, seed=100 * turn)
             taken += took if turn or dry else []
-        yield {"sessions": count, "per_s": 1e3 * count * len(taken) / sum(taken), **in_ms(ClickTimes.of(taken))}
+        yield {"sessions": sessions, "per_s": 1e3 * sessions * len(taken) / sum(taken), **in_ms(ClickTimes.of(taken))}
 
 
-def turn_of_clicks(many: Sequence[Session], on: Spot, seed: int) -> list[float]:
-    """Each session makes `ladder.CLICKS` clicks on a blank object, all sessions at once; the times of those on settled
+def turn_of_clicks(many: Sequence[Session], on: Spot, count: int, seed: int) -> list[float]:
+    """Each session makes `count` clicks on a blank object, all sessions at once; the times of those on settled
     regions, in milliseconds."""
     for session in many:
         session.reset()
     taken = []
-    for clicked in islice(zip(*(on.clicks(seed + i) for i in range(len(many))), strict=True), ladder.CLICKS):
+    for clicked in islice(zip(*(on.clicks(seed + i) for i in range(len(many))), strict=True), count):
         asked = [telling(session, c) for session, c in zip(many, clicked, strict=True)]
         start = time.perf_counter()
         click_batch(many, asked)
@@ -281,8 +285,6 @@ def main() -> None:
     dry, out, only = arguments.dry_run, arguments.out, arguments.only
     deadline, device = time.monotonic() + arguments.seconds, "cpu" if dry else "cuda"
     about = Machine(device).describe()
-    if dry:
-        ladder.CLICKS, ladder.picture = SETTLED + 1, lambda: scene(210, 230, radius=40)
     if "first" in only:
         began = list(first_clicks(device, dry))
         rows.write(out / "first.csv", began, about, replace="region")

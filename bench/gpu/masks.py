@@ -2,7 +2,7 @@
 384 px in fp16 also those of the network with a guide.
 
     python -m bench.gpu.masks              # writes masks.csv to bench/results/cuda
-    python -m bench.gpu.masks --first      # the default size in fp16
+    python -m bench.gpu.masks --first      # 384 px in fp16
     python -m bench.gpu.masks --dry-run    # on the CPU, one size
 
 Two clicks on a photograph, the second on the first one's answer, each once with an image that is new and once with its
@@ -29,7 +29,7 @@ from activefreq_engine.conventions import SLOTS
 from activefreq_engine.runtime.engine import SIZES, StepRequest
 from activefreq_engine.session.zoom import network_shape
 from bench.tools import rows
-from bench.tools.clicking import NETWORK
+from bench.tools.clicking import NETWORK, SIZE
 from bench.tools.machine import Machine
 
 LIMITS = {"fp16": 2e-3, "fp32": 3e-4}
@@ -39,8 +39,6 @@ RATIOS = ((1, 1), (4, 3), (3, 4), (16, 9), (5, 27))
 """Width to height of the region; the last one reaches the network very narrow."""
 
 IMAGES = Path(__file__).parents[2] / "examples" / "images"
-FIRST = 384
-"""This size comes first."""
 
 
 @functools.cache
@@ -88,16 +86,16 @@ def right(row: dict[str, Any]) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, one size")
-    parser.add_argument("--first", action="store_true", help="the default size, in fp16")
+    parser.add_argument("--first", action="store_true", help=f"{SIZE} px, in fp16")
     parser.add_argument("--out", type=Path, default=rows.RESULTS / "cuda", help="folder of masks.csv")
     arguments = parser.parse_args()
     dry = arguments.dry_run
     device, ratios = ("cpu", RATIOS[-1:]) if dry else ("cuda", RATIOS)
-    sizes = [min(SIZES)] if dry else sorted(SIZES, key=lambda size: (size != FIRST, size))
+    sizes = [min(SIZES)] if dry else sorted(SIZES, key=lambda size: (size != SIZE, size))
     cases = [(NETWORK, size, precision) for size in sizes for precision in (("fp32",) if dry else LIMITS)]
     cases = cases[:1] if arguments.first else cases
     if not dry and not arguments.first:
-        cases += [("freqformer_b0_guided", size, "fp16") for size in (FIRST, min(SIZES))]
+        cases += [("freqformer_b0_guided", size, "fp16") for size in (SIZE, min(SIZES))]
     about, found, died = Machine(device).describe(), [], []
     with ExitStack() as stack:
         alone = [stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn"))) for _ in cases]

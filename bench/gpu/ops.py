@@ -181,7 +181,7 @@ def check_mask_output(check: Check) -> str:
 
 
 def freq_cases(dry: bool) -> Iterator[tuple[str, int, int, bool]]:
-    """(name, channels, map side, whether torch.compile and the residual take part): the default size first,
+    """(name, channels, map side, whether torch.compile and the residual take part): 384 px first,
     and what has to be compiled last."""
     if dry:
         yield "tiny", 8, 3, True

@@ -25,9 +25,9 @@ from activefreq_engine.runtime.engine import SIZES
 from activefreq_engine.runtime.painting import WORDS
 from activefreq_engine.session.boxes import mask_bbox
 from activefreq_engine.session.painter import Painter, limit
-from bench.gpu.masks import FIRST
 from bench.speed.host import disk
 from bench.tools import rows
+from bench.tools.clicking import SIZE
 from bench.tools.machine import Machine
 
 ROUNDS = 3
@@ -87,12 +87,12 @@ def sides(mask: NDArray[np.bool_], height: int, width: int, top: int) -> tuple[i
 
 
 def cases(dry: bool) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Network shape and region; the default size and its largest regions first."""
+    """Network shape and region; `SIZE` and its largest regions first."""
     rng = np.random.default_rng(0)
     if dry:
         return [(shape, region) for shape in ((64, 96), (32, 256)) for region in regions(*shape, rng)]
-    found = [((FIRST, FIRST), region) for region in ((1200, 1200), (3000, 4000), (6000, 2731))]
-    for size in sorted(SIZES, key=lambda size: (size != FIRST, size)):
+    found = [((SIZE, SIZE), region) for region in ((1200, 1200), (3000, 4000), (6000, 2731))]
+    for size in sorted(SIZES, key=lambda size: (size != SIZE, size)):
         found += [(shape, region) for shape in network_shapes(size) for region in regions(*shape, rng)]
     return found
 

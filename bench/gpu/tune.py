@@ -32,10 +32,9 @@ from activefreq_engine.runtime.plan import Folded
 from activefreq_engine.runtime.plan.fused import OPS
 from bench.gpu.ops import interpret
 from bench.tools import rows
-from bench.tools.clicking import NETWORK
+from bench.tools.clicking import NETWORK, SIZE
 from bench.tools.machine import Machine
 
-SIZE = 384
 WARPS = (1, 2, 4, 8, 16)
 CHAIN = 20
 """Launches in a graph: what begins and ends it then counts little."""

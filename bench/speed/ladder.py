@@ -92,9 +92,24 @@ def picture() -> Spot:
     return scene(1200, 1200, radius=180)
 
 
-def climb(rungs: Sequence[Rung], device: str, size: int, sequences: int) -> list[dict[str, Any]]:
-    """Time and compare the rungs; one row each."""
-    on = picture()
+def climb(
+    rungs: Sequence[Rung],
+    device: str,
+    size: int,
+    sequences: int,
+    on: Spot | None = None,
+    count: int | None = None,
+) -> list[dict[str, Any]]:
+    """Time and compare the rungs; one row each.
+
+    Args:
+        rungs: the first one is what the others are compared with.
+        device, size: of their engines.
+        sequences: how many objects are clicked.
+        on (Spot, optional): the picture. Default: `picture()`.
+        count (int, optional): clicks on each object. Default: `CLICKS`.
+    """
+    on, count = on or picture(), count or CLICKS
     sessions: list[Session] = []
     for rung in rungs:
         with rung.backend_chosen():
@@ -107,7 +122,7 @@ def climb(rungs: Sequence[Rung], device: str, size: int, sequences: int) -> list
     for seed in tqdm(range(sequences), desc="ladder", unit="object"):
         for i, (rung, session) in enumerate(zip(rungs, sessions, strict=True)):
             with rung.backend_chosen():
-                times[i] += next_clicks([session], on, CLICKS, seed)[0]
+                times[i] += next_clicks([session], on, count, seed)[0]
             different[i] = max(different[i], float((session.mask != sessions[0].mask).mean()))
             try:
                 errors[i] = max(errors[i], sessions_agree(session, sessions[0]))

@@ -28,12 +28,11 @@ from activefreq_engine.models import create_model
 from activefreq_engine.runtime.engine import SIZES
 from bench.speed import floor
 from bench.tools import memory, plots, rows
-from bench.tools.clicking import NETWORK, SETTLED, ClickTimes, click, clicks, next_clicks, opened
+from bench.tools.clicking import NETWORK, SETTLED, SIZE, ClickTimes, click, clicks, next_clicks, opened
 from bench.tools.machine import Machine
 from bench.tools.rows import Row
 from bench.tools.scene import scene
 
-SIZE = 384
 MEGAPIXELS = (0.3, 1, 3, 12, 25, 50, 100)
 FIXED_RADIUS = 100
 OBJECTS = (1, 2, 4, 8, 16, 32)

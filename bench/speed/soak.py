@@ -32,10 +32,8 @@ from tqdm import tqdm
 
 from activefreq_engine import Engine, Session
 from activefreq_engine.conventions import SLOTS
-from activefreq_engine.runtime import engine as runtime_engine
 from activefreq_engine.runtime.engine import StepAnswer, StepRequest
 from activefreq_engine.runtime.timing import Stopwatch
-from activefreq_engine.session import state as session_state
 from bench.speed.host import piece
 from bench.tools import memory, plots, rows
 from bench.tools.clicking import NETWORK
@@ -46,8 +44,8 @@ SESSIONS, THREADS, SAMPLES = 32, 8, 500
 KINDS = {True: "answered", False: "stand-in"}
 GROWTH = 0.05
 SMALL = 64
-"""Long side of the network's input.  A quarter of what people are offered, so that a run takes two hours and not a day;
-what is looked for, memory and threads that are not given back, is the same at each size."""
+"""Long side of the network's input.  A quarter of the least that people are offered, so that a run takes two hours and
+not a day; what is looked for, memory and threads that are not given back, is the same at each size."""
 STEPS = 60
 """A session that has so many steps on its picture goes on to another picture."""
 
@@ -155,8 +153,8 @@ class Worker:
 def soak(clicks: int, answered: int, samples: int) -> Iterator[dict[str, Any]]:
     """One row after each sample."""
     torch.set_num_threads(1)
-    runtime_engine.SIZES = session_state.SIZES = (SMALL, *runtime_engine.SIZES)
-    engine, stand_in = Engine(NETWORK, device="cpu", size=SMALL), StandIn(nn.Identity(), device="cpu", size=SMALL)
+    engine, stand_in = Engine(NETWORK, device="cpu"), StandIn(nn.Identity(), device="cpu")
+    engine.size = stand_in.size = SMALL
     share = answered / clicks
     workers = [Worker(n, engine, stand_in, share, SESSIONS // THREADS) for n in range(THREADS)]
     each = max(1, clicks // samples // THREADS)

@@ -22,12 +22,10 @@ from activefreq_engine import Engine
 from bench.speed.ladder import CPU, picture
 from bench.speed.scaling import FIXED_RADIUS, engine, memory_growth, shape_of
 from bench.tools import rows
-from bench.tools.clicking import SETTLED, clicks, close_in, next_clicks, opened, profiled
+from bench.tools.clicking import SETTLED, SIZE, clicks, close_in, next_clicks, opened, profiled
 from bench.tools.machine import Machine
 from bench.tools.scene import scene
 from bench.tools.verify import sessions_agree
-
-SIZE = 384
 
 
 @dataclass(frozen=True)

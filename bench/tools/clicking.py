@@ -65,6 +65,9 @@ NETWORK = "freqformer_b0"
 """What is timed where nothing else is said: the network without a guide, which is what every next click costs.  A guide
 adds to the first look at a region alone."""
 
+SIZE = 384
+"""Long side of the network's input at which clicks are timed; an engine takes 256 unless told otherwise."""
+
 SETTLED = 2
 """After so many clicks the network has zoomed in on a small object: the next ones find their image features known."""
 

@@ -6,8 +6,7 @@ The rule is that of `activefreq_engine.session.painter`; here it is written out 
 import torch
 from torch import Tensor
 
-PARTS = 256
-"""Parts into which the way from one level to the next is divided, along each axis."""
+from activefreq_engine.conventions import PARTS
 
 
 def mask_bits(levels: Tensor, asked: Tensor, bits: Tensor, found: Tensor) -> None:

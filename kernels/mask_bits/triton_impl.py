@@ -18,7 +18,7 @@ PROGRAMS = 256
 
 @triton.jit
 def _level(i, k, pixels, values):
-    # Of pixel i its k-th level: which one, and its share in 256ths; see `session.painter`.
+    # Of pixel i its k-th level: which one, and its share in 256ths (`conventions.PARTS`); see `session.painter`.
     first = i * values // pixels
     before = tl.minimum(tl.maximum((first + k) * pixels - i * values, 0), values)
     after = tl.minimum(tl.maximum((first + k + 1) * pixels - i * values, 0), values)

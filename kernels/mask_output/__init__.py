@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from activefreq_engine.conventions import THRESHOLD
+
 from .. import dispatch, operators, triton_support
 from ..arguments import check_no_gradient
 from ..verification import Trial
@@ -13,7 +15,7 @@ from .reference import mask_output as _reference
 __all__ = ["MaskOutput", "mask_output"]
 
 
-def mask_output(logits: Tensor, previous: Tensor, *, threshold: float = 0.49, backend: str = "auto") -> MaskOutput:
+def mask_output(logits: Tensor, previous: Tensor, *, threshold: float = THRESHOLD, backend: str = "auto") -> MaskOutput:
     """Upsample logits (bilinear, pixel centres aligned), and derive everything that is shown after a click.
 
     Args:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from activefreq_engine.conventions import THRESHOLD
+
 from ..triton_support import Layout, small, specialised
 from ..verification import Form, Part, poison
 from .reference import MaskOutput, changed_box
@@ -46,7 +48,7 @@ def check(
     """Run the kernel on random logits and compare; pixels whose probability is at the threshold may fall either way."""
     from .triton_impl import kernel_call
 
-    generator, threshold = torch.Generator().manual_seed(0), 0.49
+    generator, threshold = torch.Generator().manual_seed(0), THRESHOLD
     layout, whole = Layout(tuple(strides), offset), tuple(shape)
     values = 4 * torch.randn(layout.extent(whole), generator=generator, dtype=torch.float32)
     logits = layout.place(values.to(getattr(torch, dtype)).to(device), whole)

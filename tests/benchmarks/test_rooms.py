@@ -48,3 +48,28 @@ def test_nothing_private_of_others_is_reached_into(path: Path) -> None:
         and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
     ]
     assert not reached, reached
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_no_globals_of_another_module_of_ours_are_rewritten(path: Path) -> None:
+    tree = ast.parse(path.read_text("utf-8"))
+    imported = {
+        alias.asname or alias.name.partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+        if (getattr(node, "module", None) or alias.name).partition(".")[0] in ("activefreq_engine", "bench")
+    }
+    rewritten = [
+        f"line {node.lineno}: {ast.unparse(node)}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, (ast.Store, ast.Del)) and root(node) in imported
+    ]
+    assert not rewritten, rewritten
+
+
+def root(node: ast.expr) -> str | None:
+    """The name with which ``a.b.c`` begins."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else None

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from activefreq_engine.errors import InvalidArgumentError, InvalidMaskError
-from activefreq_engine.eval.clickers import _Errors, make_clicker, sample_seed
+from activefreq_engine.eval.clickers import _Errors, list_clickers, make_clicker, sample_seed
 from activefreq_engine.types import Click
 
 from .fakes import blob
@@ -113,7 +113,7 @@ def test_ritm_hides_the_clicked_pixel_only():
     assert robot.next_click(nothing) == Click(3, 3, True)  # a neighbour, the first of the next deepest
 
 
-@pytest.mark.parametrize("name", ["ritm", "acselect", "random"])
+@pytest.mark.parametrize("name", list_clickers())
 def test_no_click_on_a_perfect_mask_nor_in_ignored_pixels(name):
     truth = blob(np.random.default_rng(3), 31, 22)
     probs = np.full(truth.shape, 0.5, np.float32)
@@ -122,7 +122,7 @@ def test_no_click_on_a_perfect_mask_nor_in_ignored_pixels(name):
     assert make_clicker(name, ignored).next_click(truth == 1, probs) is None
 
 
-@pytest.mark.parametrize("name", ["ritm", "acselect", "random"])
+@pytest.mark.parametrize("name", list_clickers())
 def test_every_wrong_pixel_is_clicked_once_and_then_no_more(name):
     truth = np.zeros((9, 14), np.int8)
     truth[3, 4:9] = 1

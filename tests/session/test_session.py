@@ -1210,6 +1210,17 @@ def test_restore_refuses_another_image_or_model(engine, rng):
         Session.restore(state, image, engine=engine, model=SquareModel())
 
 
+def test_restore_takes_the_size_of_the_engine_that_is_given(rng):
+    """Measurements use sizes below those that users may choose."""
+    engine = Engine(SquareModel())
+    engine.size = 128
+    image = random_image(rng, 50, 70)
+    session = worked(engine, image, rng)
+    assert np.array_equal(Session.restore(session.state_dict(), image, engine=engine).mask, session.mask)
+    with pytest.raises(SessionStateError, match="size 128 be one of 256"):
+        Session.restore(session.state_dict(), image)
+
+
 def spoil(state, path, value):
     state = json.loads(json.dumps(state))
     at = state
@@ -1249,9 +1260,11 @@ def spoil(state, path, value):
         (["objects", 1, "steps", 0, "mask"], {"size": [50, 70], "counts": "~~~"}),
         (["selected"], 0),
         (["selected"], 9),
+        pytest.param(["selected"], 10**5000, id="selected-huge"),  # Python prints no integer of that length
         (["settings", "threshold"], "high"),
         (["settings", "threshold"], 7.0),
         (["settings", "size"], 300),
+        pytest.param(["settings", "size"], 10**5000, id="size-huge"),
         (["settings", "zoom"], None),
     ],
 )
