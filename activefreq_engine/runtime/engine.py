@@ -36,12 +36,10 @@ from activefreq_engine.models.registry import WEIGHTS
 from activefreq_engine.runtime import cpu, levels, shortage
 from activefreq_engine.runtime.executor import executor_for
 from activefreq_engine.runtime.graphs import regions
-from activefreq_engine.runtime.graphs.contexts import Contexts
 from activefreq_engine.runtime.levels import Found, Stretched
 from activefreq_engine.runtime.modules import ClickModel, Modules
 from activefreq_engine.runtime.painting import Painted, PaintRequest
 from activefreq_engine.runtime.plan import PRECISIONS
-from activefreq_engine.runtime.plan.on_cpu import CpuPlans
 from activefreq_engine.runtime.timing import Stopwatch
 
 _LOOK = 0.05  # seconds between two checks whether a waiting click is still wanted
@@ -228,7 +226,7 @@ class Engine:
             ActiveFreqError: the network returned NaN; the message says why, as far as that can be found out.
             InvalidArgumentError: a request has neither crop nor features.
         """
-        return shortage.guarded(lambda: self._run(requests, watch, go_on), ask=self._needs_memory)
+        return shortage.guarded(lambda: self._run(requests, watch, go_on), ask=self._executor.unclear)
 
     def _run(
         self, requests: Sequence[StepRequest], watch: Stopwatch | None, go_on: Callable[[], None] | None
@@ -268,7 +266,7 @@ class Engine:
         def work() -> None:
             found.extend(self._executor.prepare([crop]))
 
-        shortage.guarded(lambda: self._alone(work, go_on), ask=self._needs_memory)
+        shortage.guarded(lambda: self._alone(work, go_on), ask=self._executor.unclear)
         return found[-1]
 
     def refine(
@@ -281,7 +279,7 @@ class Engine:
 
         `watch` is told the time of "refine"; `go_on` and errors as for `run`.
         """
-        return shortage.guarded(lambda: self._refine(requests, watch, go_on), ask=self._needs_memory)
+        return shortage.guarded(lambda: self._refine(requests, watch, go_on), ask=self._executor.unclear)
 
     def _refine(
         self, requests: Sequence[RefineRequest], watch: Stopwatch | None, go_on: Callable[[], None] | None
@@ -306,11 +304,6 @@ class Engine:
 
         self._alone(work, go_on)
         return out
-
-    @property
-    def _needs_memory(self) -> bool:
-        """Whether oneDNN does the work."""
-        return isinstance(self._executor, (CpuPlans, Modules))
 
     def _alone(self, work: Callable[[], None], go_on: Callable[[], None] | None) -> None:
         """Do the work while no other thread has the engine; wait for it first."""
@@ -344,16 +337,16 @@ class Engine:
             The table of `kernels.uncertain.uncertain_regions`; None where the host finds them itself: on a CPU, without
             CuPy, or for more than 512 pixels a side.
         """
-        if not isinstance(self._executor, Contexts) or max(probs.shape) > SUGGESTION_SIDE:
+        replayer = self._executor.replayer
+        if replayer is None or max(probs.shape) > SUGGESTION_SIDE:
             return None
         if self.device.type == "cuda" and not cupy_impl.verify_machine()[0]:
             return None
-        executor = self._executor
         found: list[NDArray[np.float64]] = []
 
         def work() -> None:
             if self._regions is None:
-                self._regions = regions.Regions(executor.replayer, executor.holding)
+                self._regions = regions.Regions(replayer, self._executor.holding)
             found.append(self._regions(probs, before, valid, rules))
 
         self._alone(work, None)
@@ -371,9 +364,8 @@ class Engine:
             height, width (int, optional): network grid, multiples of 32. Default: square of `size`.
         """
         h, w = height or self.size, width or self.size
-        if isinstance(self._executor, Contexts):
-            with torch.inference_mode(), settings_aside():
-                self._executor.verify(h, w)
+        with torch.inference_mode(), settings_aside():
+            self._executor.verify(h, w)
         none = np.full((2 * SLOTS, 2), -1, np.float32)
         request = StepRequest(np.zeros((h, w, 3), np.uint8), None, np.zeros((h, w), np.float32), none)
         answer = self.run([request])[0]
@@ -390,7 +382,7 @@ class Engine:
         Args:
             height, width (int): network grid, multiples of 32.
         """
-        if isinstance(self._executor, (CpuPlans, Contexts)) and (height, width) not in self._ready:
+        if self._executor.compiles and (height, width) not in self._ready:
             self.warmup(height, width)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from activefreq_engine.models import FreqFormer
-from activefreq_engine.runtime.graphs.contexts import Contexts
+from activefreq_engine.runtime.graphs.contexts import Contexts, Replayer
 from activefreq_engine.runtime.graphs.cuda import Graphs
 from activefreq_engine.runtime.levels import Found
 from activefreq_engine.runtime.modules import ClickModel, Modules
@@ -46,6 +46,16 @@ class Executor(Protocol):
     paints: bool
     """Whether `click` paints masks; even then it may leave out some."""
 
+    compiles: bool
+    """Whether the first call at a network shape takes longer than the others."""
+
+    unclear: bool
+    """Whether an error may come of a shortage of memory and not say so, as oneDNN's."""
+
+    @property
+    def replayer(self) -> Replayer | None:
+        """Runs other work than the model's in one piece; None where that would gain nothing."""
+
     def click(
         self,
         features: Sequence[Any],
@@ -73,6 +83,13 @@ class Executor(Protocol):
 
     def wait(self) -> None:
         """Wait until everything that was started is done."""
+
+    def verify(self, height: int, width: int) -> None:
+        """Try what must be tried before it may run at a network shape, if that takes long.  Unlike everything else,
+        this may run beside other calls, and outside of `active`."""
+
+    def holding(self, values: NDArray[np.uint16]) -> torch.Tensor | None:
+        """Levels of an answer, uint16 `[h, w]` on the device, if they are still there; until the next click."""
 
 
 def executor_for(

@@ -48,7 +48,8 @@ class Modules:
         precision (str): the precision that the model runs in, for `Executor.precision`.
     """
 
-    paints = False
+    paints, compiles, unclear = False, False, True
+    replayer = None
 
     def __init__(self, model: ClickModel, device: torch.device, precision: str = "fp32") -> None:
         self.model, self.device, self.precision = model, device, precision
@@ -86,6 +87,12 @@ class Modules:
     def wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
+
+    def verify(self, height: int, width: int) -> None:
+        pass  # layers of a plan are tried when it is made
+
+    def holding(self, values: NDArray[np.uint16]) -> None:
+        return None
 
     def image(self, crops: Sequence[NDArray[np.uint8]]) -> Tensor:
         """Crops `[H, W, 3]` of one size, normalised: float32 `[B, 3, H, W]`."""

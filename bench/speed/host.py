@@ -77,6 +77,7 @@ class StandInExecutor:
     """An executor without a model: a disk, a little different each time."""
 
     precision = "fp32"
+    compiles, unclear, replayer = False, False, None
 
     def __init__(self, case: Case) -> None:
         self._case, self.paints = case, case.paints
@@ -135,6 +136,12 @@ class StandInExecutor:
 
     def refine(self, coarse: Any, boxes: Any, crops: Sequence[NDArray[np.uint8]], points: Any) -> list[Found]:
         return [Found(next(self._answers(c.shape[:2], 1 / EXPANSION)), 0.0) for c in crops]
+
+    def verify(self, height: int, width: int) -> None:
+        pass
+
+    def holding(self, values: NDArray[np.uint16]) -> None:
+        return None
 
     def wait(self) -> None:
         pass

@@ -477,7 +477,7 @@ class Contexts:
         replayer (Replayer): how work is run, and where.
     """
 
-    paints = True
+    paints, compiles, unclear = True, True, False
 
     def __init__(self, model: Planned, replayer: Replayer) -> None:
         self.model, self.precision = model, model.precision
@@ -532,8 +532,7 @@ class Contexts:
         self._replayer.wait()
 
     def verify(self, height: int, width: int) -> None:
-        """Try the kernels of a network shape, which may be compiled for it, so that its plan finds the verdicts.  This
-        may run beside other calls, unlike everything else."""
+        """Try the kernels of a network shape, which may be compiled for it, so that its plan finds the verdicts."""
         verification.judge(self._folded.questions(height, width))
 
     def _turn(self, part: int, bucket: _Bucket, batch: int) -> int:

@@ -21,6 +21,8 @@ from activefreq_engine.runtime.plan.planned import Planned
 class CpuPlans(Modules):
     """Calls plans on a CPU (an `Executor`).  The bits of an answer do not depend on what else is in the batch."""
 
+    compiles = True
+
     def __init__(self, model: Planned) -> None:
         super().__init__(model, torch.device("cpu"), model.precision)
         cpu.keep_freed_memory()
