@@ -59,7 +59,8 @@ def load_image(
               transparent pixels, and pixels with the no-data value of a GeoTIFF.  The smallest or largest value is
               also taken for "no data" if at least one pixel in a thousand has exactly this value, and if its distance
               from the percentiles of the other values is more than these percentiles lie apart (for a negative value
-              such as -9999 or -3024: more than half of that).
+              such as -9999 or -3024: more than half of that).  A saturated object on a ground of noise is none, unless
+              it is farther away than a sensor of 16 bits can show.
               NaN, masked and tagged pixels are shown black, all others as the window says.
             - If the middle nine tenths of the values are only noise, the window is widened to the extremes of the image
               after a 3 x 3 median, that is, to everything larger than single pixels: a bright cell on dark ground
