@@ -179,6 +179,11 @@ def image_size(source: str | os.PathLike[str] | bytes) -> tuple[int, int]:
         return decoded_size(file, name)
 
 
+def is_url(path: str) -> bool:
+    """Whether a text is no path but the address of something to be downloaded."""
+    return _URL.match(path) is not None
+
+
 def image_digest(image: NDArray[np.uint8]) -> str:
     """sha256 (hex) over shape and pixels of an image as `load_image` returns it."""
     digest = hashlib.sha256(repr(image.shape).encode())
@@ -257,7 +262,7 @@ def _opened(source: Any) -> Iterator[tuple[IO[bytes], str]]:
         return
     path = os.fspath(source)
     name = f"image '{path!s}'" if len(path) <= 200 else f"image '{str(path)[:200]}...'"
-    if isinstance(path, str) and _URL.match(path):
+    if isinstance(path, str) and is_url(path):
         raise InvalidImageError(f"cannot read {name}: it is a URL; download it first and pass the path or the bytes")
     try:
         kind = os.stat(path).st_mode
