@@ -206,7 +206,7 @@ def _flat(
     if part.ndim == 3:
         # of each pixel the channel that is furthest from the filler
         part = np.take_along_axis(part, np.abs(part - filler).argmax(axis=2)[..., None], axis=2)[..., 0]
-        bad = bad.all(axis=2)
+        bad = np.asarray(bad.all(axis=2), np.bool_)
     if invalid is not None:
         bad |= invalid[rows]
         part[bad] = filler

@@ -390,7 +390,8 @@ def _keeping_detail(
         for low, high, n, most in ((y0, y1, h, rows), (x0, x1, w, columns))
     ]
     # one more network pixel all around: at the finer resolution an outline runs within it
-    return _keeping(found, cv2.dilate(held, np.ones((3, 3), np.uint8))[np.ix_(*at)], turn.step.canvas.sample(box, h, w))
+    wider = np.asarray(cv2.dilate(held, np.ones((3, 3), np.uint8)), np.uint8)
+    return _keeping(found, wider[np.ix_(*at)], turn.step.canvas.sample(box, h, w))
 
 
 def _focus(engine: Engine, turn: _Turn, answer: StepAnswer) -> tuple[Box, RefineRequest] | None:
