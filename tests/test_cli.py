@@ -371,6 +371,7 @@ def test_a_broken_picture_costs_its_own_mask(
         (["{photos}/a.png", "--box", "9,9,3,3", "--json"], "box"),
         (["{photos}/a.png", "--box", "1,1,3,3", "--start-mask", "m.png", "--json"], "both a start"),
         (["{photos}/" + "a" * 5000, "--click", "1,2", "--json"], "no such file"),
+        (["https://host.org/a.png", "--click", "1,2", "--json"], "it is a URL; download it first"),
     ],
 )
 def test_bad_targets_and_prompts_are_told_before_any_work(

@@ -59,7 +59,8 @@ def load_image(
               transparent pixels, and pixels with the no-data value of a GeoTIFF.  The smallest or largest value is
               also taken for "no data" if at least one pixel in a thousand has exactly this value, and if its distance
               from the percentiles of the other values is more than these percentiles lie apart (for a negative value
-              such as -9999 or -3024: more than half of that).
+              such as -9999 or -3024: more than half of that).  A saturated object on a ground of noise is none, unless
+              it is farther away than a sensor of 16 bits can show.
               NaN, masked and tagged pixels are shown black, all others as the window says.
             - If the middle nine tenths of the values are only noise, the window is widened to the extremes of the image
               after a 3 x 3 median, that is, to everything larger than single pixels: a bright cell on dark ground
@@ -178,6 +179,11 @@ def image_size(source: str | os.PathLike[str] | bytes) -> tuple[int, int]:
         return decoded_size(file, name)
 
 
+def is_url(path: str) -> bool:
+    """Whether a text is no path but the address of something to be downloaded."""
+    return _URL.match(path) is not None
+
+
 def image_digest(image: NDArray[np.uint8]) -> str:
     """sha256 (hex) over shape and pixels of an image as `load_image` returns it."""
     digest = hashlib.sha256(repr(image.shape).encode())
@@ -256,7 +262,7 @@ def _opened(source: Any) -> Iterator[tuple[IO[bytes], str]]:
         return
     path = os.fspath(source)
     name = f"image '{path!s}'" if len(path) <= 200 else f"image '{str(path)[:200]}...'"
-    if isinstance(path, str) and _URL.match(path):
+    if isinstance(path, str) and is_url(path):
         raise InvalidImageError(f"cannot read {name}: it is a URL; download it first and pass the path or the bytes")
     try:
         kind = os.stat(path).st_mode

@@ -39,6 +39,7 @@ _TAGS = {
     323: "tile_height",
     324: "tile_offsets",
     325: "tile_counts",
+    332: "inks",
     338: "extra",
     339: "format",
     530: "subsampling",
@@ -99,7 +100,8 @@ def read_tiff(file: IO[bytes], max_pixels: int, name: str) -> tuple[Raster, NDAr
     colours = _colours(page, name)
     extra = tuple(page["extra"])
     raster = Raster(pixels, orientation=page["orientation"], profile=page["profile"])
-    raster.bits = page["bits"][0] if dtype.kind == "u" else 0
+    bits = page["bits"][0] if dtype.kind == "u" else 0
+    raster.bits = 0 if bits == 16 else bits  # 16 may hold 10 to 16: as in a PNG, the largest alpha says what is opaque
     undeclared = None
     if samples > colours:
         declared = next((i for i, kind in enumerate(extra) if kind in (1, 2)), None)
@@ -123,18 +125,22 @@ def read_tiff(file: IO[bytes], max_pixels: int, name: str) -> tuple[Raster, NDAr
         raster.inverted = True
     elif photometric == _PALETTE:
         table = np.asarray(page["colour_map"], np.uint16)
-        if dtype.kind != "u" or raster.bits > 16 or table.size != 3 << raster.bits:
-            raise InvalidImageError(f"{name} has {table.size} palette values for {raster.bits} bits; it is damaged")
+        if not 1 <= bits <= 16 or table.size != 3 << bits:
+            raise InvalidImageError(f"{name} has {table.size} palette values for {dtype} samples; it is damaged")
         if table.max() > 255:  # else an old writer stored 8 bits, against the standard; libtiff guesses this, too
             table = (table >> 8).astype(np.uint16)
         raster.kind, raster.palette = "index", table.reshape(3, -1).T.astype(np.uint8)
     elif photometric == _CMYK:
         raster.kind = "cmyk"
+        if page["inks"] != 1:
+            raise InvalidImageError(f"{name} has inks other than those of CMYK; convert it to RGB first")
         if raster.alpha is not None:
             raise InvalidImageError(f"{name} is CMYK with transparency; convert it to RGB first")
     elif photometric in (_CIELAB, _ICCLAB):
         raster.kind, raster.pixels, raster.bits = "lab", _lab8(raster.pixels, photometric, name), 8
     elif photometric == _YCBCR:
+        if dtype != np.uint8:
+            raise InvalidImageError(f"{name} is YCbCr of {dtype}; allowed are 8 bits. Convert it to RGB first")
         raster.kind = "rgb"
         raster.pixels = np.asarray(Image.fromarray(np.ascontiguousarray(raster.pixels), "YCbCr").convert("RGB"))
     elif colours == 3:
@@ -234,15 +240,16 @@ def _tags(file: IO[bytes], table: bytes, order: str, big: bool, name: str) -> Ta
         "format": set(found.get("format", (1,))) or {1},
         "extra": found.get("extra", ()),
         "colour_map": found.get("colour_map", ()),
+        "inks": one.get("inks", 1),
         "subsampling": tuple(found.get("subsampling", (2, 2))),
         "profile": found.get("profile"),
         "nodata": found.get("nodata"),
     }
     if "tile_offsets" in found:
-        page.update(tile=(one.get("tile_height", 0), one.get("tile_width", 0)))
+        page.update(tiled=True, tile=(one.get("tile_height", 0), one.get("tile_width", 0)))
         page.update(offsets=found["tile_offsets"], counts=found.get("tile_counts", ()))
     else:
-        page.update(tile=(min(one.get("rows", page["height"]), page["height"]), page["width"]))
+        page.update(tiled=False, tile=(min(one.get("rows", page["height"]), page["height"]), page["width"]))
         page.update(offsets=found.get("strip_offsets", ()), counts=found.get("strip_counts", ()))
     return page
 
@@ -307,8 +314,8 @@ def _colours(page: Tags, name: str) -> int:
         colours = known[photometric]
     if samples < colours or samples > colours + 2 or (colours == 1 and samples == 2 and not extra):
         raise InvalidImageError(
-            f"{name} has {samples} bands; a picture has 1 (grey) or 3 (RGB), and may have alpha. Choose three bands "
-            "and save them as RGB, or pass them as an array [H, W, 3]"
+            f"{name} has {samples} bands of photometric interpretation {photometric}; a picture has 1 (grey), 3 (RGB) "
+            "or 4 (CMYK), and may have alpha. Choose three bands and save them as RGB, or pass an array [H, W, 3]"
         )
     return colours
 
@@ -349,13 +356,17 @@ def _decode(file: IO[bytes], page: Tags, order: str, dtype: np.dtype[Any], name:
 def _segments(
     file: IO[bytes], page: Tags, row_bytes: int, number: int, down: int, across: int, name: str
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """(index, bytes `[rows, row_bytes]`) of each strip or tile, decompressed.  The last strip may have fewer rows."""
-    rows, tiled = page["tile"][0], page["tile"][1] != page["width"] or "tile_offsets" in page
-    last = page["height"] - (down - 1) * rows  # rows of the last strip, which is cut to the picture, unlike a tile
+    """(index, bytes `[rows, row_bytes]`) of each strip or tile, decompressed.  A plane's last strip may have fewer
+    rows."""
+    rows, tiled = page["tile"][0], page["tiled"]
+    last = page["height"] - (down - 1) * rows  # rows of a plane's last strip, cut to the picture, unlike a tile
     step = max(1, _GROUP // (rows * row_bytes))
-    for start in range(0, number, step):
-        group = range(start, min(start + step, number))
-        heights = [last if not tiled and i // across % down == down - 1 else rows for i in group]
+    plane = down * across  # strips or tiles of a plane
+    # a group ends with its plane: only the last strip of the TIFF that libtiff is given may have fewer rows
+    starts = [i for first in range(0, number, plane) for i in range(first, first + plane, step)]
+    for start in starts:
+        group = range(start, min(start + step, start // plane * plane + plane))
+        heights = [last if not tiled and i % plane // across == down - 1 else rows for i in group]
         if page["compression"] == _RAW:
             for i, h in zip(group, heights, strict=True):
                 yield i, _read_raw(file, page, i, h, row_bytes, name)
@@ -468,7 +479,7 @@ def _lab8(pixels: NDArray[Any], photometric: int, name: str) -> NDArray[np.uint8
     """Lab as `Raster` has it; stored a and b are signed (CIE) or offset by half their range (ICC)."""
     size = pixels.dtype.itemsize
     if pixels.dtype.kind not in "ui" or size > 2:
-        raise InvalidImageError(f"{name} is Lab of {pixels.dtype}; allowed are 8 and 16 bits. Convert it to RGB first")
+        raise InvalidImageError(f"{name} is Lab of {8 * size} bits; allowed are 8 and 16. Convert it to RGB first")
     out = np.array(pixels, order="C").view(f"u{size}")
     if size == 2:
         if photometric == _CIELAB:

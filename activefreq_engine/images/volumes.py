@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +139,19 @@ def load_volume(
             path.open("rb").close()  # tells why a file cannot be opened, which SimpleITK does not
     except (OSError, ValueError) as error:
         raise InvalidImageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    return _read(path, path.name, max_pixels)
+    if not path.name.lower().endswith(".nii.gz"):
+        return _read(path, path.name, max_pixels)
+    # NIfTI's library would open the .nii of the same name, if one lies beside it: show it the file alone
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            alone = Path(folder) / "volume.nii.gz"
+            try:
+                alone.symlink_to(path.resolve())
+            except OSError:  # Windows wants a right for links
+                shutil.copyfile(path, alone)
+            return _read(alone, path.name, max_pixels)
+    except OSError as error:
+        raise InvalidImageError(f"cannot read {path.name}: no folder for temporary files: {error}") from error
 
 
 def _read(path: Path, name: str, max_pixels: int) -> Volume:

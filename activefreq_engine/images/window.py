@@ -17,6 +17,8 @@ _SAMPLES = 1_000_000  # about so many values are sorted for the percentiles
 _SPIKE = 1e-3  # share of the pixels that one value must have to be taken for "no data"
 _GROUND = (5.0, 95.0)  # percentiles between which the ground of a sparse picture lies
 _NOISE = 0.25  # share of the ground's variance that survives averaging over blocks, if the ground is only noise
+_EVEN = 0.05  # share of the ground's variance that is noise at least, if the ground is called even
+_SENSOR = 65535  # a bright object is at most so many times the ground's spread away from it: no sensor has more steps
 
 
 def choose_window(pixels: NDArray[Any], invalid: NDArray[np.bool_] | None = None) -> Window:
@@ -117,8 +119,10 @@ def _is_spike(value: float, values: NDArray[np.float64], pixels: NDArray[Any], i
     far = value < low - gap or value > high + gap
     if not far or len(np.unique(rest[:: max(1, rest.size // 4096)])) < 16:  # with few values, any is frequent
         return False
-    # a saturated object on a ground of noise is what the picture shows
-    return value < low or not _is_noise(pixels, invalid, (value,), rest)
+    if value < low or value > high + _SENSOR * gap:
+        return True
+    # a saturated object on an even ground of noise is what the picture shows
+    return not _is_noise(pixels, invalid, (value,), rest, even=True)
 
 
 # --- sparse pictures ---
@@ -138,7 +142,7 @@ def _sparse(
     centre = float(np.median(values))
     for y0, y1 in strips(len(pixels), pixels[0].size):
         y = max(0, y0 - 1)
-        part = _flat(pixels, invalid, ignored, centre, slice(y, min(len(pixels), y1 + 1)))
+        part, _ = _flat(pixels, invalid, ignored, centre, slice(y, min(len(pixels), y1 + 1)))
         if part.max() > high or part.min() < low:
             calm = cv2.medianBlur(part, 3)  # single hot pixels and lines are gone
             low, high = min(low, float(calm.min())), max(high, float(calm.max()))
@@ -146,12 +150,16 @@ def _sparse(
 
 
 def _is_noise(
-    pixels: NDArray[Any], invalid: NDArray[np.bool_] | None, ignored: tuple[float, ...], values: NDArray[np.float64]
+    pixels: NDArray[Any],
+    invalid: NDArray[np.bool_] | None,
+    ignored: tuple[float, ...],
+    values: NDArray[np.float64],
+    even: bool = False,
 ) -> bool:
     """Whether the values between the percentiles `_GROUND` are noise on an even or smoothly changing ground.
 
     Averages over blocks of noise vary little; those of a picture vary as its pixels do.  Vignetting, a quadratic
-    surface, does not count.
+    surface, does not count.  With `even` it may not be most of what is there: a ramp is something to see.
     """
     low, high = (float(p) for p in np.percentile(values, _GROUND))
     if low == high:
@@ -160,28 +168,36 @@ def _is_noise(
     block = min(16, min(height, width) // 6)
     if block < 4:
         return False
-    means = []
+    centre = (low + high) / 2
+    sums, counts = [], []
     rows = max(1, 4_000_000 // (width * block)) * block
-    variance, count, mean = 0.0, 0, 0.0
+    squares = 0.0
     for y0 in range(0, height // block * block, rows):
-        part = _flat(pixels, invalid, ignored, (low + high) / 2, slice(y0, min(y0 + rows, height // block * block)))
-        part = np.clip(part[:, : width // block * block], low, high)
-        variance += float(np.square(part - (low + high) / 2, dtype=np.float64).sum())
-        mean += float((part - (low + high) / 2).sum(dtype=np.float64))
-        count += part.size
-        means.append(part.reshape(len(part) // block, block, -1, block).mean((1, 3)))
-    blocks = np.concatenate(means)
-    variance = variance / count - (mean / count) ** 2
-    v, u = (g.ravel() for g in np.meshgrid(*(np.linspace(-1, 1, n) for n in blocks.shape), indexing="ij"))
+        part, empty = _flat(pixels, invalid, ignored, centre, slice(y0, min(y0 + rows, height // block * block)))
+        part = np.clip(part[:, : width // block * block], low, high) - np.float32(centre)
+        part[empty[:, : part.shape[1]]] = 0
+        squares += float(np.square(part, dtype=np.float64).sum())
+        in_blocks = (len(part) // block, block, -1, block)
+        sums.append(part.reshape(in_blocks).sum((1, 3), dtype=np.float64))
+        counts.append(np.count_nonzero(~empty[:, : part.shape[1]].reshape(in_blocks), axis=(1, 3)))
+    total, count = np.concatenate(sums), np.concatenate(counts)
+    variance = squares / max(1, count.sum()) - (total.sum() / max(1, count.sum())) ** 2
+    v, u = np.meshgrid(*(np.linspace(-1, 1, n) for n in count.shape), indexing="ij")
+    full = 2 * count >= block * block  # a block of which less than half has data says little
+    u, v, means = u[full], v[full], total[full] / count[full]
+    if means.size < 12:  # a surface of six numbers would fit anything
+        return False
     surface = np.stack([np.ones_like(u), u, v, u * u, u * v, v * v], 1)
-    left = blocks.ravel() - surface @ np.linalg.lstsq(surface, blocks.ravel(), rcond=None)[0]
-    return float(left.var()) < _NOISE * variance
+    fitted = surface @ np.linalg.lstsq(surface, means, rcond=None)[0]
+    if even and variance - float(fitted.var()) < _EVEN * variance:
+        return False
+    return float((means - fitted).var()) < _NOISE * variance
 
 
 def _flat(
     pixels: NDArray[Any], invalid: NDArray[np.bool_] | None, ignored: tuple[float, ...], filler: float, rows: slice
-) -> NDArray[np.float32]:
-    """Rows as one float channel, with `filler` where there is no data."""
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Rows as one float channel, with `filler` where there is no data; and where that is."""
     part = pixels[rows].astype(np.float64)
     bad = ~np.isfinite(part)
     if ignored:
@@ -190,6 +206,8 @@ def _flat(
     if part.ndim == 3:
         # of each pixel the channel that is furthest from the filler
         part = np.take_along_axis(part, np.abs(part - filler).argmax(axis=2)[..., None], axis=2)[..., 0]
+        bad = np.asarray(bad.all(axis=2), np.bool_)
     if invalid is not None:
-        part[invalid[rows]] = filler
-    return part.astype(np.float32)
+        bad |= invalid[rows]
+        part[bad] = filler
+    return part.astype(np.float32), bad

@@ -182,8 +182,11 @@ def to_yolo(mask: Any, *, category: int = 0, tolerance: float = 0.0) -> str:
 
     Raises:
         InvalidMaskError: not a mask, or an empty one.
+        InvalidArgumentError: `category` is not a whole number from 0.
     """
     mask = as_mask(mask)
+    if whole("category", category) < 0:
+        raise InvalidArgumentError(f"category is {category}; allowed are whole numbers from 0")
     rings = [ring for p in to_polygons(mask, tolerance=tolerance) for ring in (p.exterior, *p.holes)]
     if not rings:
         raise InvalidMaskError("the mask is empty, for which YOLO has no line; leave it out")

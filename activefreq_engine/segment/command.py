@@ -185,6 +185,7 @@ class _Segmented:
 def _find(arguments: Sequence[str]) -> tuple[list[str], bool]:
     """The images that the arguments name, in order, and whether results go into folders."""
     from activefreq_engine.images.folders import IMAGE_SUFFIXES, entries
+    from activefreq_engine.images.load import is_url
 
     found: list[str] = []
     several = len(arguments) > 1
@@ -202,7 +203,8 @@ def _find(arguments: Sequence[str]) -> tuple[list[str], bool]:
             if not inside:
                 raise InvalidArgumentError(f"no file matches {argument}; check the pattern")
         else:
-            raise InvalidArgumentError(f"cannot read image '{argument}': no such file")
+            what = "it is a URL; download it first and name the file" if is_url(argument) else "no such file"
+            raise InvalidArgumentError(f"cannot read image '{argument}': {what}")
         several = True
         found += [str(p) for p in inside]
     files = [os.path.normpath(name) for name in found]

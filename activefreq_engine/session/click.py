@@ -105,8 +105,10 @@ def advance(
             go_on()
             if _is_the_object(turn, answer, closer, second):
                 asked[i], answers[i] = closer, second
+    held = [_held(t, a.levels) for t, a in zip(asked, answers, strict=True)]
     layers = [
-        [Layer.of(t.box, _held(t, t.box, a.levels, t.request.previous))] for t, a in zip(asked, answers, strict=True)
+        [Layer.of(t.box, _keeping(a.levels, h, t.request.previous))]
+        for t, a, h in zip(asked, answers, held, strict=True)
     ]
     focus = [_focus(engine, t, a) for t, a in zip(asked, answers, strict=True)]
     if watch:
@@ -114,10 +116,9 @@ def advance(
     wanted = [f[1] for f in focus if f is not None]
     refined = iter(engine.refine(wanted, watch, go_on) if wanted else [])
     go_on()
-    for turn, own, f in zip(asked, layers, focus, strict=True):
+    for turn, own, f, h in zip(asked, layers, focus, held, strict=True):
         if f is not None:
-            detail = next(refined)
-            own.append(Layer.of(f[0], _held(turn, f[0], detail, None)))
+            own.append(Layer.of(f[0], _keeping_detail(turn, f[0], next(refined), h)))
     for turn, answer in zip(asked, answers, strict=True):
         turn.picture.features.keep(turn.box, answer.features)
     found = iter([_outcome(t, tuple(own), a) for t, own, a in zip(asked, layers, answers, strict=True)])
@@ -324,23 +325,21 @@ def _within(view: Box, mark: Mark) -> bool:
     return not isinstance(mark, BoxPrompt) and boxes.union(view, pixel_box(mark)) == view
 
 
-def _held(turn: _Turn, box: Box, found: NDArray[np.uint16], previous: NDArray[Any] | None) -> NDArray[np.uint16]:
-    """The network's answer on `box`, in which the surroundings of clicks that had no slot are as they were before.
-
-    `previous` is what was there, as levels or probabilities; None: what the canvas has.
+def _held(turn: _Turn, found: NDArray[np.uint16]) -> NDArray[np.uint8] | None:
+    """uint8 of the answer's shape: 1 where the network's answer does not count, since a click that it was not shown
+    lies there; there all stays as it was.  None: it counts everywhere.
 
     If a click without a slot lies on a piece of the object on which no click with a slot lies, the whole piece stays;
     otherwise the disk around the click stays.
     """
-    h, w = found.shape
+    box, (h, w) = turn.box, found.shape
     if turn.clicked is not None and len(turn.marks) <= SLOTS:  # as nearly always
-        return found
+        return None
     tally = _tally(turn.clicked, turn.marks, box, h, w)
     slots = tally.slots(box, h, w)
     inside, outside = slots.left_out
     if not len(inside) and not len(outside):
-        return found
-    before = turn.step.canvas.sample(box, h, w) if previous is None else previous
+        return None
     shown = slots.shown
     if tally.twice:  # the earlier click of such a pixel is none without a slot
         pixels = [p for p in tally.twice if box[0] <= p[0] < box[2] and box[1] <= p[1] < box[3]]
@@ -348,7 +347,7 @@ def _held(turn: _Turn, box: Box, found: NDArray[np.uint16], previous: NDArray[An
         shown = np.concatenate([shown, np.array([v * w + u for u, v in grid], np.intp)])
     held = slots.held()
     if len(inside):
-        above = levels.probabilities(before) > turn.picture.settings.threshold
+        above = levels.probabilities(turn.request.previous) > turn.picture.settings.threshold
         count, pieces = cv2.connectedComponents(above.astype(np.uint8), connectivity=8)
         alone = np.ones(count, np.bool_)
         alone[pieces.reshape(-1)[shown]] = alone[0] = False
@@ -362,12 +361,37 @@ def _held(turn: _Turn, box: Box, found: NDArray[np.uint16], previous: NDArray[An
             held |= kept[pieces]
     seen = np.zeros((h, w), np.uint8)
     zoom.draw_disks(seen, shown)
-    held = held & ~seen  # where both lie, the clicks that were shown decide
+    return held & ~seen  # where both lie, the clicks that were shown decide
+
+
+def _keeping(found: NDArray[np.uint16], held: NDArray[np.uint8] | None, before: NDArray[Any]) -> NDArray[np.uint16]:
+    """An answer, but what was there before, levels or probabilities, where it is held."""
+    if held is None:
+        return found
     if before.dtype != np.uint16:
         before = np.rint(before * float(levels.ONE)).astype(np.uint16)
     out = found.copy()
     cv2.copyTo(before, held, out)  # a fifth of the time of `np.where`
     return out
+
+
+def _keeping_detail(
+    turn: _Turn, box: Box, found: NDArray[np.uint16], held: NDArray[np.uint8] | None
+) -> NDArray[np.uint16]:
+    """The same for the refiner's answer on a part of the region.  The refiner redraws the network's answer and knows
+    the clicks in its box, but not what the network was not shown."""
+    if held is None:
+        return found
+    (rows, columns), (h, w) = held.shape, found.shape
+    x0, y0 = boxes.to_network(box[0], box[1], turn.box, rows, columns)
+    x1, y1 = boxes.to_network(box[2], box[3], turn.box, rows, columns)
+    at = [
+        np.clip(low + (np.arange(n) + 0.5) * ((high - low) / n), 0, most - 1).astype(np.intp)
+        for low, high, n, most in ((y0, y1, h, rows), (x0, x1, w, columns))
+    ]
+    # one more network pixel all around: at the finer resolution an outline runs within it
+    wider = np.asarray(cv2.dilate(held, np.ones((3, 3), np.uint8)), np.uint8)
+    return _keeping(found, wider[np.ix_(*at)], turn.step.canvas.sample(box, h, w))
 
 
 def _focus(engine: Engine, turn: _Turn, answer: StepAnswer) -> tuple[Box, RefineRequest] | None:

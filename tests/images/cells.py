@@ -121,6 +121,13 @@ def tiff_plain(rng, dtype, bands, photometric, *, planar=None, orientation=1, **
     )
 
 
+def tiff_broad_tiles(rng, dtype):
+    """Two rows of tiles, the second of which reaches beyond the picture."""
+    stored = values(rng, dtype, 3)[:, :32]
+    planes = np.ascontiguousarray(stored.transpose(2, 0, 1))
+    return tiff(planes, photometric="rgb", planarconfig="separate", tile=(16, 32), compression="zlib"), shown(stored)
+
+
 def tiff_alpha(rng, dtype, kind, colours=3):
     """A fourth (or second) sample: unassociated, associated (premultiplied) or unspecified."""
     top = 1.0 if dtype.kind == "f" else np.iinfo(dtype).max
@@ -142,6 +149,16 @@ def tiff_alpha(rng, dtype, kind, colours=3):
     )
     right = shown(stored)
     return file, right if kind == "unspecified" else over_white(right, exact)
+
+
+def tiff_alpha_of_12_bits(rng):
+    """What a camera of 12 bits writes into 16: opaque is 4095."""
+    stored = values(rng, np.dtype("u2"), 3) >> 4
+    alpha = rng.choice([0.0, 0.25, 1.0], (H, W))
+    alpha[0, 0] = 1
+    sample = (alpha * 4095).astype(np.uint16)
+    file = tiff(np.dstack([stored, sample]), photometric="rgb", planarconfig="contig", extrasamples=["unassalpha"])
+    return file, over_white(shown(stored), sample / 4095)
 
 
 def tiff_palette(rng, dtype):
@@ -197,6 +214,12 @@ def tiff_bits(rng, bits, photometric):
     tags = {256: W, 257: H, 258: bits, 259: 1, 262: photometric, 277: 1, 278: H}
     right = stored * 255 // ((1 << bits) - 1) if bits <= 8 else shown(stored.astype(np.uint16))
     return raw_tiff(b"".join(rows), tags), 255 - right if photometric == 0 else right
+
+
+def tiff_of_what(rng, dtype, bands, **options):
+    """Samples that mean something else than grey or colours."""
+    stored = values(rng, dtype, bands)
+    return tiff(stored, planarconfig="contig", **options), stored
 
 
 def tiff_complex(rng, code):
@@ -393,6 +416,9 @@ def cells() -> Iterator[Cell]:
         if code not in ("u8", "i8", "f2", "f4", "f8"):
             yield make("RGB", "deflate, predictor", partial(tiled, **deflate))
         yield make("RGB", "deflate", partial(tiled, compression="zlib"))
+        apart = partial(tiff_plain, dtype=dtype, bands=3, photometric="rgb", planar="separate", compression="zlib")
+        yield make("RGB", "planes, deflate, strips", partial(apart, rowsperstrip=5))
+        yield make("RGB", "planes, deflate, tiles as wide as the picture", partial(tiff_broad_tiles, dtype=dtype))
         five = partial(tiff_plain, dtype=dtype, bands=5, photometric="minisblack", planar="contig")
         yield make("five bands", "", five, refused="5 bands")
     for code in ("c8", "c16"):
@@ -414,6 +440,12 @@ def cells() -> Iterator[Cell]:
         yield make("CMYK", "", partial(tiff_cmyk, dtype=dtype), tolerance=3)
         yield make("Lab", "CIE", partial(tiff_lab, dtype=dtype), tolerance=8)
         yield make("Lab", "ICC", partial(tiff_lab, dtype=dtype, photometric="icclab"), tolerance=8)
+    yield Cell("TIFF", words("u2"), "RGBA", "12 bits in 16", tiff_alpha_of_12_bits, tolerance=1)
+    not_cmyk = {"photometric": "separated", "extratags": [(332, 3, 1, 2, True)]}
+    other = partial(tiff_of_what, dtype=np.dtype("u1"), bands=4, **not_cmyk)
+    yield Cell("TIFF", words("u1"), "inks other than CMYK", "", other, refused="inks other")
+    other = partial(tiff_of_what, dtype=np.dtype("u2"), bands=3, photometric="ycbcr", subsampling=(1, 1))
+    yield Cell("TIFF", words("u2"), "YCbCr", "", other, refused="YCbCr of uint16")
     for bits, photometric in product((1, 2, 3, 4, 5, 6, 7, 10, 12, 14), (0, 1)):
         colours = "grey" if photometric else "grey, white is zero"
         yield Cell("TIFF", f"{bits}-bit unsigned", colours, "", partial(tiff_bits, bits=bits, photometric=photometric))

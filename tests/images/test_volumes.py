@@ -341,3 +341,25 @@ def test_of_a_large_volume_only_the_header_is_looked_through(tmp_path: Path, mon
 def test_other_keys_in_a_header_do_not_matter(line: str) -> None:
     header = META.format(line + "\nElementDataFile = LOCAL\n")
     assert load_volume(header.encode("latin-1") + bytes(64), name="a.mha").planes.shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("name", ["scan.nii.gz", "scan.NII.GZ"])
+def test_a_packed_file_is_not_taken_for_the_unpacked_one_beside_it(
+    tmp_path: Path, rng: np.random.Generator, name: str, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    if not links:  # as on Windows without the right to make them
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise OSError("no right")
+
+        monkeypatch.setattr(Path, "symlink_to", refuse)
+    packed, unpacked = rng.integers(-900, 900, (2, 3, 5, 7)).astype(np.int16)
+    for pixels, file in ((packed, "scan.nii.gz"), (unpacked, "scan.nii")):
+        sitk.WriteImage(sitk.GetImageFromArray(pixels), str(tmp_path / file))
+    (tmp_path / "scan.nii.gz").rename(tmp_path / name)
+    assert np.array_equal(load_volume(tmp_path / name).planes, packed)
+    monkeypatch.chdir(tmp_path)
+    assert np.array_equal(load_volume(name).planes, packed)
+    assert np.array_equal(load_volume("scan.nii").planes, unpacked)

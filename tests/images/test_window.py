@@ -104,6 +104,27 @@ def test_a_saturated_object_on_noise_stays_white(rng):
     assert got[200:].std() < 20
 
 
+@pytest.mark.parametrize("nothing", [32767.0, 65535.0, 2.0**32 - 1, 1e20])
+@pytest.mark.parametrize("share", [0.002, 0.1, 0.4])
+@pytest.mark.parametrize("noise", [0.0, 2.0])
+def test_a_slope_is_no_ground_of_noise(rng, nothing, share, noise):
+    y, x = np.mgrid[:200, :280]
+    image = 100 + 3 * x + y + noise * rng.standard_normal(x.shape)
+    hole = np.zeros(image.shape, bool)
+    hole.ravel()[-int(share * image.size) :] = True
+    got = load_image(np.where(hole, nothing, image))
+    assert np.abs(got[~hole] - percentiles(image[~hole])).max() <= 1
+
+
+@pytest.mark.parametrize("nothing", [2**32 - 1, 2**31 - 1])
+def test_what_no_sensor_shows_is_no_data_on_noise_too(rng, nothing):
+    """The gaps between the chips of an X-ray detector."""
+    image = rng.normal(1000, 30, (300, 400))
+    shown = percentiles(np.floor(np.delete(image, range(100, 130), 0)))
+    image[100:130] = nothing
+    assert np.abs(np.delete(load_image(image.astype(np.uint32)), range(100, 130), 0) - shown).max() <= 1
+
+
 def test_few_values_are_all_shown():
     image = np.full((90, 120), 960, np.uint16)
     image[20:50, 30:80] = 3200

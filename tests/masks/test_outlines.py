@@ -93,6 +93,8 @@ def test_coco_annotation(rng):
         masks.to_coco_annotation(np.zeros((3, 4), bool))
     with pytest.raises(InvalidMaskError, match="empty"):
         masks.to_yolo(np.zeros((3, 4), bool))
+    with pytest.raises(InvalidArgumentError, match="category"):
+        masks.to_yolo(mask, category=-1)
     with pytest.raises(InvalidArgumentError, match="segmentation"):
         masks.to_coco_annotation(mask, segmentation="png")
 

@@ -12,7 +12,7 @@ from activefreq_engine import BoxPrompt, Click, Engine, Scribble, Session
 from activefreq_engine.conventions import SLOTS
 from activefreq_engine.runtime.levels import ONE, probabilities
 from activefreq_engine.session import boxes
-from activefreq_engine.session.click import _held
+from activefreq_engine.session.click import _held, _keeping
 from activefreq_engine.session.click_tally import ClickTally
 from activefreq_engine.session.prompts import DISK, disks, mark_of
 
@@ -64,8 +64,63 @@ def test_a_click_is_no_more_work_after_many(rng, start, refine_size):
         assert found[1][agrees] < 1.2 * found[0][agrees]
 
 
+@pytest.fixture(scope="module")
+def parts():
+    """An object of 34 round parts on even ground, and their middles (x, y)."""
+    rng = np.random.default_rng(1)  # a draw in which what was not held used to be lost
+    image = np.full((640, 640, 3), 225, np.uint8)
+    middles: list[tuple[int, int]] = []
+    while len(middles) < 34:
+        x, y = rng.integers(19, 621, 2).tolist()
+        if all(np.hypot(x - a, y - b) > 42 for a, b in middles):
+            middles.append((x, y))
+            cv2.circle(image, (x, y), 14, (60, 50, 80), -1)
+    return image, middles
+
+
+def there(mask, middle):
+    """The share of a part that is in the mask."""
+    x, y = middle
+    return mask[y - 7 : y + 8, x - 7 : x + 8].mean()
+
+
+def test_the_refiner_does_not_empty_what_has_no_slot(parts):
+    image, middles = parts
+    session = Session(engine=Engine("freqformer_b0", device="cpu"))
+    session.set_image(image)
+    for number, (x, y) in enumerate(middles, 1):
+        before = [there(session.mask, m) for m in middles[: max(0, number - SLOTS)]]
+        mask = session.click(x, y).mask
+        for share, middle in zip(before, middles, strict=False):
+            assert share < 0.9 or there(mask, middle) > 0.5
+
+
+def test_a_list_of_more_clicks_than_slots_is_seen_whole(parts, rng):
+    image, middles = parts
+    session = Session(engine=Engine("freqformer_b0", device="cpu"))
+    session.set_image(image)
+    mask = session.predict(middles, [1] * len(middles)).mask
+    assert sum(there(mask, m) > 0.5 for m in middles) >= 30
+    assert len(session._scene.history.done) == 1
+    restored = Session.restore(session.state_dict(), image)
+    assert np.array_equal(restored.mask, mask)
+    session.undo()
+    assert not session.mask.any()
+
+
+def test_how_many_passes_a_list_takes(rng):
+    session = Session(engine=Engine(SquareModel()))
+    session.set_image(random_image(rng, SIDE, SIDE))
+    places = rng.permutation(np.argwhere(np.ones((SIDE, SIDE), bool)))[:100]
+    for positive, negative, passes in ((24, 24, 1), (25, 0, 2), (3, 49, 3)):
+        labels = rng.permutation([1] * positive + [0] * negative)
+        session.reset()
+        session.predict(places[: len(labels)], labels)
+        assert len(session._scene.history.step.passes) == passes
+
+
 def held_one_by_one(turn, box, found, previous):
-    """`click._held` as its docstring says it, click by click."""
+    """`click._held` as its docstring says it, click by click, and what comes of it."""
     h, w = found.shape
     clicks = disks(turn.marks, box, h, w)
     newest = {}
@@ -124,10 +179,14 @@ def test_what_has_no_slot_keeps_its_surroundings(rng, side, kind):
         previous = probs if rng.random() < 0.3 else np.rint(probs * ONE).astype(np.uint16)
         found = rng.integers(0, ONE + 1, (h, w)).astype(np.uint16)
         turn = SimpleNamespace(
-            marks=marks, clicked=known, picture=SimpleNamespace(settings=SimpleNamespace(threshold=0.49))
+            marks=marks,
+            clicked=known,
+            picture=SimpleNamespace(settings=SimpleNamespace(threshold=0.49)),
+            box=box,
+            request=SimpleNamespace(previous=previous),
         )
         expected = held_one_by_one(turn, box, found, previous)
-        assert np.array_equal(_held(turn, box, found, previous), expected)
+        assert np.array_equal(_keeping(found, _held(turn, found), previous), expected)
         kept += bool((expected != found).any())
     assert kept > 20
     assert (known is None) == (kind == "a scribble among them")
