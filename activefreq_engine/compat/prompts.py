@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from activefreq_engine.session.arguments import click_list
 from activefreq_engine.session.canvas import Canvas, Layer
 from activefreq_engine.session.click import advance, prepare_next
 from activefreq_engine.session.history import Pass, Picture, Scene, SessionSettings, Step
+from activefreq_engine.session.prompts import Mark, at_once
 from activefreq_engine.session.zoom import interpolate, neighbours
 from activefreq_engine.types import BoxPrompt, Click
 
@@ -100,8 +102,9 @@ def read_logits(logits: Any, extent: Extent, picture: Picture) -> NDArray[np.flo
 def answer(engine: Engine, picture: Picture, prompts: Sequence[MaskPrompt]) -> list[Canvas]:
     """The canvas for each prompt.  The same prompts have the same answer, whatever was asked before."""
     found = [_start(picture, p) for p in prompts]
-    # a box takes a pass of its own, before the clicks, as in `Session.predict`
-    for marks in ([(p.box,) if p.box else () for p in prompts], [p.clicks for p in prompts]):
+    # as in `Session.predict`: a box takes a pass of its own, before the clicks; so do clicks for which no slot is free
+    passes: list[list[tuple[Mark, ...]]] = [[*([(p.box,)] if p.box else []), *at_once(p.clicks)] for p in prompts]
+    for marks in zip_longest(*passes, fillvalue=()):
         asked = [i for i, m in enumerate(marks) if m]
         for first in range(0, len(asked), _BATCH):
             part = asked[first : first + _BATCH]

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from activefreq_engine.conventions import SLOTS
 from activefreq_engine.errors import InvalidPromptError
 from activefreq_engine.masks.outlines import enclosed
 from activefreq_engine.session import boxes
@@ -264,3 +265,15 @@ def _touch(mark: Click | Drawn, other: Drawn) -> bool:
 
 def _pair(values: NDArray[np.integer]) -> tuple[int, int]:
     return int(values[0]), int(values[1])
+
+
+def at_once(marks: Sequence[Mark]) -> list[tuple[Mark, ...]]:
+    """Clicks in groups of which the network can be shown each as a whole: at most `SLOTS` of a sign."""
+    groups: list[tuple[Mark, ...]] = []
+    first, count = 0, {True: 0, False: 0}
+    for i, mark in enumerate(marks):
+        if count[says_inside(mark)] == SLOTS:
+            groups.append(tuple(marks[first:i]))
+            first, count = i, {True: 0, False: 0}
+        count[says_inside(mark)] += 1
+    return [*groups, tuple(marks[first:])] if marks else []

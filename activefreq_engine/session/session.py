@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activefreq_engine import masks
-from activefreq_engine.conventions import DEFAULT_MODEL, SLOTS, THRESHOLD, network_shapes
+from activefreq_engine.conventions import DEFAULT_MODEL, THRESHOLD, network_shapes
 from activefreq_engine.errors import (
     ActiveFreqError,
     ClickCancelledError,
@@ -41,7 +41,7 @@ from activefreq_engine.session.click import Outcome, advance, loaded_step, prepa
 from activefreq_engine.session.history import History, Pass, Picture, Points, Scene, SessionSettings, Step
 from activefreq_engine.session.lookahead import propose_ahead
 from activefreq_engine.session.packed_mask import PackedMask
-from activefreq_engine.session.prompts import Mark, says_inside
+from activefreq_engine.session.prompts import Mark, at_once
 from activefreq_engine.session.replay import matching_engine, replay
 from activefreq_engine.session.state import dump as dump_state
 from activefreq_engine.session.state import parse as parse_state
@@ -435,7 +435,7 @@ class Session:
             step, rest = best, wanted[len(best.canvas.marks) :]
             if rest and isinstance(rest[0], BoxPrompt):
                 step, rest = self._advance(scene, step, Pass(rest[:1])).step, rest[1:]
-            for marks in _at_once(rest):
+            for marks in at_once(rest):
                 step = self._advance(scene, step, Pass(marks, scene.view)).step
             step = replace(step, event=Points(wanted))
             after = scene.picture.mask(step.canvas)
@@ -926,18 +926,6 @@ def click_batch(sessions: Sequence[Session], clicks: Sequence[Prompt]) -> list[C
 def _pass(scene: Scene, prompt: Prompt) -> Pass:
     """A prompt from outside, checked, as a pass.  A box says itself where to look, so it has no view."""
     return Pass((check_mark(scene.picture, prompt),), None if isinstance(prompt, BoxPrompt) else scene.view)
-
-
-def _at_once(marks: Sequence[Mark]) -> list[tuple[Mark, ...]]:
-    """Clicks in groups of which the network can be shown each as a whole: at most `SLOTS` of a sign."""
-    groups: list[tuple[Mark, ...]] = []
-    first, count = 0, {True: 0, False: 0}
-    for i, mark in enumerate(marks):
-        if count[says_inside(mark)] == SLOTS:
-            groups.append(tuple(marks[first:i]))
-            first, count = i, {True: 0, False: 0}
-        count[says_inside(mark)] += 1
-    return [*groups, tuple(marks[first:])] if marks else []
 
 
 def _holding(sessions: list[Session], work: Callable[[], list[ClickResult]], index: int = 0) -> list[ClickResult]:

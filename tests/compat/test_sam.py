@@ -208,6 +208,20 @@ def test_a_mask_on_the_grid_is_read_as_it_is(engine: Engine, rng: np.random.Gene
     np.testing.assert_allclose(np.sign(low[0]), np.where(mask, 1, -1))
 
 
+def test_a_long_list_is_seen_whole(rng: np.random.Generator) -> None:
+    """As `Session.predict` does it: the network sees 24 clicks of a sign at once."""
+    engine = Engine(SquareModel())
+    image = rng.integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    places = 10 * rng.permutation(np.argwhere(np.ones((30, 30), bool)))[:60] + 5
+    labels = rng.permutation([1] * 40 + [0] * 20)
+    predictor = SamPredictor(engine)
+    predictor.set_image(image)
+    masks, _, _ = predictor.predict(places, labels, multimask_output=False)
+    session = Session(engine=engine)
+    session.set_image(image)
+    assert np.array_equal(masks[0], session.predict(places, labels).mask)
+
+
 def test_many_prompts_are_answered_as_one_by_one(engine: Engine, rng: np.random.Generator) -> None:
     image, (x, y) = blob(rng, 187, 99)
     predictor = SamPredictor(engine)
