@@ -36,7 +36,7 @@ from activefreq_engine.images.window import no_data_values, to_8_bit
 
 LAYOUTS = ("masks", "labels", "isic2017", "volumes")
 LABEL_FOLDERS = ("labels", "instances")
-VOLUME_SUFFIXES = (".mhd", ".mha")
+META_SUFFIXES = (".mhd", ".mha")
 SPLIT_FOLDERS = ("train", "val", "test")
 WINDOW_PERCENTILES = (0.5, 99.5)
 """A volume's intensities between these percentiles (over all its voxels with data) map linearly to 0..255."""
@@ -121,10 +121,10 @@ def load_dataset(
     elif layout == "isic2017":
         found = _mask_samples(_isic_pairs(root, split), ignore_label, broken)
     elif layout == "volumes":
-        images = listing(root / "images", VOLUME_SUFFIXES)
+        images = listing(root / "images", META_SUFFIXES)
         # OAI-ZIB names a segmentation NAME.segmentation_masks.mhd: the part before the first dot is the scan.
         found = _volume_samples(
-            match(images, listing(_label_folder(root), VOLUME_SUFFIXES), lambda stem: stem.split(".")[0]),
+            match(images, listing(_label_folder(root), META_SUFFIXES), lambda stem: stem.split(".")[0]),
             labels,
             ignore_label,
             slices,
@@ -152,7 +152,7 @@ def _detect(root: Path) -> str:
         )
     if len(truths) > 1:
         raise DatasetError(f"{root} holds {' and '.join(truths)}: say which with layout (masks or labels)")
-    if any(p.suffix.lower() in VOLUME_SUFFIXES for p in entries(root / "images")):
+    if any(p.suffix.lower() in META_SUFFIXES for p in entries(root / "images")):
         return "volumes"
     return "masks" if truths == ["masks"] else "labels"
 

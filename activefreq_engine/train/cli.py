@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from activefreq_engine.train.config import TrainConfig
     from activefreq_engine.train.record import Validation
 
-SIZES = "128,192@0.35,256@0.85"
+GROWING = "128,192@0.35,256@0.85"
+"""Crops of 128 pixels, from 35 % of the steps on of 192, from 85 % on of 256."""
 
 
 def train_command(
@@ -51,7 +52,7 @@ def train_command(
     sizes: Annotated[
         str,
         typer.Option(metavar="SIZE[@FROM],...", help="Crop sizes, each from this part of the run on; else evenly."),
-    ] = SIZES,
+    ] = GROWING,
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
     warmup: Annotated[int, typer.Option(help="Steps until the learning rate is reached.")] = 200,
     teacher: Annotated[
@@ -182,6 +183,6 @@ def parse_sizes(text: str) -> tuple[tuple[float, int], ...]:
             sizes.append((float(start) if at else i / len(parts), int(size)))
         except ValueError:
             raise InvalidArgumentError(
-                f"--sizes is {text!r}; expected sizes separated by commas, such as 128,192,256 or {SIZES}"
+                f"--sizes is {text!r}; expected sizes separated by commas, such as 128,192,256 or {GROWING}"
             ) from None
     return tuple(sizes)

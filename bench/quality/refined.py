@@ -19,7 +19,7 @@ from activefreq_engine.eval.metrics import bootstrap_interval, noc
 from bench.tools import rows
 from bench.tools.machine import Machine
 
-SIZES = (128, 192)  # of the network's input, smaller than what `Session` allows
+SMALL = (128, 192)  # sizes of the network's input, below what `Session` allows
 CLICKS = 10
 SHOWN = (1, 2, 3, 5, 10)  # clicks after which IoU is told
 
@@ -53,7 +53,7 @@ def main(
     objects = load_dataset(data)
     objects = replace(objects, samples=objects.samples[::every])
     table: list[dict[str, Any]] = []
-    for size in SIZES:
+    for size in SMALL:
         engine = Engine(model)
         engine.size = size
         curves = [

@@ -10,7 +10,7 @@ import pytest
 from activefreq_engine import cli
 from activefreq_engine.errors import InvalidArgumentError
 from activefreq_engine.train import loop
-from activefreq_engine.train.cli import SIZES, parse_sizes
+from activefreq_engine.train.cli import GROWING, parse_sizes
 from activefreq_engine.train.config import TrainConfig
 
 
@@ -20,7 +20,7 @@ from activefreq_engine.train.config import TrainConfig
         ("128", ((0.0, 128),)),
         ("128,192,256", ((0.0, 128), (1 / 3, 192), (2 / 3, 256))),
         (" 64@0, 96@0.4 ", ((0.0, 64), (0.4, 96))),
-        (SIZES, TrainConfig(data=("x",), steps=1).sizes),
+        (GROWING, TrainConfig(data=("x",), steps=1).sizes),
     ],
 )
 def test_sizes(text: str, sizes: tuple) -> None:
