@@ -36,7 +36,9 @@ class FrozenTrunk(layers.PlanLayer):
 def _stage(stage: Any) -> nn.Module:
     """`tinyvit.TinyViTStage` on `[B, H, W, C]`."""
     embed = _transition(stage.embed) if isinstance(stage.embed, Transition) else _stem(stage.embed)
-    return nn.Sequential(*embed, *(_Bottleneck(b) if isinstance(b, Bottleneck) else _Block(b) for b in stage.blocks))
+    return nn.Sequential(
+        *embed, *(TrunkBottleneck(b) if isinstance(b, Bottleneck) else TrunkBlock(b) for b in stage.blocks)
+    )
 
 
 def _stem(embed: Any) -> list[nn.Module]:
@@ -57,7 +59,7 @@ def _pointwise(layer: ConvNorm, then: Activation = "none") -> layers.Linear:
     return layers.Linear(rewrites.fold_batch_norm(layer.c, layer.bn), then)
 
 
-class _Bottleneck(layers.PlanLayer):
+class TrunkBottleneck(layers.PlanLayer):
     """`tinyvit.Bottleneck`."""
 
     def __init__(self, block: Bottleneck) -> None:
@@ -70,7 +72,7 @@ class _Bottleneck(layers.PlanLayer):
         return layers.activated(self.conv3(self.conv2(self.conv1(x)), x), "gelu")
 
 
-class WindowAttention(layers.PlanLayer):
+class TrunkAttention(layers.PlanLayer):
     """`tinyvit.WindowAttention` and the residual.  The bias of each head is looked up once."""
 
     def __init__(self, attention: tinyvit.WindowAttention) -> None:
@@ -97,12 +99,12 @@ class WindowAttention(layers.PlanLayer):
         return self.proj(y.reshape(b, rows * side, columns * side, c)[:, :h, :w].contiguous(), x)
 
 
-class _Block(layers.PlanLayer):
+class TrunkBlock(layers.PlanLayer):
     """`tinyvit.TinyViTBlock`."""
 
     def __init__(self, block: TinyViTBlock) -> None:
         super().__init__()
-        self.attention = WindowAttention(block.attn)
+        self.attention = TrunkAttention(block.attn)
         self.local_conv = _convolution(block.local_conv)
         self.norm = layers.Norm(block.mlp.norm, bare=True)
         self.fc1 = layers.Linear(rewrites.fold_norm_affine(block.mlp.norm, rewrites.affine(block.mlp.fc1)), "gelu")

@@ -28,7 +28,7 @@ from activefreq_engine.runtime import cpu
 from activefreq_engine.runtime.plan import frequency, fused, layers, packed, rewrites, trial
 from activefreq_engine.runtime.plan.frequency import frequency_block
 from activefreq_engine.runtime.plan.fused import Fused, FusedClick
-from activefreq_engine.runtime.plan.guide import FrozenTrunk, Projections, WindowAttention
+from activefreq_engine.runtime.plan.guide import FrozenTrunk, Projections, TrunkAttention
 from activefreq_engine.runtime.plan.resample import SumEnlarged, crop
 from activefreq_engine.runtime.plan.spectral import SpectralForm
 
@@ -342,7 +342,7 @@ class Folded:
         kinds keep theirs."""
         module.to(self.device).eval().requires_grad_(False)
         for part in module.modules():
-            if isinstance(part, (layers.Linear, layers.Conv, layers.Norm, WindowAttention)):
+            if isinstance(part, (layers.Linear, layers.Conv, layers.Norm, TrunkAttention)):
                 part.to(dtype or self._dtype)
             if self._pack and isinstance(part, (layers.Linear, layers.Conv)):
                 part.pack()
