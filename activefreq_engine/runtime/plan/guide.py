@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from activefreq_engine.models import tinyvit
 from activefreq_engine.models.guide import Guide, enlarge
-from activefreq_engine.models.tinyvit import Bottleneck, ConvNorm, TinyViT, TinyViTBlock, Transition
+from activefreq_engine.models.tinyvit import Bottleneck, ConvNorm, TinyViT, TinyViTBlock, Transition, WindowAttention
 from activefreq_engine.runtime.plan import layers, rewrites
 from activefreq_engine.runtime.plan.packed import Activation
 
@@ -75,7 +74,7 @@ class TrunkBottleneck(layers.PlanLayer):
 class TrunkAttention(layers.PlanLayer):
     """`tinyvit.WindowAttention` and the residual.  The bias of each head is looked up once."""
 
-    def __init__(self, attention: tinyvit.WindowAttention) -> None:
+    def __init__(self, attention: WindowAttention) -> None:
         super().__init__()
         self.heads, self.window = attention.heads, attention.window
         self.norm = layers.Norm(attention.norm, bare=True)
