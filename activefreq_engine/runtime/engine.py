@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -525,25 +526,31 @@ def resolve_model(model: Any) -> tuple[str, torch.nn.Module]:
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 _forking = threading.RLock()
 """Held while an engine is added to `_engines`, and during a fork."""
-_held: list[Engine] = []
+_inner: list[AbstractContextManager[Any]] = []
+_held = ExitStack()
+"""What is held during a fork."""
+
+
+def hold_in_forks(lock: AbstractContextManager[Any]) -> None:
+    """Have a lock taken during each fork, so that no child finds it held by a thread that it does not have.
+
+    A click takes such a lock while it has its engine, so a fork takes the engines first: the other way round, each of
+    the two would wait for the other.
+
+    Args:
+        lock: one of `threading`'s, which nobody holds while they wait for an engine or for another lock given here.
+    """
+    _inner.append(lock)
 
 
 def _before_fork() -> None:
     """Wait until no click is under way.  Otherwise the child would find its engine locked by a thread that it does not
     have, and torch in the middle of an operation."""
-    Engine._registry_lock.acquire()
-    _forking.acquire()
-    for engine in list(_engines):
-        engine._lock.acquire()
-        _held.append(engine)
-
-
-def _after_fork() -> None:
-    while _held:
-        _held.pop()._lock.release()
-    _forking.release()
-    Engine._registry_lock.release()
+    for lock in (Engine._registry_lock, _forking):
+        _held.enter_context(lock)
+    for lock in (*(engine._lock for engine in list(_engines)), *_inner):
+        _held.enter_context(lock)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_held.close, after_in_child=_held.close)

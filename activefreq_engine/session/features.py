@@ -4,7 +4,6 @@ host's memory, one for each CUDA device's."""
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 import weakref
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from activefreq_engine.runtime.engine import hold_in_forks
 from activefreq_engine.types import Box
 
 LIMIT = 128 << 20  # bytes: 100 regions of MiT-B0 at 256 pixels in half precision, 20 at 384 pixels in float32
@@ -69,10 +69,7 @@ class Budget:
 
 SHARED = Budget()
 """The budget of all sessions of this process."""
-if hasattr(os, "register_at_fork"):  # so that no child finds the lock held by a thread that it does not have
-    os.register_at_fork(
-        before=SHARED.lock.acquire, after_in_parent=SHARED.lock.release, after_in_child=SHARED.lock.release
-    )
+hold_in_forks(SHARED.lock)
 
 
 @dataclass(slots=True, eq=False)

@@ -12,16 +12,16 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
+from activefreq_engine.runtime.engine import hold_in_forks
+
 PAUSE = 0.1  # seconds; steps are packed when there was no click for so long: it takes a sixth of a click's work
 BACKLOG = 32  # so many steps may wait for a pause; further ones are packed beside clicks, which bounds the memory
 
 _log = logging.getLogger(__name__)
 
 _changing = threading.Lock()
-"""Held while any `Packing.process` changes.  Also held during a fork, so that a child never finds it held by a thread
-that exists in the parent only."""
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_changing.acquire, after_in_parent=_changing.release, after_in_child=_changing.release)
+"""Held while any `Packing.process` changes."""
+hold_in_forks(_changing)
 
 
 class Packable(Protocol):

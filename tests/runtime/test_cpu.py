@@ -196,6 +196,44 @@ def test_a_process_forked_while_another_thread_clicks(machine):
     assert (done.returncode, done.stdout.split()) == (0, ["0"] * 4), done.stderr
 
 
+FORKED_DURING_WORK = """
+import os, sys, threading
+from activefreq_engine import Engine
+from activefreq_engine.session import features, packing
+
+engine, at_work = Engine("freqformer_b0", size=256), threading.Event()
+
+def work():
+    with engine._lock:
+        at_work.set()
+        os.read(reader, 1)  # until the fork waits for the engine
+        for lock in (features.SHARED.lock, packing._changing):
+            with lock:
+                pass
+
+reader, writer = os.pipe()
+for _ in range(2):  # the second finds everything free
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    at_work.wait()
+    at_work.clear()
+    threading.Timer(0.2, os.write, (writer, b".")).start()
+    child = os.fork()
+    if child == 0:
+        free = [lock.acquire(timeout=10) for lock in (engine._lock, features.SHARED.lock, packing._changing)]
+        os._exit(not all(free))
+    print(os.waitpid(child, 0)[1], flush=True)
+    thread.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_waits_for_work_that_takes_further_locks():
+    """Each of the two would wait for the other, if a fork took those locks before the engine's."""
+    done = subprocess.run([sys.executable, "-c", FORKED_DURING_WORK], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.split()) == (0, ["0"] * 2), done.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_clicks_and_packs():
     """The child of a process that has clicked in two threads, and forks while steps wait to be packed."""
