@@ -15,7 +15,7 @@ from activefreq_engine.models import normalise
 from activefreq_engine.runtime import cpu
 from activefreq_engine.runtime.cpu import click_maps
 
-PATIENCE = 900  # seconds until a process is taken to hang: a busy machine may be slow
+PATIENCE = 300  # seconds until a process is taken to hang: a busy machine may be slow
 
 
 @pytest.mark.parametrize("radius", [5.0, 3.0, 0.5, 7.3])

@@ -127,6 +127,4 @@ def _like(channels: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
 
 def _largest(norm: layers.Norm) -> float:
     """An upper limit for values that leave the norm: of C numbers of unit variance none exceeds sqrt(C)."""
-    scale = 1.0 if norm.weight is None else float(norm.weight.abs().max())
-    shift = 0.0 if norm.bias is None else float(norm.bias.abs().max())
-    return float(norm.shape[-1]) ** 0.5 * scale + shift
+    return float(norm.shape[-1]) ** 0.5 * float(norm.weight.abs().max()) + float(norm.bias.abs().max())
