@@ -15,6 +15,7 @@ Layouts, told apart by `load_dataset`:
 Files are listed, matched and measured when the data set is opened, and decoded only when a sample is used.
 """
 
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -28,11 +29,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from activefreq_engine.errors import DatasetError, InvalidImageError
+from activefreq_engine.errors import DatasetError, InvalidArgumentError, InvalidImageError
 from activefreq_engine.eval.clickers import IGNORE
 from activefreq_engine.images import image_size, load_image, load_labels
 from activefreq_engine.images.folders import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, entries, listing, match
 from activefreq_engine.images.window import no_data_values, to_8_bit
+from activefreq_engine.values import short, whole
 
 LAYOUTS = ("masks", "labels", "isic2017", "volumes")
 LABEL_FOLDERS = ("labels", "instances")
@@ -86,8 +88,9 @@ def load_dataset(
     Args:
         folder: see the module's list of layouts.
         layout: one of `LAYOUTS`; default: told from the folders present.
-        split: which split of the ``isic2017`` layout, e.g. ``Test_v2``; needed only if the folder holds several.
-        labels: only these label values are objects (layouts ``labels`` and ``volumes``); default: all but 0.
+        split: which split of the ``isic2017`` layout, e.g. ``Test_v2``; needed only if the folder holds several, and
+            refused for other layouts.
+        labels: only these label values are objects; default: all but 0.  For the layouts ``labels`` and ``volumes``.
         ignore_label: mask or label value of pixels that count neither for clicks nor for IoU; default: none.
         slices: slices of each volume, spread evenly over those that hold an object; None takes all of these.
         limit: only the first samples.
@@ -99,10 +102,22 @@ def load_dataset(
 
     Raises:
         DatasetError: the folder is missing or of no known layout, an image has no mask, sizes differ, a file cannot be
-            read, or nothing is left.  An empty mask is found, with the same error, when its sample is loaded.
+            read, an option is out of range or not for this layout, or nothing is left.  An empty mask is found, with
+            the same error, when its sample is loaded.
+        InvalidArgumentError: a label, `slices` or `limit` is no whole number.
     """
-    root = Path(folder)
-    if not root.is_dir():
+    try:
+        root = Path(folder)
+    except TypeError as error:
+        raise DatasetError(f"folder is a {type(folder).__name__}; expected a path") from error
+    limit = None if limit is None else whole("limit", limit)
+    slices = None if slices is None else whole("slices", slices)
+    ignore_label = None if ignore_label is None else whole("ignore_label", ignore_label)
+    if labels is not None:
+        if not isinstance(labels, Collection):
+            raise InvalidArgumentError(f"labels is {short(labels)}; expected several label values, such as [2, 4]")
+        labels = {whole("a label", value) for value in labels}
+    if not os.path.isdir(root):  # False for a name that is too long, where Path.is_dir raises
         raise DatasetError(f"{root} is not a folder; give the folder that holds images/ and masks/ (or labels/)")
     if broken not in ("raise", "keep"):
         raise DatasetError(f"broken is {broken!r}; allowed are 'raise' and 'keep'")
@@ -112,6 +127,10 @@ def load_dataset(
         raise DatasetError(f"slices is {slices}; it must be at least 1, or None for all")
     if layout is None:
         layout = _detect(root)
+    if labels is not None and layout in ("masks", "isic2017"):
+        raise DatasetError(f"labels choose among the values of label maps; {root} has layout {layout}: leave them out")
+    if split is not None and layout in ("masks", "labels", "volumes"):
+        raise DatasetError(f"split is for layout isic2017; {root} has layout {layout}: leave it out")
     if layout == "masks":
         pairs = match(listing(root / "images", IMAGE_SUFFIXES), listing(root / "masks", MASK_SUFFIXES))
         found = _mask_samples(pairs, ignore_label, broken)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from activefreq_engine.errors import DatasetError
+from activefreq_engine.errors import DatasetError, InvalidArgumentError
 from activefreq_engine.eval.datasets import load_dataset
 
 from .fakes import write_pairs
@@ -224,6 +224,44 @@ def test_bad_folders(tmp_path):
         load_dataset(tmp_path, layout="coco")
     with pytest.raises(DatasetError, match="limit"):
         load_dataset(tmp_path, limit=0)
+
+
+def test_options_that_would_have_no_effect_are_refused(tmp_path):
+    """Nobody shall take all masks for those of one label, or one split for another."""
+    write_pairs(tmp_path / "a", [(9, 14)])
+    write_pairs(tmp_path / "b", [(9, 40)], kind="labels", objects=2)
+    with pytest.raises(DatasetError, match=r"labels choose .* layout masks: leave them out"):
+        load_dataset(tmp_path / "a", labels=[7])
+    for data in ("a", "b"):
+        with pytest.raises(DatasetError, match="split is for layout isic2017"):
+            load_dataset(tmp_path / data, split="val")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"labels": ["1"]},
+        {"labels": "12"},
+        {"labels": 1},
+        {"ignore_label": "1"},
+        {"ignore_label": 1.5},
+        {"limit": "3"},
+        {"limit": 1.5},
+        {"slices": 1.5},
+    ],
+    ids=repr,
+)
+def test_options_that_are_no_whole_numbers(tmp_path, options):
+    write_pairs(tmp_path, [(9, 40)], kind="labels", objects=2)
+    assert len(load_dataset(tmp_path, labels=np.array([1.0, 2]), limit=np.int64(5)).samples) == 2
+    with pytest.raises(InvalidArgumentError, match=r"whole number|several label values"):
+        load_dataset(tmp_path, **options)
+
+
+@pytest.mark.parametrize("folder", ["x" * 300, "a\0b", None, 5])
+def test_what_is_no_path(folder):
+    with pytest.raises(DatasetError, match=r"not a folder|expected a path"):
+        load_dataset(folder)
 
 
 def test_label_maps_without_an_object(tmp_path):
