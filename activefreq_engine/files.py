@@ -87,12 +87,14 @@ _SYSTEM = re.compile(r"(?:os error |Os { code: )(\d+)")  # new and old releases 
 @contextlib.contextmanager
 def beside(path: Path) -> Iterator[Path]:
     """For writers that want a path: gives another path beside `path`; at the end its file is synced and renamed to
-    `path`.
+    `path`.  Permissions and links are treated as by `write_file`, whatever the writer does.
 
     Raises:
-        FileWriteError: the file cannot be written; the target is then as it was.
+        FileWriteError: the file cannot be written, or `path` is no regular file; the target is then as it was.
         InvalidArgumentError: another process, or another call of this one, is writing to `path`.
     """
+    with writing(path):
+        path = Path(os.path.realpath(path))
     with alone_at(path), _beside(path, _short(path, "partial")) as partial:
         yield partial
 
@@ -106,10 +108,13 @@ def _short(path: Path, suffix: str) -> Path:
 @contextlib.contextmanager
 def _beside(path: Path, partial: Path) -> Iterator[Path]:
     try:
+        with writing(path):
+            mode = _permissions(path, partial)
         yield partial
         with writing(path):
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
+            os.chmod(partial, mode)  # safetensors lets nobody but the user read what it writes
             partial.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -122,6 +127,25 @@ def _beside(path: Path, partial: Path) -> Iterator[Path]:
             with writing(path):
                 raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
         raise
+
+
+def _permissions(path: Path, partial: Path) -> int:
+    """Those of the file that is replaced; without one, those that the umask gives.  Leaves `partial` empty.
+
+    Raises:
+        OSError: `path` is something that a rename must not replace: a device, a pipe, a folder.
+    """
+    partial.unlink(missing_ok=True)  # what a kill left has the permissions of its own
+    partial.touch()
+    try:
+        found = os.stat(path).st_mode
+    except FileNotFoundError:
+        found = os.stat(partial).st_mode
+    if stat.S_ISDIR(found):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(found):
+        raise OSError(errno.EINVAL, "A device or pipe cannot be replaced by a file")
+    return stat.S_IMODE(found)
 
 
 _held: set[int] = set()

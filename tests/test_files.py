@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from activefreq_engine import FileWriteError, InvalidArgumentError, files, masks
 from activefreq_engine.files import alone_at, alone_in, beside, write_file
@@ -92,6 +92,33 @@ def test_permissions_links_and_other_targets(tmp_path):
     for target in (tmp_path, tmp_path / "none" / "a"):
         with pytest.raises(OSError, match="directory"):
             write_file(target, b"3")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions and pipes of POSIX")
+def test_what_writes_to_a_path_keeps_permissions_links_and_pipes(tmp_path):
+    """The writer of safetensors makes its file anew, for the user alone; a rename replaces links and even devices."""
+    path, content = tmp_path / "weights", {"w": torch.zeros(3)}
+    umask = os.umask(0o027)
+    try:
+        with beside(path) as partial:
+            save_file(content, partial)
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    path.chmod(0o604)
+    (tmp_path / "link").symlink_to(path)
+    with beside(tmp_path / "link") as partial:
+        save_file({"w": torch.ones(3)}, partial)
+    assert (tmp_path / "link").is_symlink()
+    assert load_file(path)["w"].tolist() == [1, 1, 1]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o604
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(FileWriteError, match=r"pipe cannot be replaced|Is a directory"), beside(tmp_path / name):
+            pytest.fail("refused before any work is done")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert {p.name for p in tmp_path.iterdir()} == {"weights", "link", "pipe", "folder"}
 
 
 def test_an_interrupt_at_any_line_leaves_no_stump(tmp_path):
