@@ -97,15 +97,15 @@ def train(
 
     Raises:
         DatasetError: unusable data, or matplotlib is missing.
-        InvalidArgumentError: another run lives in `out`, another process is at work on it, its state is damaged, or
-            WORLD_SIZE and RANK are no numbers.
+        InvalidArgumentError: another run lives in `out`, another process is at work on it, its configuration, state or
+            log is damaged, or WORLD_SIZE and RANK are no numbers.
         FileWriteError: `out` cannot be written to.
         BackendUnavailableError: the device is not there.
         ModelLoadError: unusable `config.init`.
         ActiveFreqError: the batch does not fit into the GPU's memory, or a loader process was killed.
     """
     world, rank = launched()
-    if out.exists() and not out.is_dir():
+    if os.path.exists(out) and not os.path.isdir(out):  # a name that is too long is refused where it is written to
         raise InvalidArgumentError(f"{out} is a file; name a folder for the run")
     target = pick_device(device, world)
     if world > 1:
@@ -386,7 +386,7 @@ class _TrainRun:
 
 def pack_data(data: Sequence[str], target: Path) -> Path:
     """The packed folder of data folders, or of one file that `train.parcel` wrote."""
-    parcels = [d for d in data if d.endswith(SUFFIX)]
+    parcels = [d for d in data if d.endswith(SUFFIX) or os.path.isfile(d)]  # by its name also where it is missing
     if not parcels:
         return pack([Path(p) for p in data], target)
     if len(data) > 1:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError
+from ..values import whole
 
 Objects = tuple[tuple[int, ...], ...]  # label values of each object
 MIXES = Path(__file__).with_name("mixes")
@@ -41,9 +42,9 @@ def read_mix(path: Path, root: Path) -> list[Source]:
     """
     known = MIXES / f"{path}.json"
     try:
-        described = json.loads((known if known.exists() else path).read_text())
+        described = json.loads((known if known.exists() else path).read_text(encoding="utf-8"))
         sources = [_source(s, root) for s in described["sets"]]
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as e:
         names = ", ".join(sorted(p.stem for p in MIXES.glob("*.json")))
         raise DatasetError(
             f"{path} is no mix ({type(e).__name__}: {e}); give a JSON file with sets that have a name, a folder and a "
@@ -60,7 +61,7 @@ def _source(described: dict[str, Any], root: Path) -> Source:
         raise ValueError(f"weight of {described['name']} is {weight}")
     objects = described.get("objects")
     if objects is not None:
-        objects = tuple(tuple(int(v) for v in values) for values in objects)
-        if not objects or not all(values and min(values) > 0 for values in objects):
-            raise ValueError(f"objects of {described['name']} are {described['objects']}")
+        objects = tuple(tuple(whole("a label value", v) for v in values) for values in objects)
+        if not objects or not all(values and min(values) > 0 and max(values) < 65536 for values in objects):
+            raise ValueError(f"objects of {described['name']} are {described['objects']}, not lists of 1 to 65535")
     return Source(root / described["folder"], weight, objects, str(described["name"]))

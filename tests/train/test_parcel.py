@@ -97,12 +97,27 @@ def test_what_is_no_parcel_is_refused(tmp_path, content):
         '{"sets": [{"name": "a", "folder": "a", "weight": 0}]}',
         '{"sets": [{"name": "a", "folder": "a", "weight": 1, "objects": [[0]]}]}',
         '{"sets": [{"name": "a", "folder": "a", "weight": 1, "objects": []}]}',
+        '{"sets": [{"name": "a", "folder": "a", "weight": 1, "objects": ["12"]}]}',  # not label 1 and 2
+        '{"sets": [{"name": "a", "folder": "a", "weight": 1, "objects": [[1.7]]}]}',
+        '{"sets": [{"name": "a", "folder": "a", "weight": 1, "objects": [[Infinity]]}]}',
+        '{"sets": [{"name": "a", "folder": "a", "weight": 1, "objects": [[1, 65536]]}]}',
+        '{"sets": [{"name": "a", "folder": "a", "weight": 1' + "0" * 400 + "}]}",
+        "[" * 100_000,
     ],
+    ids=range(13),
 )
 def test_bad_mixes(tmp_path, text):
     (tmp_path / "m.json").write_text(text)
     with pytest.raises(DatasetError, match=r"m\.json"):
         read_mix(tmp_path / "m.json", tmp_path)
+
+
+def test_a_parcel_may_have_any_name(mix, tmp_path):
+    path = make_parcel(read_mix(mix, tmp_path), tmp_path / "knees.dat", tmp_path / "work")
+    assert pack_data([str(path)], tmp_path / "o") == tmp_path / "o"
+    picture = next((tmp_path / "a" / "images").iterdir())
+    with pytest.raises(DatasetError, match=r"\.png is no packed data"):
+        pack_data([str(picture)], tmp_path / "p")
 
 
 @pytest.mark.parametrize("name", ["general", "guided"])
