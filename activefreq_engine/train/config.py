@@ -152,9 +152,9 @@ def claim(config: TrainConfig, path: Path, *, write: bool = True) -> None:
     wanted = config.as_json()
     if path.exists():
         try:
-            stored = json.loads(path.read_text())
-        except json.JSONDecodeError as e:
-            raise InvalidArgumentError(f"{path} is not JSON ({e}); mend it or use a new folder") from None
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as e:  # ValueError: also no UTF-8, a number of thousands of digits
+            raise InvalidArgumentError(f"{path} is not readable JSON ({e}); mend it or use a new folder") from None
         if not isinstance(stored, dict):
             raise InvalidArgumentError(f"{path} holds {stored!r}, which is no run; use a new folder")
         defaults = TrainConfig(data=config.data, steps=config.steps, hours=config.hours).as_json()

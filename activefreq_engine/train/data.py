@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
 from ..errors import DatasetError, InvalidImageError
-from ..files import beside, write_file
+from ..files import beside, write_file, writing
 from ..images import load_image, load_labels
 from ..images.folders import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, listing, match
 from .mix import Objects, Source
@@ -87,7 +88,7 @@ def find_pairs(folder: Path) -> tuple[str, list[Pair]]:
     Raises:
         DatasetError: no such folder, no images, an image without a mask, or several of `MASK_FOLDERS`.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # False for a name that is too long, where Path.is_dir raises
         raise DatasetError(
             f"there is no folder {folder}; a data folder needs images/ and, beside it, masks/ (or labels/)"
         )
@@ -125,6 +126,7 @@ def pack(folders: Sequence[Path | Source], target: Path, max_side: int = 384) ->
 
     Raises:
         DatasetError: no images, a missing or misshapen mask, an unreadable file, no object anywhere.
+        FileWriteError: `target` cannot be written to.
     """
     sources = [f if isinstance(f, Source) else Source(f) for f in folders]
     described = [{"folder": str(s.folder), "objects": s.objects and [list(v) for v in s.objects]} for s in sources]
@@ -166,7 +168,8 @@ class PackWriter:
 
     def __init__(self, target: Path) -> None:
         self.target = target
-        target.mkdir(parents=True, exist_ok=True)
+        with writing(target):
+            target.mkdir(parents=True, exist_ok=True)
         self.entries: list[dict[str, Any]] = []
         self.objects: list[tuple[list[int], int, tuple[int, ...], NDArray[Any]]] = []
         self.offset = 0

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..conventions import MIOU_CLICKS
-from ..errors import DatasetError
+from ..errors import DatasetError, InvalidArgumentError
 from ..files import beside, write_file
 from ..models import FreqFormer
 from ..values import printable
@@ -102,12 +102,26 @@ class Record:
 
 
 def read_log(path: Path) -> list[dict[str, str]]:
-    """Rows of a log.csv; a row that a kill cut short is left out, columns that an older log lacks are empty."""
-    with path.open(newline="") as f:
-        reader = csv.DictReader(f, restval=None)
-        names = reader.fieldnames or []
-        whole = [r for r in reader if all(r[name] is not None for name in names)]
-    return [{name: row.get(name) or "" for name in Record.FIELDS} for row in whole]
+    """Rows of a log.csv; a row that a kill cut short is left out, columns that an older log lacks are empty.
+
+    Raises:
+        InvalidArgumentError: the file cannot be read or is no log.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as f:
+            reader = csv.DictReader(f, restval=None)
+            names = reader.fieldnames or []
+            whole = [r for r in reader if all(r[name] is not None for name in names)]
+        rows = [{name: row.get(name) or "" for name in Record.FIELDS} for row in whole]
+        for row in rows:
+            int(row["step"])
+            for value in row.values():
+                float(value or 0)
+    except (OSError, ValueError, csv.Error) as e:
+        raise InvalidArgumentError(
+            f"{path} is no log of a run ({e}); mend it, or remove it to begin a new one"
+        ) from None
+    return rows
 
 
 def require_plotting() -> None:

@@ -83,7 +83,16 @@ def load_state(
         if step < 0 or not 0 <= elapsed < math.inf:
             raise ValueError(f"step is {step}, seconds are {elapsed}")
         return step, elapsed
-    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as e:
+    except (
+        OSError,
+        SafetensorError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+        RuntimeError,
+    ) as e:
         raise InvalidArgumentError(
             f"{path} cannot be resumed from ({e}); it is damaged or of another model. Remove it to start this run anew"
         ) from None

@@ -18,7 +18,13 @@ from torch.utils.data import get_worker_info
 
 from activefreq_engine import cli
 from activefreq_engine.conventions import SLOTS
-from activefreq_engine.errors import ActiveFreqError, BackendUnavailableError, DatasetError, InvalidArgumentError
+from activefreq_engine.errors import (
+    ActiveFreqError,
+    BackendUnavailableError,
+    DatasetError,
+    FileWriteError,
+    InvalidArgumentError,
+)
 from activefreq_engine.files import alone_in
 from activefreq_engine.models import FreqFormer, create_model, load_checkpoint, read_metadata, save_checkpoint
 from activefreq_engine.session import zoom
@@ -294,9 +300,13 @@ def test_runs_older_than_a_field_go_on(pairs: Path, tmp_path: Path) -> None:
         train(tiny(pairs, steps=1), tmp_path, device="cpu")
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", ""], ids=["cut", "list", "empty"])
-def test_damaged_configuration(pairs: Path, tmp_path: Path, text: str) -> None:
-    (tmp_path / "config.json").write_text(text)
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"[1]", b"", b"\xff\xfe", b"[" * 100_000, b'{"seed": ' + b"9" * 5000 + b"}"],
+    ids=["cut", "list", "empty", "bytes", "deep", "digits"],
+)
+def test_damaged_configuration(pairs: Path, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(InvalidArgumentError, match="new folder"):
         train(tiny(pairs), tmp_path, device="cpu")
 
@@ -440,6 +450,19 @@ def test_bad_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         pick_device("cuda:99")
     with pytest.raises(InvalidArgumentError, match="2 processes"):
         pick_device("cuda:0", world=2)
+
+
+def test_folders_that_cannot_be_end_in_errors_of_ours(pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileWriteError, match="too long"):
+        train(tiny(pairs), tmp_path / ("x" * 300), device="cpu")
+    with pytest.raises(DatasetError, match="there is no folder"):
+        train(tiny(tmp_path / ("x" * 300)), tmp_path / "run", device="cpu")
+    (tmp_path / "data").touch()
+    with pytest.raises(FileWriteError, match="exists"):
+        train(tiny(pairs), tmp_path / "run", device="cpu", packed=tmp_path / "data")
+    (tmp_path / "run" / "state.safetensors").mkdir()
+    with pytest.raises(InvalidArgumentError, match=r"state\.safetensors cannot be resumed from"):
+        train(tiny(pairs), tmp_path / "run", device="cpu")
 
 
 def test_out_of_memory_says_what_to_change(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import cv2
 import pytest
 import torch
 
-from activefreq_engine.errors import DatasetError
+from activefreq_engine.errors import DatasetError, InvalidArgumentError
 from activefreq_engine.train.loop import train
 from activefreq_engine.train.record import SCORES, Record, Validation, plot, read_log
 
@@ -44,6 +44,18 @@ def test_logs_of_older_runs_and_rows_cut_short(tmp_path: Path) -> None:
     assert [(r["step"], r["loss"], r["noc90"]) for r in read_log(path)] == [("50", "0.7", ""), ("100", "0.6", "")]
     record.add_scores(100, 3.0, SCORED)
     assert read_log(path)[-1]["noc90"] == "0.5000"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xfe", b"a,b\n1,2\n", b"step,noc90\nx,1\n", b"step,noc90\n1,x\n", None],
+    ids=["bytes", "columns", "step", "score", "folder"],
+)
+def test_what_is_no_log(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "log.csv"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(InvalidArgumentError, match=r"log\.csv is no log .* remove it"):
+        Record(path, 1000)
 
 
 @pytest.mark.parametrize("scores", [0, 3])
