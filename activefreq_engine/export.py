@@ -53,7 +53,8 @@ def export_onnx(
     ``click.onnx``: c1, p1, clicks `[1, 3, H, W]` -> logits `[1, 1, H, W]`, embedding `[1, E, H/4, W/4]`.
     ``refine.onnx``, where the model has a refiner: embedding, logits, boxes `[1, 4]`, image `[1, 3, S, S]`,
     disks `[1, 2, S, S]` -> refined `[1, 1, S, S]` logits.
-    ``manifest.json``: these shapes, the meaning of the channels, normalisation, click radius and threshold.
+    ``manifest.json``: these shapes, the meaning of the channels, normalisation, click radius and threshold.  It is
+    written last: without it the files in a folder may be those of two exports.
 
     Args:
         model (str | path | FreqFormer): a name with shipped weights, a checkpoint file, or a model.
@@ -103,10 +104,15 @@ def export_onnx(
     manifest = folder / MANIFEST
     bar = tqdm(halves.items(), "export", file=sys.stderr, disable=None, leave=False)
     with alone_in(folder):
+        contents: dict[Path, bytes] = {}
         for title, (half, inputs, outputs) in bar:
-            graphs[title] = _write(half, inputs, outputs, folder / f"{title}.onnx")
+            contents[folder / f"{title}.onnx"], graphs[title] = _made(half, inputs, outputs, f"{title}.onnx")
+        with writing(manifest):
+            manifest.unlink(missing_ok=True)  # that of an earlier export, whose files are replaced one by one now
+        for path, content in contents.items():
+            write_file(path, content)
         write_file(manifest, (json.dumps(_manifest(name, module, plan, graphs), indent=2) + "\n").encode())
-    return [*(folder / g["file"] for g in graphs.values()), manifest]
+    return [*contents, manifest]
 
 
 def _convolution(narrow: Any) -> nn.Module:
@@ -158,8 +164,10 @@ def _named(result: Any) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in result._asdict().items()}
 
 
-def _write(half: nn.Module, inputs: dict[str, Tensor], outputs: dict[str, Tensor], path: Path) -> dict[str, Any]:
-    """Write one file; return its entry in the manifest."""
+def _made(
+    half: nn.Module, inputs: dict[str, Tensor], outputs: dict[str, Tensor], file: str
+) -> tuple[bytes, dict[str, Any]]:
+    """The content of one file, and its entry in the manifest."""
     import onnx
     import torch
 
@@ -191,9 +199,8 @@ def _write(half: nn.Module, inputs: dict[str, Tensor], outputs: dict[str, Tensor
     _multiply_before_erf(proto)
     onnx.checker.check_model(proto)
     content = proto.SerializeToString()
-    write_file(path, content)
-    return {
-        "file": path.name,
+    return content, {
+        "file": file,
         "sha256": hashlib.sha256(content).hexdigest(),
         "inputs": [{"name": name, "shape": list(t.shape), "dtype": "float32"} for name, t in inputs.items()],
         "outputs": [{"name": name, "shape": list(t.shape), "dtype": "float32"} for name, t in outputs.items()],

@@ -15,7 +15,7 @@ import torch
 from activefreq_engine.kernels.click_maps import click_maps
 from numpy.typing import NDArray
 
-from activefreq_engine import Engine, Session, create_model
+from activefreq_engine import Engine, Session, create_model, export
 from activefreq_engine.cli import main
 from activefreq_engine.errors import BackendUnavailableError, FileWriteError, InvalidArgumentError, ModelLoadError
 from activefreq_engine.export import export_onnx
@@ -284,6 +284,36 @@ def test_a_torch_that_cannot_export(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.onnx, "export", export)
     with pytest.raises(BackendUnavailableError, match=r"AttrsDescriptor.*install torch 2\.7"):
         export_onnx("freqformer_b0", tmp_path / "new", 64)
+
+
+def test_a_manifest_never_stands_beside_files_of_two_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, names = create_model("freqformer_b0"), {"prepare.onnx", "click.onnx", "refine.onnx", export.MANIFEST}
+    parts = {"prepare": (None, {}, {}), "click": (None, {}, {}), "refine": (None, {}, {})}
+    monkeypatch.setattr(export, "_examples", lambda plan, crop: parts)
+
+    def export_(content: bytes, failing: str = "") -> None:
+        def made(half: object, inputs: object, outputs: object, file: str) -> tuple[bytes, dict[str, Any]]:
+            if file == failing:
+                raise BackendUnavailableError("cannot be exported")
+            return content, {"file": file}
+
+        monkeypatch.setattr(export, "_made", made)
+        export_onnx(model, tmp_path, 32)
+
+    def there() -> dict[str, bytes]:
+        return {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    export_(b"one")
+    before = there()
+    assert set(before) == names
+    with pytest.raises(BackendUnavailableError):
+        export_(b"two", failing="click.onnx")
+    assert there() == before
+    (tmp_path / "click.onnx").unlink()
+    (tmp_path / "click.onnx").mkdir()
+    with pytest.raises(FileWriteError, match="directory"):
+        export_(b"two")
+    assert not (tmp_path / export.MANIFEST).exists()
 
 
 @pytest.mark.parametrize(
