@@ -147,6 +147,7 @@ def load_dataset(
             labels,
             ignore_label,
             slices,
+            broken,
         )
     else:
         raise DatasetError(f"unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
@@ -311,7 +312,7 @@ def _truth(values: NDArray[np.integer], value: int, ignore_label: int | None) ->
 
 
 def _volume_samples(
-    pairs: Sequence[Pair], labels: Collection[int] | None, ignore_label: int | None, slices: int | None
+    pairs: Sequence[Pair], labels: Collection[int] | None, ignore_label: int | None, slices: int | None, broken: str
 ) -> Iterator[Sample]:
     # One volume of each kind stays in memory: samples come volume by volume.
     read_image = lru_cache(maxsize=1)(_read_windowed)
@@ -323,16 +324,17 @@ def _volume_samples(
     def load_object(path: Path, z: int, value: int) -> Truth:
         return _truth(read_labels(path)[z], value, ignore_label)
 
+    for pair in pairs[:1]:
+        _simpleitk(pair.image)  # where it is missing, that is no fault of a volume
     for pair in tqdm(pairs, desc="volumes", unit="volume", disable=None, leave=False):
-        volume = read_labels(pair.truth)
-        size = _volume_size(pair.image)
-        if size != volume.shape:
-            raise DatasetError(
-                f"{pair.image} has {size} voxels (slices, rows, columns) but its labels {pair.truth} have "
-                f"{volume.shape}; they must agree"
-            )
-        if not np.issubdtype(volume.dtype, np.integer):
-            raise DatasetError(f"{pair.truth} holds {volume.dtype} values; labels must be integers")
+        try:
+            volume = read_labels(pair.truth)
+            _check_volume(pair, volume)
+        except DatasetError as error:
+            if broken == "raise":
+                raise
+            yield _broken(pair, error)
+            continue
         objects = {z: found for z in range(len(volume)) if (found := _objects(volume[z], labels, ignore_label))}
         for z in _spread(list(objects), slices):
             for value in objects[z]:
@@ -344,6 +346,18 @@ def _volume_samples(
                     partial(load_slice, pair.image, z),
                     partial(load_object, pair.truth, z, value),
                 )
+
+
+def _check_volume(pair: Pair, volume: NDArray[np.generic]) -> None:
+    """Compare the labels' shape with the one in the image's header, and look at their type."""
+    size = _volume_size(pair.image)
+    if size != volume.shape:
+        raise DatasetError(
+            f"{pair.image} has {size} voxels (slices, rows, columns) but its labels {pair.truth} have "
+            f"{volume.shape}; they must agree"
+        )
+    if not np.issubdtype(volume.dtype, np.integer):
+        raise DatasetError(f"{pair.truth} holds {volume.dtype} values; labels must be integers")
 
 
 def _spread(items: list[int], count: int | None) -> list[int]:

@@ -146,6 +146,10 @@ def test_volume_errors(volume_folder):
     (folder / "labels" / "9001104.segmentation_masks.raw").write_bytes(b"short")
     with pytest.raises(DatasetError, match=r"9001104\.segmentation_masks\.mhd"):
         load_dataset(folder)
+    kept = load_dataset(folder, broken="keep").samples
+    assert [s.id for s in kept][:2] == ["9001104", "9003406:004#2"]  # a volume costs itself, not the evaluation
+    with pytest.raises(DatasetError, match=r"9001104\.segmentation_masks\.mhd"):
+        kept[0].load_mask()
 
 
 def remove_a_mask(root):
