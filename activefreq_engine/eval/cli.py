@@ -1,6 +1,7 @@
 """``activefreq eval``: the evaluation on the command line.  The application in `activefreq_engine.cli` registers it."""
 
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -85,7 +86,7 @@ def eval_command(
     if out is not None:
         require_plotting()
     printed = json_path is not None and str(json_path) == "-"
-    if json_path is not None and not printed and json_path.is_dir():
+    if json_path is not None and not printed and os.path.isdir(json_path):
         json_path = json_path / "report.json"
 
     def write(report: Report, *, last: bool) -> None:

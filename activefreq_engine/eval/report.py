@@ -23,7 +23,7 @@ from activefreq_engine.conventions import MIOU_CLICKS
 from activefreq_engine.errors import DatasetError, InvalidArgumentError
 from activefreq_engine.eval import metrics
 from activefreq_engine.eval.datasets import Dataset
-from activefreq_engine.files import write_file
+from activefreq_engine.files import write_file, writing
 from activefreq_engine.types import Click
 from activefreq_engine.values import printable
 
@@ -177,9 +177,14 @@ class Report:
         """Write ``report.json``, ``samples.csv``, ``report.md`` and ``curve.png``; return their paths.
 
         The plot needs matplotlib (extra ``eval``).
+
+        Raises:
+            DatasetError: matplotlib is not installed.
+            FileWriteError, InvalidArgumentError: the folder or a file cannot be written, `folder` is no path.
         """
-        root = Path(folder)
-        root.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            root = Path(folder)
+            root.mkdir(parents=True, exist_ok=True)
         paths = [root / name for name in ("report.json", "samples.csv", "report.md", "curve.png")]
         write_json(self, paths[0])
         write_file(paths[1], to_csv(self).encode(errors="backslashreplace"))
@@ -226,6 +231,7 @@ def read_json(path: str | Path) -> Report:
         return Report.from_json(data)
     except (
         OSError,
+        TypeError,  # no path
         ValueError,
         RecursionError,
     ) as error:  # DatasetError is a ValueError too: the path is added to its message
@@ -333,7 +339,11 @@ def plot(reports: Sequence[Report], path: str | Path) -> None:
 
     Raises:
         DatasetError: matplotlib is not installed.
+        InvalidArgumentError: there is no report.
+        FileWriteError: the file cannot be written.
     """
+    if not reports:
+        raise InvalidArgumentError("nothing to plot; give at least one report")
     require_plotting()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -21,11 +21,14 @@ from activefreq_engine.eval.datasets import Dataset, Rgb, Sample, Truth
 from activefreq_engine.eval.metrics import iou
 from activefreq_engine.eval.report import Failure, Report, SampleResult, Settings, dataset_digest, versions
 from activefreq_engine.types import Click
+from activefreq_engine.values import finite, short, whole
 
 if TYPE_CHECKING:
     from activefreq_engine.runtime.engine import Engine
 
 MAX_CLICKS = 20
+MOST_CLICKS = 10_000
+"""Most clicks a sample: its curve has a value for each of them, placed or not."""
 MOST = 500
 """Most samples side by side: as many as one `click_batch` serves."""
 
@@ -99,7 +102,7 @@ def evaluate(
         predictors: as many as samples run side by side.
         click_batch: clicks on several `predictors` in one call; default: one after the other.
         clicker: ``ritm``, ``acselect`` or ``random``; or (name, factory), any other one under its name in the report.
-        max_clicks: clicks a sample, and the NoC of a failure.
+        max_clicks: clicks a sample, and the NoC of a failure; at most `MOST_CLICKS`.
         stop_at: stop a sample at this IoU; default: all clicks run, which mIoU needs.
         threshold: probability above which a pixel belongs to the mask.
         zoom, refine: as for `Session`.
@@ -114,18 +117,25 @@ def evaluate(
         The report, see `Report`.  A sample that cannot be read costs its own row: it is among the report's `failed`.
 
     Raises:
-        InvalidArgumentError: an option is out of range, or the clicker needs probabilities that a predictor lacks.
+        InvalidArgumentError: an option is out of range or of another type, or the clicker needs probabilities that a
+            predictor lacks.
         InvalidMaskError: a predictor returned something that is no mask of the image's size.
         DatasetError: no sample at all can be loaded.
         ModelLoadError, BackendUnavailableError: as for `Session`.
     """
+    _check(isinstance(data, Dataset), f"data is a {type(data).__name__}; expected a Dataset, see load_dataset")
     if isinstance(clicker, str):
         check_clicker(clicker)
         clicker = clicker, partial(_registered, clicker)
+    pair = isinstance(clicker, tuple) and len(clicker) == 2 and callable(clicker[1])
+    _check(pair, f"clicker is {short(clicker)}; expected its name, or a name and a factory")
     robot_name, make_robot = clicker
+    max_clicks, batch_size, seed = whole("max_clicks", max_clicks), whole("batch_size", batch_size), whole("seed", seed)
     _check(max_clicks >= 1, f"max_clicks is {max_clicks}; it must be at least 1")
-    _check(stop_at is None or 0 < stop_at <= 1, f"stop_at is {stop_at}; it is an IoU above 0 and at most 1")
-    _check(0 < threshold < 1, f"threshold is {threshold}; it is a probability between 0 and 1")
+    _check(max_clicks <= MOST_CLICKS, f"max_clicks is {max_clicks}; it must be at most {MOST_CLICKS}")
+    good = stop_at is None or 0 < (finite(stop_at) or 0) <= 1
+    _check(good, f"stop_at is {short(stop_at)}; it is an IoU above 0 and at most 1")
+    _check(0 < (finite(threshold) or 0) < 1, f"threshold is {short(threshold)}; it is a probability between 0 and 1")
     _check(batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1")
     _check(batch_size <= MOST, f"batch_size is {batch_size}; it must be at most {MOST}")
     numbers = shard_range(len(data.samples), shard, batch_size if predictors is None else len(predictors))
@@ -200,11 +210,12 @@ def shard_range(samples: int, shard: tuple[int, int] | None, batch: int = 1) -> 
     where there are enough for all shards, so that the same samples run side by side as without shards.
 
     Raises:
-        InvalidArgumentError: not 0 <= i < n <= samples.
+        InvalidArgumentError: not 0 <= i < n <= samples, or no whole numbers.
     """
     if shard is None:
         return range(samples)
-    i, n = shard
+    _check(isinstance(shard, Sequence) and len(shard) == 2, f"shard is {short(shard)}; expected two numbers (i, n)")
+    i, n = (whole("a part of shard", part) for part in shard)
     _check(0 <= i < n <= samples, f"shard {i} of {n} over {samples} samples; allowed is 0 <= i < n <= {samples}")
     step = batch if -(-samples // batch) >= n else 1
     batches = -(-samples // step)

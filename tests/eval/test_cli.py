@@ -128,6 +128,8 @@ def test_limit_and_acselect(folder, run):
         (["{data}", "--layout", "coco"], "coco"),
         (["{data}", "--model", "nothing"], "nothing"),
         (["{data}/nowhere"], "not a folder"),
+        (["x" * 300], "not a folder"),
+        (["{data}", "--json", "x" * 300], "too long"),
         (["{data}", "--frobnicate"], "--frobnicate"),
         (["--merge", "nothing.json"], "nothing.json"),
     ],

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from activefreq_engine.errors import DatasetError
+from activefreq_engine.errors import DatasetError, FileWriteError, InvalidArgumentError
 from activefreq_engine.eval import evaluate, load_dataset, plot, read_json, to_markdown, write_json
 from activefreq_engine.eval.metrics import iou
 
@@ -103,6 +103,17 @@ def test_what_is_no_report_is_refused(tmp_path, text):
         read_json(tmp_path / "bad.json")
     with pytest.raises(DatasetError, match=r"none\.json"):
         read_json(tmp_path / "none.json")
+
+
+def test_places_that_cannot_be_end_in_errors_of_ours(report, tmp_path):
+    (tmp_path / "file").touch()
+    for folder, error in ((tmp_path / "file", FileWriteError), ("x" * 300, FileWriteError), (5, InvalidArgumentError)):
+        with pytest.raises(error):
+            report.write(folder)
+    with pytest.raises(InvalidArgumentError, match="nothing to plot"):
+        plot([], tmp_path / "curve.png")
+    with pytest.raises(DatasetError, match="cannot read 5"):
+        read_json(5)
 
 
 def test_all_files_say_the_same(report, tmp_path):

@@ -193,18 +193,34 @@ def test_shards_partition_the_samples():
     "options",
     [
         {"clicker": "human"},
+        {"clicker": ("mine",)},
+        {"clicker": ("mine", None)},
         {"max_clicks": 0},
+        {"max_clicks": "5"},
+        {"max_clicks": 10**23},  # would never end
         {"stop_at": 1.5},
+        {"stop_at": "0.9"},
         {"threshold": 1.0},
+        {"threshold": None},
         {"batch_size": 0},
+        {"batch_size": 1.5},
+        {"seed": 1.5},
+        {"shard": (0,)},
+        {"shard": "01"},
+        {"shard": 1},
         {"predictors": []},
         {"predictors": None, "click_batch": list},
     ],
     ids=lambda o: next(iter(o)),
 )
 def test_bad_options(pairs, options):
-    with pytest.raises(InvalidArgumentError):
+    with pytest.raises(InvalidArgumentError, match=next(iter(options))):
         evaluate(pairs, **{"predictors": painters(1), **options})
+
+
+def test_data_that_is_no_data_set():
+    with pytest.raises(InvalidArgumentError, match="data is a str"):
+        evaluate("data/val", predictors=painters(1))
 
 
 def test_a_predictor_must_return_masks_of_the_image(pairs):
