@@ -12,7 +12,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from activefreq_engine.eval import metrics
 from activefreq_engine.eval.datasets import Dataset
 from activefreq_engine.files import write_file, writing
 from activefreq_engine.types import Click
-from activefreq_engine.values import printable
+from activefreq_engine.values import finite, printable, short
 
 FORMAT = "activefreq-eval-1"
 
@@ -93,7 +93,7 @@ class Report:
     @property
     def curves(self) -> metrics.Curves:
         """float32 ``[N, max_clicks]``: IoU after each click."""
-        return np.array([s.ious for s in self.samples], dtype=np.float32)
+        return np.array([s.ious for s in self.samples], dtype=np.float32).reshape(-1, self.settings.max_clicks)
 
     def metrics(self) -> dict[str, Any]:
         """The protocol's numbers.
@@ -102,11 +102,13 @@ class Report:
             ``noc80 noc85 noc90 noc95`` (None above `stop_at`), ``nof90`` and ``never90`` (counts), ``miou`` (click as
             a string -> mean IoU in 0..1), ``intervals`` (95 % BCa bootstrap over samples: ``noc90``, ``miou2``, None
             where undefined), ``samples``, ``clicks``, ``spc`` (seconds of the whole loop per click) and ``latency_ms``
-            (p50, p95, p99 of the calls that served the clicks).
+            (p50, p95, p99 of the calls that served the clicks).  A shard of which no sample could be read has None in
+            their place.
         """
         curves = self.curves
         settings = self.settings
-        reachable = [t for t in metrics.IOU_TARGETS if settings.stop_at is None or t <= settings.stop_at]
+        some = len(curves) > 0
+        reachable = [t for t in metrics.IOU_TARGETS if some and (settings.stop_at is None or t <= settings.stop_at)]
         times = [ms for sample in self.samples for ms in sample.milliseconds]
         out: dict[str, Any] = {
             f"noc{t * 100:.0f}": float(metrics.noc(curves, t).mean()) if t in reachable else None
@@ -115,10 +117,11 @@ class Report:
         has90 = 0.9 in reachable
         out["nof90"] = metrics.nof(curves, 0.9) if has90 else None
         out["never90"] = metrics.never_reached(curves, 0.9) if has90 else None
-        out["miou"] = {str(k): metrics.mean_iou(curves, k) for k in MIOU_CLICKS if k <= settings.max_clicks}
+        ks = [k for k in MIOU_CLICKS if k <= settings.max_clicks]
+        out["miou"] = {str(k): metrics.mean_iou(curves, k) if some else None for k in ks}
         out["intervals"] = {
             "noc90": metrics.bootstrap_interval(metrics.noc(curves, 0.9)) if has90 else None,
-            "miou2": metrics.bootstrap_interval(curves[:, 1]) if settings.max_clicks >= 2 else None,
+            "miou2": metrics.bootstrap_interval(curves[:, 1]) if some and settings.max_clicks >= 2 else None,
         }
         out["samples"] = len(self.samples)
         out["clicks"] = len(times)
@@ -165,6 +168,7 @@ class Report:
             raise DatasetError(f"not an evaluation report: format is {got!r}, expected {FORMAT!r}")
         try:
             settings = Settings(clicker=data["clicker"], model=data["model"], **data["settings"])
+            _check_settings(settings)
             samples = tuple(_sample_from_json(entry, settings.max_clicks) for entry in data["per_sample"])
             shard = None if data["shard"] is None else (int(data["shard"][0]), int(data["shard"][1]))
             failed = tuple(Failure(int(f["number"]), str(f["id"]), str(f["reason"])) for f in data.get("failed", ()))
@@ -191,6 +195,23 @@ class Report:
         write_file(paths[2], to_markdown([self]).encode())
         plot([self], paths[3])
         return paths
+
+
+def _check_settings(settings: Settings) -> None:
+    """Whether they have the types that all readers of a report rely on.  Raises TypeError or ValueError."""
+    kinds: dict[type, tuple[str, ...]] = {
+        str: ("model", "clicker", "dataset", "layout", "dataset_digest"),
+        int: ("max_clicks", "seed", "batch_size", "dataset_samples"),
+        dict: ("about", "versions"),
+    }
+    for kind, names in kinds.items():
+        for name in names:
+            if type(value := getattr(settings, name)) is not kind:
+                raise TypeError(f"{name} is a {type(value).__name__}, not a {kind.__name__}")
+    if settings.max_clicks < 1:
+        raise ValueError(f"max_clicks is {settings.max_clicks}")
+    if settings.stop_at is not None and finite(settings.stop_at) is None:
+        raise TypeError(f"stop_at is {short(settings.stop_at)}, not a number")
 
 
 def _short(value: float) -> float:
@@ -255,12 +276,13 @@ def merge(shards: Sequence[Report]) -> Report:
     failed = sorted((f for shard in shards for f in shard.failed), key=lambda f: f.number)
     numbers = sorted([s.number for s in samples] + [f.number for f in failed])
     total = first.settings.dataset_samples
-    if numbers != list(range(total)):
-        missing = sorted(set(range(total)) - set(numbers))
+    if len(numbers) != total or numbers != list(range(total)):  # a damaged report may claim any total
+        covered = {n for n in numbers if 0 <= n < total}
+        missing = list(islice((n for n in range(total) if n not in covered), 3))
         twice = sorted({a for a, b in pairwise(numbers) if a == b})
         raise InvalidArgumentError(
-            f"the shards do not cover the {total} samples once each: {len(missing)} missing (first: {missing[:3]}), "
-            f"{len(twice)} given twice (first: {twice[:3]}); give every shard of the run exactly once"
+            f"the shards do not cover the {total} samples once each: {total - len(covered)} missing (first: "
+            f"{missing}), {len(twice)} given twice (first: {twice[:3]}); give every shard of the run exactly once"
         )
     seconds = sum(s.seconds for s in shards)
     return replace(first, samples=tuple(samples), seconds=seconds, shard=None, failed=tuple(failed), expected=None)
@@ -296,7 +318,7 @@ def to_markdown(reports: Sequence[Report]) -> str:
             cells.append(_number(m[key]) + _interval(m["intervals"].get(key), 1))
         cells.append("-" if m["nof90"] is None else f"{m['nof90']} ({m['never90']})")
         for k in columns:
-            cells.append(f"{100 * m['miou'][str(k)]:.2f}" + _interval(m["intervals"].get(f"miou{k}"), 100))
+            cells.append(_number(m["miou"][str(k)], 100) + _interval(m["intervals"].get(f"miou{k}"), 100))
         cells.append("-" if m["spc"] is None else f"{m['spc']:.3f}")
         latency = m["latency_ms"]
         cells.append("-" if latency is None else "/".join(f"{latency[p]:.0f}" for p in ("p50", "p95", "p99")))
@@ -320,8 +342,8 @@ def to_markdown(reports: Sequence[Report]) -> str:
     return "\n".join(lines) + "\n\n" + "\n".join(f"- {printable(note)}" for note in notes) + "\n"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _number(value: float | None, scale: float = 1) -> str:
+    return "-" if value is None else f"{scale * value:.2f}"
 
 
 def _interval(interval: Sequence[float] | None, scale: float) -> str:
@@ -352,7 +374,8 @@ def plot(reports: Sequence[Report], path: str | Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for report in reports:
-        mean = 100 * report.curves.mean(axis=0, dtype=np.float64)
+        curves = report.curves
+        mean = 100 * (curves.mean(axis=0, dtype=np.float64) if len(curves) else np.full(curves.shape[1], np.nan))
         name = printable(Path(report.settings.model).stem)
         label = f"{name}, {report.settings.clicker}, n = {len(report.samples)}"
         axes.plot(range(1, len(mean) + 1), mean, marker="o", markersize=3.5, linewidth=1.6, label=label)

@@ -120,7 +120,8 @@ def evaluate(
         InvalidArgumentError: an option is out of range or of another type, or the clicker needs probabilities that a
             predictor lacks.
         InvalidMaskError: a predictor returned something that is no mask of the image's size.
-        DatasetError: no sample at all can be loaded.
+        DatasetError: no sample at all can be loaded, and it is no shard: the other shards may have some, and `merge`
+            needs all.
         ModelLoadError, BackendUnavailableError: as for `Session`.
     """
     _check(isinstance(data, Dataset), f"data is a {type(data).__name__}; expected a Dataset, see load_dataset")
@@ -197,7 +198,7 @@ def evaluate(
             results += [run.result(max_clicks) for run in runs]
             if keep is not None and results:
                 keep(report(len(numbers)))
-    if not results:
+    if not results and not (failed and shard):
         why = (
             f"no sample of {data.name} can be used; the first: {failed[0].reason}" if failed else "there are no samples"
         )

@@ -86,6 +86,11 @@ def test_report_of_fewer_clicks(tmp_path):
         (lambda d: d["per_sample"][0]["iou"].__setitem__(3, 7.0), "0..1"),
         (lambda d: d["per_sample"][0]["ms"].pop(), "times"),
         (lambda d: d.update(per_sample=3), "TypeError"),
+        (lambda d: d.update(model=None), "model is a NoneType"),
+        (lambda d: d["settings"].update(about="x"), "about is a str"),
+        (lambda d: d["settings"].update(dataset_samples=True), "dataset_samples is a bool"),
+        (lambda d: d["settings"].update(stop_at="x"), "stop_at is x"),
+        (lambda d: (d["settings"].update(max_clicks=0), d.update(per_sample=[])), "max_clicks is 0"),
     ],
 )
 def test_damaged_reports_are_refused(report, tmp_path, damage, message):

@@ -1,5 +1,6 @@
 """The loop with a stand-in segmenter: order, batching, stopping, sharding, and the Session beneath it all."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from activefreq_engine import Engine, Session, create_model
 from activefreq_engine.errors import DatasetError, InvalidArgumentError, InvalidMaskError
-from activefreq_engine.eval import evaluate, load_dataset, merge
+from activefreq_engine.eval import evaluate, load_dataset, merge, read_json, to_markdown
 from activefreq_engine.eval.clickers import make_clicker, sample_seed
 from activefreq_engine.eval.metrics import iou
 from activefreq_engine.eval.runner import shard_range
@@ -160,6 +161,22 @@ def test_merged_shards_equal_the_whole(pairs, clicker, count):
     shards = [evaluate(pairs, predictors=painters(2), shard=(i, count), **options) for i in range(count)]
     assert sum(len(s.samples) for s in shards) == 5
     assert without_times(merge(shards[::-1])) == without_times(whole)
+
+
+def test_a_shard_of_broken_samples_takes_part_in_the_merge(pairs, tmp_path):
+    def broken():
+        raise DatasetError("cannot read it")
+
+    samples = [replace(s, load_image=broken) if i in (2, 3) else s for i, s in enumerate(pairs.samples)]
+    data = replace(pairs, samples=tuple(samples))
+    shards = [evaluate(data, predictors=painters(2), shard=(i, 3)) for i in range(3)]
+    assert [(len(s.samples), len(s.failed)) for s in shards] == [(2, 0), (0, 2), (1, 0)]
+    shards[1].write(tmp_path)
+    shards[1] = read_json(tmp_path / "report.json")
+    assert "| 0 | - | - |" in to_markdown(shards[1:2])
+    assert "left out: case02: cannot read it" in to_markdown(shards[1:2])
+    whole = evaluate(data, predictors=painters(2))
+    assert without_times(merge(shards)) == without_times(whole)
 
 
 def test_merge_refuses_what_is_not_one_run(pairs, label_maps):
