@@ -170,12 +170,13 @@ class _TrainRun:
         claim(config, self.out / "config.json", write=False)
         if self.chief:
             pack_data(config.data, packed)
-            claim(config, self.out / "config.json")  # a run that found no data leaves its folder free
         if self.world > 1:
             dist.barrier()
         self.folders = [str(s["folder"]) for s in read_packed(packed).sources]
 
         self._build()
+        if self.chief:
+            claim(config, self.out / "config.json")  # a run that found no data or no weights leaves its folder free
         schedule = Schedule(config, self.elapsed)
         # with several processes their clocks must agree on when a run ends and on the learning rate
         shared = self.world > 1 and config.steps is None

@@ -300,6 +300,13 @@ def test_runs_older_than_a_field_go_on(pairs: Path, tmp_path: Path) -> None:
         train(tiny(pairs, steps=1), tmp_path, device="cpu")
 
 
+@pytest.mark.parametrize("wrong", [{"init": "nowhere"}, {"guide": "nowhere"}, {"model": "nothing"}], ids=str)
+def test_a_mistyped_name_leaves_the_folder_free(pairs: Path, whole: Path, tmp_path: Path, wrong: dict) -> None:
+    with pytest.raises(ActiveFreqError, match=r"nowhere|nothing"):
+        train(tiny(pairs, **wrong), tmp_path, device="cpu", packed=whole / "data")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "content",
     [b"{", b"[1]", b"", b"\xff\xfe", b"[" * 100_000, b'{"seed": ' + b"9" * 5000 + b"}"],
