@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from activefreq_engine import __version__, _require_a_folder
-from activefreq_engine.errors import ActiveFreqError, InvalidArgumentError
+from activefreq_engine.errors import ActiveFreqError, InvalidArgumentError, MemoryShortageError
 from activefreq_engine.values import printable
 
 # Every error that typer raises for bad usage.  Its home moves between releases (click, then typer's own copy of it),
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader went away, as `head` does; stdout must not be flushed again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:  # `FileWriteError` is one
+    except (OSError, MemoryShortageError) as error:  # `FileWriteError` is an OSError
         return _fail(str(error), 1)
     except ActiveFreqError as error:
         return _fail(str(error), 2)

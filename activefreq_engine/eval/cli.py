@@ -153,7 +153,7 @@ def eval_command(
                         shard=part,
                         keep=keep,
                     )
-            except KeyboardInterrupt:
+            except BaseException:  # an interruption, a lack of memory, a bug: hours of work must not go with it
                 if so_far is not None:
                     finish(so_far)
                 raise

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from activefreq_engine.cli import main
+from activefreq_engine.errors import MemoryShortageError
 from activefreq_engine.eval import Report, read_json
 from activefreq_engine.files import alone_at, alone_in
 from activefreq_engine.models import create_model, read_metadata, save_checkpoint
@@ -207,6 +208,24 @@ def test_an_interruption_keeps_what_was_measured(folder, run, tmp_path, monkeypa
     assert "cut short: 2 of 3 samples" in out
     report = read_json(tmp_path / "r.json")
     assert (len(report.samples), report.expected) == (2, 3)
+
+
+def test_a_shortage_of_memory_keeps_what_was_measured(folder, run, tmp_path, monkeypatch):
+    from activefreq_engine.eval import runner
+
+    start, calls = runner._start, []
+
+    def short(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise MemoryShortageError("not enough memory for a click")
+        return start(*arguments)
+
+    monkeypatch.setattr(runner, "_start", short)
+    code, out, err = run(folder / "lesions", *common(folder), "--json", tmp_path / "r.json")
+    assert (code, err) == (1, "error: not enough memory for a click\n")
+    assert "cut short: 2 of 3 samples" in out
+    assert len(read_json(tmp_path / "r.json").samples) == 2
 
 
 def test_a_disk_that_is_full_for_a_while_costs_nothing(folder, run, tmp_path, monkeypatch):
