@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from activefreq_engine.acselect import AcSelect
 from activefreq_engine.errors import InvalidArgumentError, InvalidMaskError
 from activefreq_engine.types import Click
+from activefreq_engine.values import whole
 
 IGNORE = -1
 """Truth value of pixels that count neither for clicks nor for IoU."""
@@ -73,6 +74,10 @@ class _Errors:
         self.not_clicked = np.ones(truth.shape, dtype=bool)
 
     def check(self, prediction: NDArray[np.bool_]) -> None:
+        if not isinstance(prediction, np.ndarray):
+            raise InvalidMaskError(
+                f"prediction is a {type(prediction).__name__}; the truth needs a bool mask of shape {self.object.shape}"
+            )
         if prediction.shape != self.object.shape or prediction.dtype != np.bool_:
             raise InvalidMaskError(
                 f"prediction of shape {prediction.shape}, dtype {prediction.dtype}; the truth needs a bool mask of "
@@ -211,8 +216,8 @@ class AcSelectClicker:
     def next_click(self, prediction: NDArray[np.bool_], probs: NDArray[np.floating] | None = None) -> Click | None:
         """See `RobotClicker.next_click`."""
         self._errors.check(prediction)
-        if probs is None or probs.shape != prediction.shape:
-            got = "none" if probs is None else f"an array of shape {probs.shape}"
+        if not isinstance(probs, np.ndarray) or probs.shape != prediction.shape:
+            got = f"an array of shape {probs.shape}" if isinstance(probs, np.ndarray) else f"a {type(probs).__name__}"
             raise InvalidArgumentError(
                 f"the acselect clicker reads the model's probabilities, [H, W] = {prediction.shape}; got {got}. "
                 "Use a predictor that has `probs`, or the ritm clicker"
@@ -260,14 +265,17 @@ def make_clicker(name: str, truth: NDArray[np.integer], *, seed: int = 0) -> Rob
         Click(x=5.0, y=4.0, positive=True)
 
     Raises:
-        InvalidArgumentError: unknown name.
+        InvalidArgumentError: unknown name, or a seed that is no whole number from 0.
         InvalidMaskError: unusable truth.
     """
     check_clicker(name)
+    seed = whole("seed", seed)
+    if seed < 0:
+        raise InvalidArgumentError(f"seed is {seed}; it must be at least 0")
     return _CLICKERS[name](truth, seed)
 
 
 def check_clicker(name: str) -> None:
     """Raise InvalidArgumentError unless `name` is a clicker."""
-    if name not in _CLICKERS:
+    if not isinstance(name, str) or name not in _CLICKERS:
         raise InvalidArgumentError(f"unknown clicker {name!r}; choose one of {', '.join(_CLICKERS)}")

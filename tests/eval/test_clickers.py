@@ -189,8 +189,9 @@ def test_random_repeats_with_its_seed_only():
         (np.zeros((0, 5), int), np.zeros((0, 5), bool)),
         (np.zeros((4, 5), int), np.zeros((5, 4), bool)),
         (np.zeros((4, 5), int), np.zeros((4, 5), np.uint8)),
+        (np.zeros((1, 2), int), [[True, False]]),
     ],
-    ids=["value 2", "three axes", "empty", "transposed", "not bool"],
+    ids=["value 2", "three axes", "empty", "transposed", "not bool", "list"],
 )
 def test_unusable_masks_are_refused(truth, prediction):
     with pytest.raises(InvalidMaskError):
@@ -200,3 +201,11 @@ def test_unusable_masks_are_refused(truth, prediction):
 def test_unknown_clicker():
     with pytest.raises(InvalidArgumentError, match="ritm, acselect, random"):
         make_clicker("area", np.zeros((2, 2), int))
+    with pytest.raises(InvalidArgumentError, match="ritm, acselect, random"):
+        make_clicker(["ritm"], np.zeros((2, 2), int))
+
+
+@pytest.mark.parametrize("seed", [-1, "x", 1.5])
+def test_seeds_that_are_none(seed):
+    with pytest.raises(InvalidArgumentError, match="seed is"):
+        make_clicker("random", np.zeros((2, 2), int), seed=seed)
