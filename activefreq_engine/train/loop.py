@@ -377,7 +377,11 @@ class _TrainRun:
         """Evaluate the averaged weights; the time it takes is no training time."""
         self._settle()
         started = time.monotonic()
-        scores = validation.scores(held_out, averaged(self.model, self.ema), self.device)
+        try:
+            scores = validation.scores(held_out, averaged(self.model, self.ema), self.device)
+        except Exception:  # data that cannot be read any more shall cost no training
+            self._save(schedule.elapsed)
+            raise
         schedule.exclude(time.monotonic() - started)
         log.info("step %d: NoC@90 %.2f, mIoU@2 %.3f", self.step, scores["noc90"], scores["miou2"])
         if record.add_scores(self.step, schedule.elapsed, scores):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from activefreq_engine.errors import DatasetError, InvalidArgumentError
+from activefreq_engine.models import read_metadata
 from activefreq_engine.train.loop import train
 from activefreq_engine.train.record import SCORES, Record, Validation, plot, read_log
 
@@ -101,6 +102,17 @@ def test_validation_data_is_looked_at_before_training(pairs: Path, tmp_path: Pat
     with pytest.raises(DatasetError, match="not a folder"):
         train(tiny(pairs), tmp_path / "run", device="cpu", validation=Validation(str(tmp_path / "none")))
     assert not (tmp_path / "run").exists()
+
+
+def test_validation_that_fails_costs_no_training(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object) -> None:
+        raise DatasetError("the share is gone")
+
+    monkeypatch.setattr(Validation, "scores", gone)
+    with pytest.raises(DatasetError, match="share is gone"):
+        train(tiny(pairs, steps=1), tmp_path, device="cpu", validation=Validation(str(pairs), limit=1))
+    assert read_metadata(tmp_path / "model.safetensors")["metadata"]["steps"] == 1
+    assert (tmp_path / "state.safetensors").exists()
 
 
 def test_the_name_of_a_run_is_no_formula(tmp_path: Path) -> None:
