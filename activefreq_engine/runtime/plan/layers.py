@@ -109,7 +109,7 @@ class NarrowConv(PlanLayer):
 
 
 class Norm(PlanLayer):
-    """LayerNorm over the last axis; `bare`: its scale is 1 and its shift 0, since the next layer has taken them over."""
+    """LayerNorm over the last axis; `bare`: its scale is 1 and its shift 0, which the next layer has taken over."""
 
     def __init__(self, norm: nn.LayerNorm, *, bare: bool = False) -> None:
         super().__init__()
