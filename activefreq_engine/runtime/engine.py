@@ -546,9 +546,11 @@ def hold_in_forks(lock: AbstractContextManager[Any]) -> None:
 def _before_fork() -> None:
     """Wait until no click is under way.  Otherwise the child would find its engine locked by a thread that it does not
     have, and torch in the middle of an operation."""
-    for lock in (Engine._registry_lock, _forking):
-        _held.enter_context(lock)
-    for lock in (*(engine._lock for engine in list(_engines)), *_inner):
+    _held.enter_context(Engine._registry_lock)
+    _held.enter_context(_forking)
+    for engine in list(_engines):
+        _held.enter_context(engine._lock)
+    for lock in _inner:
         _held.enter_context(lock)
 
 

@@ -45,7 +45,7 @@ def test_a_dry_run_of_what_is_quick(tmp_path):
     summary = json.loads((tmp_path / "gpu_check.json").read_text())
     expected = {"models": "passed", "compile": "passed", "painting": "passed", "racecheck": "skipped"}
     assert {s["name"]: s["status"] for s in summary["steps"]} == expected
-    assert "1 kernels" in (tmp_path / "gpu_check.txt").read_text()
+    assert "1 kernels" in (tmp_path / "gpu_check.txt").read_text(encoding="utf-8")
 
 
 def test_every_step_is_a_module_that_imports(tmp_path):
