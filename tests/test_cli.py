@@ -170,7 +170,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_process_prints_no_traceback(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "activefreq_engine.cli", "segment", "nowhere.png", "--click", "1,2", "--json"]
+    command = [sys.executable, "-m", "activefreq_engine", "segment", "nowhere.png", "--click", "1,2", "--json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")

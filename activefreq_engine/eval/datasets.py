@@ -233,7 +233,7 @@ def _label_samples(
     for pair in tqdm(pairs, desc="objects", unit="image", disable=None, leave=False):
         try:
             _check_sizes(pair)
-            values = _objects(_read_labels(pair.truth), labels, ignore_label)
+            values = _objects(pair.truth, _read_labels(pair.truth), labels, ignore_label)
         except DatasetError as error:
             if broken == "raise":
                 raise
@@ -249,9 +249,22 @@ def _label_samples(
             )
 
 
-def _objects(label_map: NDArray[np.integer], labels: Collection[int] | None, ignore_label: int | None) -> list[int]:
-    present = (int(v) for v in np.unique(label_map))
-    return [v for v in present if v not in (0, ignore_label) and (labels is None or v in labels)]
+def _present(values: NDArray[np.integer], ignore_label: int | None) -> list[int]:
+    """The values beside 0 and that of pixels that do not count."""
+    return [v for v in map(int, np.unique(values)) if v not in (0, ignore_label)]
+
+
+def _objects(
+    path: Path, label_map: NDArray[np.integer], labels: Collection[int] | None, ignore_label: int | None
+) -> list[int]:
+    present = _present(label_map, ignore_label)
+    negative = [v for v in present if v < 0]
+    if negative:  # as in training; often they mark what shall not count
+        raise DatasetError(
+            f"{path} has negative values, {negative[:5]}; objects have numbers from 1. Number them anew, or name the "
+            "value of pixels that shall not count as ignore_label (--ignore-label)"
+        )
+    return [v for v in present if labels is None or v in labels]
 
 
 def _check_sizes(pair: Pair) -> None:
@@ -286,7 +299,7 @@ def _read_labels(path: Path) -> NDArray[np.integer]:
 
 def _read_mask(pair: Pair, ignore_label: int | None) -> Truth:
     values = _read_labels(pair.truth)
-    objects = _objects(values, None, ignore_label)
+    objects = _present(values, ignore_label)
     if not objects:
         raise DatasetError(f"mask {pair.truth} is empty; every sample needs an object. Remove {pair.image.name}")
     if len(objects) > 1:
@@ -330,12 +343,13 @@ def _volume_samples(
         try:
             volume = read_labels(pair.truth)
             _check_volume(pair, volume)
+            of_slices = {z: _objects(pair.truth, volume[z], labels, ignore_label) for z in range(len(volume))}
         except DatasetError as error:
             if broken == "raise":
                 raise
             yield _broken(pair, error)
             continue
-        objects = {z: found for z in range(len(volume)) if (found := _objects(volume[z], labels, ignore_label))}
+        objects = {z: found for z, found in of_slices.items() if found}
         for z in _spread(list(objects), slices):
             for value in objects[z]:
                 image_id = f"{pair.name}:{z:03d}"

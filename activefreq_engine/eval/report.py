@@ -263,9 +263,9 @@ def merge(shards: Sequence[Report]) -> Report:
     """Join the shards of one run.  Apart from the timings the result equals the unsharded run exactly.
 
     Raises:
-        InvalidArgumentError: no shard, settings that differ, a shard that is missing or given twice.
+        InvalidArgumentError: no shard, what is no report, settings that differ, a shard that is missing or given twice.
     """
-    if not shards:
+    if not (isinstance(shards, Sequence) and shards and all(isinstance(shard, Report) for shard in shards)):
         raise InvalidArgumentError("nothing to merge; give the reports of all shards of a run")
     first = shards[0]
     for other in shards[1:]:

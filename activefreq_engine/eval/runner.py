@@ -131,6 +131,9 @@ def evaluate(
     pair = isinstance(clicker, tuple) and len(clicker) == 2 and callable(clicker[1])
     _check(pair, f"clicker is {short(clicker)}; expected its name, or a name and a factory")
     robot_name, make_robot = clicker
+    given = predictors is None or (isinstance(predictors, Sequence) and len(predictors) > 0)
+    _check(given, f"predictors is {short(predictors)}; expected a list of at least one")
+    _check(keep is None or callable(keep), f"keep is {short(keep)}; expected a function of a Report")
     max_clicks, batch_size, seed = whole("max_clicks", max_clicks), whole("batch_size", batch_size), whole("seed", seed)
     _check(max_clicks >= 1, f"max_clicks is {max_clicks}; it must be at least 1")
     _check(max_clicks <= MOST_CLICKS, f"max_clicks is {max_clicks}; it must be at most {MOST_CLICKS}")

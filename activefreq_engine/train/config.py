@@ -82,10 +82,10 @@ class TrainConfig:
         _check(self.teacher_weight >= 0, f"teacher_weight is {self.teacher_weight}; it must be at least 0")
         for name, least in (("batch", 1), ("per_crop", 1), ("warmup", 1), ("workers", 0), ("seed", 0)):
             _check(getattr(self, name) >= least, f"{name} is {getattr(self, name)}; it must be at least {least}")
-        for name, most in (("seed", 2**63 - 1), ("lr", 1000.0)):
-            _check(getattr(self, name) <= most, f"{name} is {getattr(self, name):g}; it must be at most {most:g}")
         for name in ("lr", "clip"):
             _check(0 < getattr(self, name) < math.inf, f"{name} is {getattr(self, name)}; it must be finite, above 0")
+        for name, most in (("seed", 2**63 - 1), ("lr", 1000.0)):
+            _check(getattr(self, name) <= most, f"{name} is {getattr(self, name):g}; it must be at most {most:g}")
         _check(
             0 <= self.frozen_norms <= 1, f"frozen_norms is {self.frozen_norms}; it must be a progress, 0 to 1 (never)"
         )

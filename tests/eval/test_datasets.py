@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from activefreq_engine.errors import DatasetError, InvalidArgumentError
@@ -42,6 +43,18 @@ def test_labels_can_be_chosen_and_ignored(tmp_path):
     expected = np.select([truth[1] == 2, truth[1] == 3], [1, -1], 0)
     assert np.array_equal(data.samples[1].load_mask(), expected)
     assert len(load_dataset(tmp_path, limit=4).samples) == 4
+
+
+def test_negative_values_are_no_objects(tmp_path):
+    """Training refuses them too; a value of pixels that do not count may be negative."""
+    truth = write_pairs(tmp_path, [(9, 40)], kind="labels", objects=3)[0]
+    (tmp_path / "labels" / "case00.png").unlink()
+    tifffile.imwrite(tmp_path / "labels" / "case00.tif", np.where(truth == 3, -7, truth).astype(np.int16))
+    with pytest.raises(DatasetError, match=r"case00\.tif has negative values, \[-7\].*--ignore-label"):
+        load_dataset(tmp_path)
+    data = load_dataset(tmp_path, ignore_label=-7)
+    assert [s.object for s in data.samples] == [1, 2]
+    assert np.array_equal(data.samples[0].load_mask() == -1, truth == 3)
 
 
 def test_palette_and_rgb_masks(tmp_path):

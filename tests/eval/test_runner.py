@@ -225,6 +225,7 @@ def test_shards_partition_the_samples():
         {"shard": (0,)},
         {"shard": "01"},
         {"shard": 1},
+        {"keep": 5},
         {"predictors": []},
         {"predictors": None, "click_batch": list},
     ],
@@ -238,6 +239,18 @@ def test_bad_options(pairs, options):
 def test_data_that_is_no_data_set():
     with pytest.raises(InvalidArgumentError, match="data is a str"):
         evaluate("data/val", predictors=painters(1))
+
+
+@pytest.mark.parametrize("predictors", [5, []])
+def test_predictors_that_are_none(pairs, predictors):
+    with pytest.raises(InvalidArgumentError, match="predictors is"):
+        evaluate(pairs, predictors=predictors)
+
+
+@pytest.mark.parametrize("shards", [[], ["x"], 5])
+def test_only_reports_are_merged(shards):
+    with pytest.raises(InvalidArgumentError, match="nothing to merge"):
+        merge(shards)
 
 
 def test_a_predictor_must_return_masks_of_the_image(pairs):
