@@ -169,7 +169,7 @@ def scipy_regions(candidates: torch.Tensor, probs: torch.Tensor, **_: Any) -> Re
     )
 
 
-def scipy_points(labels: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def scipy_points(labels: torch.Tensor, counts: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """`inscribed_points` by SciPy, a region at a time."""
     points, radii = [], []
     for layer in labels.numpy():

@@ -64,6 +64,21 @@ def test_plain_pytest_runs_none_of_them():
     assert not any(f.startswith("bench/") for f in files)
 
 
+QUICK = ("--benchmark-max-time=0.01", "--benchmark-min-rounds=1", "--benchmark-warmup=off")
+
+
+def test_suggestions_are_compared_with_those_of_scipy():
+    """By functions that take the place of ours, and so must take what ours take."""
+    done = pytest_run("--benchmark", "bench/speed/test_click.py", "-k", "suggest", *QUICK)
+    assert done.returncode == 0
+    assert "2 passed" in done.stdout
+
+
+@pytest.mark.slow
+def test_all_of_them_run():
+    assert pytest_run("--benchmark", *QUICK).returncode == 0
+
+
 def test_a_wrong_op_gets_no_time_and_no_speed_up(tmp_path):
     (tmp_path / "wrong_op.py").write_text(WRONG)
     file = tmp_path / "run.json"
