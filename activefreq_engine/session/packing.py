@@ -19,7 +19,7 @@ BACKLOG = 32  # so many steps may wait for a pause; further ones are packed besi
 
 _log = logging.getLogger(__name__)
 
-_changing = threading.Lock()
+_changing = threading.RLock()  # a signal's handler may click, too
 """Held while any `Packing.process` changes."""
 hold_in_forks(_changing)
 
