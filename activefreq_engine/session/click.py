@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -39,6 +39,7 @@ UNLIKE = 2.5  # a clicked spot that lies so many deviations of the mask's colour
 SHADES = 4.0  # grey levels that are added to these deviations, for the noise of even grounds
 SURE = 0.85  # at a lower probability of the clicked spot the first look may not have seen it
 EDGED = 0.6  # an object's colours are so many deviations, its own and its surroundings' added, from these
+LEFT_OVER = 0.3  # of a piece with a click that the network denies may be in its answer; what has more was moved
 LARGER = 10  # the first mask must be so many times larger than that of the second look
 
 
@@ -105,7 +106,7 @@ def advance(
             go_on()
             if _is_the_object(turn, answer, closer, second):
                 asked[i], answers[i] = closer, second
-    held = [_held(t, a.levels) for t, a in zip(asked, answers, strict=True)]
+    held = [_kept(t, a.levels) for t, a in zip(asked, answers, strict=True)]
     layers = [
         [Layer.of(t.box, _keeping(a.levels, h, t.request.previous))]
         for t, a, h in zip(asked, answers, held, strict=True)
@@ -323,6 +324,46 @@ def _begins(step: Step, newest: Mark) -> BoxPrompt | Drawn | None:
 
 def _within(view: Box, mark: Mark) -> bool:
     return not isinstance(mark, BoxPrompt) and boxes.union(view, pixel_box(mark)) == view
+
+
+def _kept(turn: _Turn, found: NDArray[np.uint16]) -> NDArray[np.uint8] | None:
+    """uint8 of the answer's shape: 1 where all stays as it was, for one reason or the other."""
+    held, forgotten = _held(turn, found), _forgotten(turn, found)
+    if held is None or forgotten is None:
+        return forgotten if held is None else held
+    return held | forgotten
+
+
+def _forgotten(turn: _Turn, found: NDArray[np.uint16]) -> NDArray[np.uint8] | None:
+    """uint8 of the answer's shape: 1 on the pieces of the object that the network's answer denies, though a positive
+    click on them was shown to it, and on which no new negative click lies.  None: there is none.
+
+    Where an object has many pieces, the network may forget one while it sees to another.  A piece is denied if the
+    click is outside of the answer and no more than `LEFT_OVER` of the piece is inside.
+    """
+    if turn.clicked is None or len(turn.marks) == len(turn.new.marks):
+        return None
+    box, (h, w) = turn.box, found.shape
+    slots = turn.clicked.slots(box, h, w)
+    before, threshold = turn.request.previous, turn.picture.settings.threshold
+    limit_now = threshold * levels.ONE
+    limit_then = limit_now if before.dtype == np.uint16 else threshold
+    now, then = memoryview(cast(Any, found)), memoryview(cast(Any, before))  # for so few pixels quicker than NumPy
+    shown = [(int(y + 0.5), int(x + 0.5)) for x, y in slots.points[: min(slots.used[0], SLOTS)].tolist()]
+    denied = [at for at in shown if now[at] <= limit_now and then[at] > limit_then]
+    if not denied:  # as nearly always
+        return None
+    count, pieces = cv2.connectedComponents((levels.probabilities(before) > threshold).astype(np.uint8), connectivity=8)
+    gone = np.zeros(count, np.bool_)
+    gone[[pieces[at] for at in denied]] = True
+    gone[0] = False
+    for mark in turn.new.marks:
+        if isinstance(mark, Click) and not mark.positive:
+            column, row = boxes.network_pixel(mark.x, mark.y, box, h, w)
+            gone[pieces[row, column]] = False
+    left = np.bincount(pieces[levels.probabilities(found) > threshold], minlength=count)
+    gone &= left <= LEFT_OVER * np.bincount(pieces.reshape(-1), minlength=count)
+    return gone[pieces].astype(np.uint8) if gone.any() else None
 
 
 def _held(turn: _Turn, found: NDArray[np.uint16]) -> NDArray[np.uint8] | None:

@@ -12,7 +12,7 @@ from activefreq_engine import BoxPrompt, Click, Engine, Scribble, Session
 from activefreq_engine.conventions import SLOTS
 from activefreq_engine.runtime.levels import ONE, probabilities
 from activefreq_engine.session import boxes
-from activefreq_engine.session.click import _held, _keeping
+from activefreq_engine.session.click import _forgotten, _held, _keeping
 from activefreq_engine.session.click_tally import ClickTally
 from activefreq_engine.session.prompts import DISK, disks, mark_of
 
@@ -117,6 +117,54 @@ def test_how_many_passes_a_list_takes(rng):
         session.reset()
         session.predict(places[: len(labels)], labels)
         assert len(session._scene.history.step.passes) == passes
+
+
+class ForgetfulModel(SquareModel):
+    """Denies the left half once there is a click in the right half."""
+
+    def answer(self, image, clicks):
+        logits = super().answer(image, clicks)
+        half = logits.shape[3] // 2
+        if clicks[:, 1, :, half:].any():
+            logits[:, :, :, :half] = -3
+        return logits
+
+
+@pytest.mark.parametrize("refine_size", [None, 64], ids=["plain", "refined"])
+def test_what_the_network_forgets_stays_while_its_click_does(rng, refine_size):
+    engine = Engine(ForgetfulModel(refine_size))
+    session = Session(engine=engine, zoom=False)
+    image = random_image(rng, 256, 256)
+    session.set_image(image)
+    session.click(50, 120)
+    first = session.mask[:, :128].copy()
+    session.click(200, 60)
+    assert session.mask[60, 200]
+    assert np.array_equal(session.mask[:, :128], first)
+    session.click(200, 200)
+    assert np.array_equal(session.mask[:, :128], first)
+    restored = Session.restore(session.state_dict(), image, engine=engine)
+    assert np.array_equal(restored.mask, session.mask)
+    session.click(50, 130, positive=False)  # the answer counts where a click asks for it
+    assert session.mask[:, :128].sum() == 1  # the clicked pixel
+
+
+@pytest.mark.parametrize(("left", "stays"), [(0.2, True), (0.4, False)])
+def test_a_piece_that_the_network_moves_is_moved(left, stays):
+    """A part of the piece is in the answer, its clicked pixel is not."""
+    previous = np.zeros((32, 32), np.uint16)
+    previous[2:12, 5:15] = ONE
+    found = np.zeros_like(previous)
+    found[2 : 2 + round(10 * left), 5:15] = ONE
+    found[20:25, 20:25] = ONE
+    box, old, new = (0, 0, 32, 32), Click(10, 11), Click(22, 22)
+    turn = SimpleNamespace(
+        marks=(old, new), clicked=ClickTally.of((old, new)), new=SimpleNamespace(marks=(new,)), box=box,
+        picture=SimpleNamespace(settings=SimpleNamespace(threshold=0.49)), request=SimpleNamespace(previous=previous),
+    )  # fmt: skip
+    kept = _forgotten(turn, found)
+    assert (kept is not None) == stays
+    assert kept is None or np.array_equal(kept > 0, previous > 0)
 
 
 def held_one_by_one(turn, box, found, previous):
