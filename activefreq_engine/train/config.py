@@ -191,6 +191,7 @@ class Schedule(SizeOf):
         self.started += seconds
 
     def progress(self, step: int) -> float:
+        """How much of the run is done before a step: 0 to 1, and above 1 after its end."""
         if self.config.steps is not None:
             return step / self.config.steps
         assert self.config.hours is not None

@@ -46,6 +46,7 @@ class ClickBatch:
         """bool `[H, W]` of the samples that begin with a box or a lasso: its pixels."""
 
     def add(self, sample: int, x: int, y: int, positive: bool) -> None:
+        """One more click on a sample, (x, y) in its pixels."""
         self.clicks[sample][0 if positive else 1].append((x, y))
         self.last[sample] = x, y
 

@@ -34,6 +34,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
+        """Move the average a little towards the weights that a step, counted from 0, has left."""
         decay = self.decay_at(step)
         for k, v in model.state_dict().items():
             if v.is_floating_point():
