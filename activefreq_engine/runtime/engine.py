@@ -528,7 +528,7 @@ _forking = threading.RLock()
 """Held while an engine is added to `_engines`, and during a fork."""
 _inner: list[AbstractContextManager[Any]] = []
 _held = ExitStack()
-"""What is held during a fork."""
+"""What is held during a fork, beside the registry."""
 
 
 def hold_in_forks(lock: AbstractContextManager[Any]) -> None:
@@ -546,7 +546,7 @@ def hold_in_forks(lock: AbstractContextManager[Any]) -> None:
 def _before_fork() -> None:
     """Wait until no click is under way.  Otherwise the child would find its engine locked by a thread that it does not
     have, and torch in the middle of an operation."""
-    _held.enter_context(Engine._registry_lock)
+    Engine._registry_lock.acquire()  # it keeps other threads' forks out, too
     _held.enter_context(_forking)
     for engine in list(_engines):
         _held.enter_context(engine._lock)
@@ -554,5 +554,10 @@ def _before_fork() -> None:
         _held.enter_context(lock)
 
 
+def _after_fork() -> None:
+    _held.close()  # first: another thread that is about to fork adds to it as soon as the registry is free
+    Engine._registry_lock.release()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_held.close, after_in_child=_held.close)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

@@ -12,7 +12,7 @@ import torch
 from activefreq_engine.kernels.click_maps import click_maps as op
 
 from activefreq_engine.models import normalise
-from activefreq_engine.runtime import cpu
+from activefreq_engine.runtime import cpu, engine
 from activefreq_engine.runtime.cpu import click_maps
 
 PATIENCE = 300  # seconds until a process is taken to hang: a busy machine may be slow
@@ -232,6 +232,44 @@ def test_a_fork_waits_for_work_that_takes_further_locks():
     """Each of the two would wait for the other, if a fork took those locks before the engine's."""
     done = subprocess.run([sys.executable, "-c", FORKED_DURING_WORK], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.split()) == (0, ["0"] * 2), done.stderr
+
+
+def test_two_threads_may_fork_at_once(monkeypatch):
+    """What a fork does before and after, without the fork.  The second one begins the moment the registry is free."""
+    begun, end, done = threading.Event(), threading.Event(), []
+
+    def second():
+        engine._before_fork()
+        begun.set()
+        end.wait(60)
+        engine._after_fork()
+        done.append(True)
+
+    thread = threading.Thread(target=second, daemon=True)
+
+    class Registry:
+        lock = threading.RLock()
+
+        def acquire(self):
+            return self.lock.acquire()
+
+        def release(self):
+            self.lock.release()
+            if not begun.is_set():
+                thread.start()
+                assert begun.wait(60)
+
+        __enter__ = acquire
+
+        def __exit__(self, *_):
+            self.release()
+
+    monkeypatch.setattr(engine.Engine, "_registry_lock", Registry())
+    engine._before_fork()
+    engine._after_fork()
+    end.set()
+    thread.join(60)
+    assert done == [True]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
