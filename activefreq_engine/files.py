@@ -81,6 +81,9 @@ def _write(target: str, content: bytes) -> None:
         raise
 
 
+DAMAGED = (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+"""What reading a damaged file of safetensors may raise, and making something of what it says."""
+
 _SYSTEM = re.compile(r"(?:os error |Os { code: )(\d+)")  # new and old releases of safetensors quote it like this
 
 

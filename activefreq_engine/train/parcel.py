@@ -17,11 +17,11 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from ..errors import DatasetError
-from ..files import beside
+from ..files import DAMAGED, beside
 from ..images import image_size
 from .data import PackWriter, pack
 from .mix import Source
@@ -123,18 +123,7 @@ def open_parcel(path: Path, target: Path) -> Path:
             writer.finish(str(path), **facts, parcel=digest.hexdigest())
     except DatasetError:
         raise
-    except (
-        OSError,
-        SafetensorError,
-        KeyError,
-        TypeError,
-        ValueError,
-        IndexError,
-        AttributeError,
-        RecursionError,
-        MemoryError,
-        cv2.error,
-    ) as e:
+    except (*DAMAGED, MemoryError, cv2.error) as e:
         raise DatasetError(
             f"{path} is no packed data ({type(e).__name__}: {e}); make it with `activefreq pack`"
         ) from None

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import InvalidArgumentError
-from ..files import beside
+from ..files import DAMAGED, beside
 from ..models import FreqFormer, save_checkpoint
 from .config import TrainConfig
 
@@ -84,16 +84,7 @@ def load_state(
         if step < 0 or not 0 <= elapsed < math.inf:
             raise ValueError(f"step is {step}, seconds are {elapsed}")
         return step, elapsed
-    except (
-        OSError,
-        SafetensorError,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        OverflowError,
-        RuntimeError,
-    ) as e:
+    except (*DAMAGED, RuntimeError) as e:  # torch's, for weights of another shape
         raise InvalidArgumentError(
             f"{path} cannot be resumed from ({e}); it is damaged or of another model. Remove it to start this run anew"
         ) from None
