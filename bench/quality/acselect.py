@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from activefreq_engine import Click, Session, Suggestion
 from activefreq_engine.acselect import RGU_VARIANTS, AcSelect
+from activefreq_engine.conventions import DEFAULT_MODEL
 from activefreq_engine.eval import Dataset, Report, evaluate, load_dataset, metrics, read_json, write_json
 from activefreq_engine.eval.clickers import AcSelectClicker, ClickerFactory, RitmClicker
 from activefreq_engine.eval.report import dataset_digest
@@ -35,8 +36,8 @@ from activefreq_engine.files import write_file
 from activefreq_engine.runtime.engine import stored_digest
 
 RITM = "ritm"
-FOLLOWERS = {"suggest-first": 1, "suggest-any": 3}
-"""Annotators: how many of the suggestions they look at."""
+FOLLOWERS = {"suggest-first": (1, False), "suggest-any": (3, False), "ahead-first": (1, True)}
+"""Annotators: how many of the suggestions they look at, and whether these are ranked by look-ahead."""
 UNCERTAIN = 0.9  # bits: the pixels that suggestions are made of by default, see `AcSelect.suggest`
 
 
@@ -124,16 +125,23 @@ class SuggestionFollower:
         session: the session that is evaluated, and asked for suggestions.
         sample: name of the sample in `offers`.
         looks_at: so many suggestions, 1 to 3.
+        ahead: suggestions are ranked by look-ahead, not by AcSelect's score alone.
         offers: an `Offer` is added before every click but the first.
     """
 
     needs_probs = False
 
     def __init__(
-        self, truth: NDArray[np.integer], session: Session, sample: str, looks_at: int, offers: list[Offer]
+        self,
+        truth: NDArray[np.integer],
+        session: Session,
+        sample: str,
+        looks_at: int,
+        ahead: bool,
+        offers: list[Offer],
     ) -> None:
         self._truth, self._session, self._sample = truth, session, sample
-        self._looks_at, self._offers = looks_at, offers
+        self._looks_at, self._ahead, self._offers = looks_at, ahead, offers
         self._robot = RitmClicker(truth)
 
     def next_click(self, prediction: NDArray[np.bool_], probs: NDArray[np.floating] | None = None) -> Click | None:
@@ -141,7 +149,7 @@ class SuggestionFollower:
         wrong = (self._truth >= 0) & (prediction != (self._truth == 1))
         clicked = len(self._session.clicks)
         if clicked and wrong.any():
-            suggestions = self._session.suggest(3)
+            suggestions = self._session.suggest(3, look_ahead=self._ahead)
             hits = [bool(wrong[s.y, s.x]) for s in suggestions]
             uncertain = self._session.uncertainty > UNCERTAIN
             counts = int(uncertain.sum()), int((uncertain & wrong).sum())
@@ -161,7 +169,7 @@ def follow_suggestions(data: Dataset, model: str, name: str, **options: Any) -> 
     ids = iter([sample.id for sample in data.samples])  # one session: `evaluate` starts one sample after the other
 
     def annotator(truth: NDArray[np.integer], seed: int) -> SuggestionFollower:
-        return SuggestionFollower(truth, session, next(ids), FOLLOWERS[name], offers)
+        return SuggestionFollower(truth, session, next(ids), *FOLLOWERS[name], offers)
 
     return evaluate(data, model=model, predictors=[session], clicker=(name, annotator), **options), offers
 
@@ -326,7 +334,8 @@ def suggestion_summary(name: str, report: Report, reference: Report | None, offe
             more = metrics.noc(report.curves, target) - metrics.noc(reference.curves, target)
             low, high = metrics.bootstrap_interval(more) or (np.nan, np.nan)
             text += f", {more.mean():+.2f} [{low:+.2f}, {high:+.2f}] to an annotator who always searches"
-        lines.append(text + f"; {followed} of {count} clicks ({100 * followed / count:.0f} %) were suggestions.")
+        text += f"; {followed} of {count} clicks ({100 * followed / count:.0f} %) were suggestions, "
+        lines.append(text + f"{(count - followed) / len(until):.2f} a sample had to be searched for.")
     return "\n".join(lines)
 
 
@@ -376,7 +385,7 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help="just this variant; may be repeated")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="just so many images")] = None,
     every: Annotated[int, typer.Option(min=1, help="just every n-th image")] = 1,
-    model: Annotated[str, typer.Option(help="shipped model, or checkpoint")] = "freqformer_b0",
+    model: Annotated[str, typer.Option(help="shipped model, or checkpoint")] = DEFAULT_MODEL,
     max_clicks: Annotated[int, typer.Option(min=1, help="clicks an image")] = 20,
     stop_at: Annotated[float | None, typer.Option(help="stop an image at this IoU: quicker, but no mean IoU")] = None,
 ) -> None:

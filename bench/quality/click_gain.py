@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from activefreq_engine import Session
 from activefreq_engine.acselect import AcSelect
+from activefreq_engine.conventions import DEFAULT_MODEL
 from activefreq_engine.eval import load_dataset, metrics
 from activefreq_engine.eval.clickers import RitmClicker
 from bench.quality.acselect import AnyRegion, LargestRegion, policies, write_csv
@@ -85,7 +86,7 @@ def main(
     every: Annotated[int, typer.Option(min=1, help="just every n-th image")] = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="just so many images")] = None,
     clicks: Annotated[int, typer.Option(min=1, help="clicks of the robot, each followed by a trial of all rules")] = 5,
-    model: Annotated[str, typer.Option(help="shipped model, or checkpoint")] = "freqformer_b0",
+    model: Annotated[str, typer.Option(help="shipped model, or checkpoint")] = DEFAULT_MODEL,
 ) -> None:
     """Compare the gain of one click between AcSelect's settings."""
     found = load_dataset(data)

@@ -17,6 +17,7 @@ import typer
 from numpy.typing import NDArray
 
 from activefreq_engine import Engine
+from activefreq_engine.conventions import DEFAULT_MODEL
 from activefreq_engine.eval import evaluate, load_dataset
 from activefreq_engine.eval.datasets import Dataset, Sample
 from bench.tools import rows
@@ -82,7 +83,7 @@ def distant(data: Dataset, side: int, backdrop: str) -> Dataset:
 
 def main(
     data: Annotated[Path, typer.Argument(metavar="VAL", help="images with truth, as `activefreq eval` reads them")],
-    model: Annotated[str, typer.Option(help="shipped model, or checkpoint")] = "freqformer_b0",
+    model: Annotated[str, typer.Option(help="shipped model, or checkpoint")] = DEFAULT_MODEL,
     csv: Annotated[Path | None, typer.Option("--table", help="CSV file to add the rows to")] = None,
     every: Annotated[int, typer.Option(min=1, help="take every n-th image")] = 6,
 ) -> None:

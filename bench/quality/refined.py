@@ -14,6 +14,7 @@ import numpy as np
 import typer
 
 from activefreq_engine import Engine
+from activefreq_engine.conventions import DEFAULT_MODEL
 from activefreq_engine.eval import evaluate, load_dataset
 from activefreq_engine.eval.metrics import bootstrap_interval, noc
 from bench.tools import rows
@@ -45,7 +46,7 @@ def compare(without: np.ndarray, refined: np.ndarray) -> dict[str, float | None]
 
 def main(
     data: Annotated[Path, typer.Argument(metavar="VAL", help="images with truth, as `activefreq eval` reads them")],
-    model: Annotated[str, typer.Option(help="shipped model, or checkpoint")] = "freqformer_b0",
+    model: Annotated[str, typer.Option(help="shipped model, or checkpoint")] = DEFAULT_MODEL,
     csv: Annotated[Path | None, typer.Option("--table", help="CSV file to add the rows to")] = None,
     every: Annotated[int, typer.Option(min=1, help="take every n-th object")] = 1,
 ) -> None:

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from activefreq_engine import Click, Session
+from activefreq_engine.conventions import DEFAULT_MODEL
 from activefreq_engine.eval import Dataset, Report, load_dataset, metrics, read_json
 from activefreq_engine.eval.report import dataset_digest
 from activefreq_engine.files import beside
@@ -157,7 +158,7 @@ def main(
     report: Annotated[Path, typer.Argument(help="report of `activefreq eval --json`")],
     out: Annotated[Path, typer.Option(help="the picture, JPEG or PNG")],
     count: Annotated[int, typer.Option(min=1, help="samples shown")] = 20,
-    model: Annotated[str, typer.Option(help="shipped model, or checkpoint, that was evaluated")] = "freqformer_b0",
+    model: Annotated[str, typer.Option(help="shipped model, or checkpoint, that was evaluated")] = DEFAULT_MODEL,
 ) -> None:
     """Draw the samples that need the most clicks and compare them with the others."""
     found, measured = load_dataset(data), read_json(report)

@@ -73,16 +73,19 @@ def test_the_widest_region_is_the_protocols_rule(folder):
 
 
 class FakeSession:
+    ahead = False
+
     def __init__(self, shape, *suggestions):
         self.clicks = ()
         self.uncertainty = np.zeros(shape, np.float32)
         self._suggestions = suggestions
 
-    def suggest(self, k):
-        assert k == 3
+    def suggest(self, k, look_ahead):
+        assert (k, look_ahead) == (3, self.ahead)
         return [Suggestion(x, y, positive, 1.0, (0, 0, 1, 1), 1, 0.5, 0.5, 0.5) for x, y, positive in self._suggestions]
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize(
     ("suggestions", "looks_at", "follows", "first_wrong", "any_wrong"),
     [
@@ -93,17 +96,20 @@ class FakeSession:
         ([], 1, False, False, False),
     ],
 )
-def test_an_annotator_follows_suggestions_only_onto_errors(suggestions, looks_at, follows, first_wrong, any_wrong):
+def test_an_annotator_follows_suggestions_only_onto_errors(
+    suggestions, looks_at, follows, first_wrong, any_wrong, ahead
+):
     truth = two_errors()
     mask = np.zeros(truth.shape, bool)
     session, offers = FakeSession(truth.shape, *suggestions), []
+    session.ahead = ahead
     session.uncertainty[30:32, 19:24] = 0.95  # ten uncertain pixels, eight of them wrong
-    annotator = bench.SuggestionFollower(truth, session, "a", looks_at, offers)
+    annotator = bench.SuggestionFollower(truth, session, "a", looks_at, session.ahead, offers)
     own = RitmClicker(truth).next_click(mask)
     assert annotator.next_click(mask) == own
     assert offers == []  # nothing is offered before the first click
     session.clicks = (own,)
-    second = bench.SuggestionFollower(truth, session, "a", looks_at, offers).next_click(mask)
+    second = bench.SuggestionFollower(truth, session, "a", looks_at, session.ahead, offers).next_click(mask)
     assert second == (Click(40.0, 34.0, True) if follows else own)
     assert offers == [bench.Offer("a", 2, len(suggestions), first_wrong, any_wrong, follows, 10, 8)]
 
@@ -112,9 +118,9 @@ def test_an_annotator_stops_at_a_perfect_mask_and_passes_over_ignored_pixels():
     truth = two_errors()
     session, offers = FakeSession(truth.shape, (40, 34, True)), []
     session.clicks = (Click(1.0, 1.0, False),)
-    assert bench.SuggestionFollower(truth, session, "a", 1, offers).next_click(truth == 1) is None
+    assert bench.SuggestionFollower(truth, session, "a", 1, False, offers).next_click(truth == 1) is None
     truth[30:39, 20:60] = -1
-    click = bench.SuggestionFollower(truth, session, "a", 1, offers).next_click(np.zeros(truth.shape, bool))
+    click = bench.SuggestionFollower(truth, session, "a", 1, False, offers).next_click(np.zeros(truth.shape, bool))
     assert click.y < 19
     assert [o.first_wrong for o in offers] == [False]
 
