@@ -6,7 +6,7 @@ always paints the same pixels, so undo needs no network and restores the mask bi
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -40,6 +40,8 @@ class Layer:
     """(h, w)."""
     data: NDArray[np.uint16] | bytes
     """`values`, or the same deflated."""
+    _packed: "list[Layer]" = field(default_factory=list, repr=False)
+    """The same layer packed, once that was asked for: steps share layers."""
 
     @classmethod
     def of(cls, box: Box, probs: NDArray[Any]) -> "Layer":
@@ -62,11 +64,14 @@ class Layer:
         """The same layer in a quarter of the memory or less.  Packing takes 2 to 3.5 ms, each later reading 1.5 ms."""
         if isinstance(self.data, bytes):
             return self
+        if self._packed:
+            return self._packed[0]
         # neighbours are alike, so differences along the row, and the differences of these down the columns, are small
         slopes = np.diff(np.diff(self.data, axis=1, prepend=np.uint16(0)), axis=0, prepend=np.uint16(0))
         folded = (slopes << 1) ^ -(slopes >> 15)  # 0, -1, 1, -2 ... become 0, 1, 2, 3 ...
         planes = np.stack([folded >> 8, folded & 255]).astype(np.uint8)  # high and low bytes deflate better apart
-        return Layer(self.box, self.shape, zlib.compress(planes.tobytes(), level=1))
+        self._packed[:] = [Layer(self.box, self.shape, zlib.compress(planes.tobytes(), level=1))]
+        return self._packed[0]
 
     def shrunk(self, height: int, width: int) -> NDArray[np.float32]:
         """float32 probabilities, averaged down so that they have at most `height` rows and `width` columns."""

@@ -69,7 +69,9 @@ class _Turn:
     """The tally of the marks, if the new ones are clicks and so are all others but a box at the beginning."""
     roi: Box | None
     box: Box
-    """The region, or the whole image where there is none."""
+    """Where the network looks: the region, the whole image where there is none, or a piece of the object."""
+    partial: bool
+    """Whether what lies outside of `box` stays as it was: the user looks at a part, or the network at a piece."""
     request: StepRequest
 
 
@@ -181,8 +183,11 @@ def prepare_next(
     picture.features.keep(box, engine.prepare(zoom.crop_rgb(picture.image, box, h, w), go_on))
 
 
-def prepare(engine: Engine, picture: Picture, step: Step, new: Pass, region: Box | None = None) -> _Turn:
-    """Decide where to look, unless `region` says it, and prepare what the network sees there."""
+def prepare(
+    engine: Engine, picture: Picture, step: Step, new: Pass, region: Box | None = None, *, whole: bool = False
+) -> _Turn:
+    """Decide where to look, unless `region` says it, and prepare what the network sees there.  With `whole` that is
+    never a piece of the object."""
     height, width = picture.shape
     marks, clicked = picture.after(step, new)
     newest = marks[-1]
@@ -199,17 +204,22 @@ def prepare(engine: Engine, picture: Picture, step: Step, new: Pass, region: Box
         said = zoom.said_inside(marks) if clicked is None else clicked.inside
         roi = zoom.next_roi(height, width, step.mask_box, said, len(marks), step.roi)
     box = roi or picture.bounds
+    partial = roi is not None and roi == new.view
     h, w = zoom.network_shape(box, engine.size)
-    features = picture.features.get(box)
     outlined = clicked is None and (
         isinstance(newest, BoxPrompt) or (isinstance(newest, Drawn) and isinstance(newest.prompt, Lasso))
     )
-    kept = None if outlined else step.canvas.kept(box, h, w)
-    previous: NDArray[Any]
     if begins is not None:
-        previous = np.zeros((h, w), np.float32)
+        previous: NDArray[Any] = np.zeros((h, w), np.float32)
     else:
-        previous = step.canvas.sample(box, h, w) if kept is None else kept
+        previous = _previous(step.canvas, box, h, w, outlined)
+    if clicked is not None and not (whole or partial or region) and picture.settings.zoom:
+        piece = _piece(picture, step, new, len(marks), box, previous)
+        if piece is not None:
+            partial, box = True, piece
+            h, w = zoom.network_shape(box, engine.size)
+            previous = _previous(step.canvas, box, h, w, outlined)
+    features = picture.features.get(box)
     if outlined:
         assert not isinstance(newest, Click)
         inside = area_on(newest, box, h, w, picture.bounds)
@@ -218,7 +228,7 @@ def prepare(engine: Engine, picture: Picture, step: Step, new: Pass, region: Box
         else:
             previous = np.where(inside, np.float32(0), previous)
     paint = None
-    if engine.paints and clicked is not None and _plain(engine, picture, step, new, roi, box):
+    if engine.paints and clicked is not None and not partial and _plain(engine, picture, step, box):
         shown = picture.shown
         known = shown.painted if shown is not None and shown.canvas is step.canvas else None
         paint = PaintRequest(box, limit(picture.settings.threshold), known)
@@ -230,7 +240,28 @@ def prepare(engine: Engine, picture: Picture, step: Step, new: Pass, region: Box
         paint=paint,
         meanwhile=None if features is not None else lambda: picture.features.get(box),
     )
-    return _Turn(picture, step, new, marks, clicked, roi, box, request)
+    return _Turn(picture, step, new, marks, clicked, roi, box, partial, request)
+
+
+def _previous(canvas: Canvas, box: Box, h: int, w: int, outlined: bool) -> NDArray[Any]:
+    """The answer before, on the grid of a region: levels where they are there already, else probabilities."""
+    kept = None if outlined else canvas.kept(box, h, w)
+    return canvas.sample(box, h, w) if kept is None else kept
+
+
+def _piece(picture: Picture, step: Step, new: Pass, count: int, box: Box, previous: NDArray[Any]) -> Box | None:
+    """The region of the piece that a late click is about, where the object has several; None: see to all of it.
+
+    All pieces at once are too small for the network to tell their outlines well, and what it answers to a click on one
+    of them changes the others, too (docs/experiments.md, 43).
+    """
+    if count < zoom.PIECEWISE or len(new.marks) > 1 or step.mask_box is None:
+        return None
+    (click,) = new.marks
+    assert isinstance(click, Click)
+    limit = picture.settings.threshold * (levels.ONE if previous.dtype == np.uint16 else 1)
+    known = [layer.box for layer in step.canvas.layers if layer.box != box]
+    return zoom.piece_roi(previous, limit, click, box, picture.bounds, known)
 
 
 def _closer(engine: Engine, turn: _Turn, answer: StepAnswer) -> _Turn | None:
@@ -304,10 +335,10 @@ def _tally(clicked: ClickTally | None, marks: tuple[Mark, ...], box: Box, h: int
     return found
 
 
-def _plain(engine: Engine, picture: Picture, step: Step, new: Pass, roi: Box | None, box: Box) -> bool:
-    """Whether the next mask depends on the clicks and the network's answer on `box` alone: no loaded mask, no view, no
-    refiner.  For objects that have clicks only."""
-    if step.canvas.fixed is not None or (roi is not None and roi == new.view):
+def _plain(engine: Engine, picture: Picture, step: Step, box: Box) -> bool:
+    """Whether the next mask depends on the clicks and the network's answer on `box` alone: no loaded mask, no refiner.
+    For objects that have clicks only, and looks at all of one."""
+    if step.canvas.fixed is not None:
         return False
     refines = engine.refine_size is not None and picture.settings.refine
     return not refines or zoom.sharp(box, *zoom.network_shape(box, engine.size))
@@ -475,8 +506,8 @@ def _outcome(turn: _Turn, layers: tuple[Layer, ...], answer: StepAnswer) -> Outc
     last = step.canvas
     before = picture.showing(last)
     fresh = isinstance(new.marks[-1], BoxPrompt)
-    if turn.roi is not None and turn.roi == new.view and not fresh:
-        layers = (*last.beside(turn.roi), *layers)  # the network did not look outside of the view: that part stays
+    if turn.partial and not fresh:
+        layers = (*last.beside(turn.box), *layers)
     canvas = Canvas(last.height, last.width, last.threshold, layers, turn.marks)
     if last.fixed is None or fresh:
         picture.shown, mask_box, changed = before.then(canvas, step.mask_box, turn.clicked, painted)

@@ -62,7 +62,7 @@ def _scores(engine: Engine, scene: Scene, candidates: list[Suggestion]) -> list[
     history, picture = scene.history, scene.picture
     threshold = picture.settings.threshold
     clicks = [Click(s.x, s.y, s.positive) for s in candidates]
-    turns = [prepare(engine, picture, history.step, Pass((click,), scene.view)) for click in clicks]
+    turns = [prepare(engine, picture, history.step, Pass((click,), scene.view), whole=True) for click in clicks]
     scores = []
     answers = engine.run([replace(t.request, paint=None) for t in turns])
     for s, turn, answer in zip(candidates, turns, answers, strict=True):

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 
 from activefreq_engine.conventions import SLOTS, STRIDE
 from activefreq_engine.runtime.levels import interpolate as interpolate  # for `compat`, which may not know `runtime`
-from activefreq_engine.session.boxes import box_iou, clamp, expand, mask_bbox, to_pixels, union
+from activefreq_engine.session.boxes import (
+    box_iou,
+    clamp,
+    expand,
+    mask_bbox,
+    network_pixel,
+    to_image,
+    to_pixels,
+    union,
+)
 from activefreq_engine.session.prompts import DISK, Drawn, Mark, pixel_box
 from activefreq_engine.types import Box, Click
 
@@ -25,6 +34,10 @@ MIN_OUTLINED = 32  # smallest side of the region around a box or a lasso, image 
 MIN_GAIN = 2.0  # a region that is enlarged less than this is not worth the surroundings that it loses,
 LATE = 5  # until this click: what is still wrong by then is detail
 KEEP_IOU = 0.5  # a new region with less overlap replaces the old one (RITM)
+PIECEWISE = 6  # from this click on an object of several pieces is looked at piece by piece (docs/experiments.md, 43),
+PIECE_GAIN = 1.5  # so many times smaller than the object's region is a piece's, or it is not worth the surroundings
+PIECE_REACH = 0.5  # a click belongs to a piece as far away as this part of the piece's longer side
+CELL = 4  # pieces are told apart on a grid of so many network pixels
 FOCUS_PART = 1 / 3  # a change smaller than this part of the object is looked at in its surroundings (FocalClick)
 FOCUS_REACH = 0.2  # these surroundings: click +- this part of the object's longer side (FocalClick)
 SHARP = 1.5  # image pixels to a network pixel up to which the refiner has nothing to add (docs/experiments.md, 5 and 9)
@@ -134,6 +147,55 @@ def next_roi(
         return current
     gain = max(height, width) / max(wanted[2] - wanted[0], wanted[3] - wanted[1])
     return wanted if gain >= MIN_GAIN or count >= LATE else None
+
+
+def piece_roi(
+    previous: NDArray[np.uint16] | NDArray[np.float32],
+    limit: float,
+    click: Click,
+    box: Box,
+    bounds: Box,
+    known: Sequence[Box],
+) -> Box | None:
+    """The region around the one piece of an object to which a click belongs.
+
+    Pieces are 8-connected; what is less than a `CELL` or two apart is one.
+
+    Args:
+        previous (uint16 or float32 `[h, w]`): levels or probabilities before the click, on the grid of `box`; h and w
+            are multiples of `CELL`.
+        limit (float): what is above it is the object.
+        click (Click): the new click.
+        box (Box): the region of the whole object.
+        bounds (Box): the image.
+        known (sequence of Box): regions that were looked at before, the latest last.
+
+    Returns:
+        The region, or None where the whole object should be looked at: it is of one piece, the click is far from every
+        piece, or the region would hardly be smaller than `box`.  A region in `known` is used again if it holds piece
+        and click and its IoU with the new one is `KEEP_IOU` at least.
+    """
+    h, w = previous.shape
+    above = (previous > limit).view(np.uint8) * np.uint8(255)
+    cells = cv2.resize(above, (w // CELL, h // CELL), interpolation=cv2.INTER_AREA) > 0
+    empty = (~cells).view(np.uint8)
+    if cv2.connectedComponents(cells.view(np.uint8), connectivity=8)[0] <= 2:  # the background is one of them
+        return None
+    apart, pieces = cv2.distanceTransformWithLabels(empty, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_CCOMP)
+    at = network_pixel(click.x, click.y, box, *cells.shape)[::-1]
+    found = mask_bbox(cells & (pieces == pieces[at]))
+    if found is None or apart[at] > PIECE_REACH * max(found[2] - found[0], found[3] - found[1]):
+        return None
+    piece = to_pixels(to_image(found, box, *cells.shape), bounds)
+    if click.positive:
+        piece = union(piece, pixel_box(click)) or piece
+    wanted = to_pixels(expand(piece, EXPANSION, MIN_CROP), bounds)
+    if max(box[2] - box[0], box[3] - box[1]) < PIECE_GAIN * max(wanted[2] - wanted[0], wanted[3] - wanted[1]):
+        return None
+    for region in reversed(known):
+        if union(region, piece) == region and box_iou(wanted, region) >= KEEP_IOU:
+            return region
+    return wanted
 
 
 def outlined_roi(area: Box, bounds: Box) -> Box:
