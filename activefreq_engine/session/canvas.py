@@ -159,22 +159,36 @@ class Canvas:
             self.paint(out, clicked)
         return out
 
-    def paint(self, out: NDArray[np.bool_], clicked: ClickTally | None = None) -> Painter | None:
+    def laid_over(self, last: "Canvas") -> int:
+        """How many of its first layers are all that is to be seen of another canvas beside the next layer; 0 where the
+        two differ in more than what that layer and those after it cover."""
+        kept = 0
+        for layer in last.layers:
+            if kept < len(self.layers) and layer is self.layers[kept]:
+                kept += 1
+        if not 0 < kept < len(self.layers) or self.fixed is not None or last.fixed is not None:
+            return 0
+        box = self.layers[kept].box
+        gone = [layer for layer in last.layers if not any(layer is other for other in self.layers[:kept])]
+        return kept if all(union(box, layer.box) == box for layer in gone) else 0
+
+    def paint(self, out: NDArray[np.bool_], clicked: ClickTally | None = None, first: int = 0) -> Painter | None:
         """Paint into bool `[H, W]`, all False so far.  Not for a canvas with `fixed`.  With the tally of its marks this
-        is quicker where there are many.
+        is quicker where there are many.  With `first` so many layers are painted there already, and perhaps more under
+        the next one.
 
         Returns:
             What painted it, if the canvas has one layer.
         """
-        painters = self._painters()
+        painters = self._painters(first)
         for i, painter in enumerate(painters):
             hidden = painters[i + 1].box if i + 1 < len(painters) else None
-            painter.threshold(out, blank=i == 0, hidden=hidden)
+            painter.threshold(out, blank=i == first == 0, hidden=hidden)
         if clicked is None:
             enforce(self.marks, out)
         else:
             clicked.label(out)
-        return painters[0] if len(painters) == 1 else None
+        return painters[0] if len(self.layers) == 1 else None
 
     def painter(self) -> Painter | None:
         """What paints the canvas, apart from its marks; None if it has no layer, several layers, or `fixed`."""
@@ -255,9 +269,9 @@ class Canvas:
             out = np.where((out > self.threshold) == (given > 0.5), out, given) if self.layers else given
         return out
 
-    def _painters(self) -> list[Painter]:
+    def _painters(self, first: int = 0) -> list[Painter]:
         highest = limit(self.threshold)
-        return [Painter(layer.box, layer.values, highest) for layer in self.layers]
+        return [Painter(layer.box, layer.values, highest) for layer in self.layers[first:]]
 
     def _strips(self) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
         """(y0, y1, float32 `[y1 - y0, W]`) over the rows of the extent."""

@@ -76,18 +76,26 @@ class Shown:
             return self._taken_over(canvas, mask_box, clicked, painted)
         painter = canvas.painter()
         before = self.painter if clicked is not None and painter is not None and painter.fits(self.painter) else None
-        mask, written = self._memory(mask_box, alike=before is not None)
+        first = canvas.laid_over(self.canvas) if clicked is not None else 0
+        mask, written = self._memory(mask_box, alike=before is not None or first > 0)
         found = None
         if painter is not None and before is not None and clicked is not None:
             columns, rows, signs = clicked.arrays
             found = painter.repaint(mask, before, rows * mask.shape[1] + columns, signs)
         if found is None:
-            if written is not None:
+            if written is not None and not first:
                 _part(mask, written)[...] = False
-            painter = canvas.paint(mask, clicked)
+            painter = canvas.paint(mask, clicked, first)
         if found is None or painter is None or clicked is None or not painter.outlined:
             box = boxes.bbox_from_sides(lambda part: _part(mask, part), canvas.reach(clicked))
-            changed = changed_bbox(self.mask, mask, union(mask_box, box))
+            within = union(mask_box, box)
+            if first:
+                within = None
+                for layer in canvas.layers[first:]:
+                    within = union(within, layer.box)
+            changed = changed_bbox(self.mask, mask, within)
+            if first and clicked is not None:
+                changed = clicked.with_changed(changed, self.mask)
         else:
             box, changed = self._labelled(mask, clicked, *found)
         return Shown(canvas, _read_only(mask), painter, None, self._lent(), changed), box, changed
