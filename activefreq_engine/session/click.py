@@ -40,6 +40,7 @@ SHADES = 4.0  # grey levels that are added to these deviations, for the noise of
 SURE = 0.85  # at a lower probability of the clicked spot the first look may not have seen it
 EDGED = 0.6  # an object's colours are so many deviations, its own and its surroundings' added, from these
 LEFT_OVER = 0.3  # of a piece with a click that the network denies may be in its answer; what has more was moved
+READY = 4  # regions that are looked at before the next click comes, where the object has pieces
 LARGER = 10  # the first mask must be so many times larger than that of the second look
 
 
@@ -167,8 +168,8 @@ def prepare_next(
 ) -> None:
     """Have the engine's features ready for the next click on an object, and the engine for its region's shape.
 
-    The click will be answered from the view, else from the region of the present mask.  Only a positive click outside
-    of that region, or a click outside of the view, makes it another one.
+    The click will be answered from the view, else from the region of the present mask, or of one of its `READY` largest
+    pieces.  Only a positive click outside of that region, or a click outside of the view, makes it another one.
     """
     roi = view
     if roi is None and picture.settings.zoom:
@@ -176,11 +177,17 @@ def prepare_next(
         said = clicked.inside if clicked is not None and clicked.marks is marks else zoom.said_inside(marks)
         roi = zoom.next_roi(*picture.shape, step.mask_box, said, len(marks) + 1, step.roi)
     box = roi or picture.bounds
-    if picture.features.get(box) is not None:
-        return
-    h, w = zoom.network_shape(box, engine.size)
-    engine.get_ready(h, w)
-    picture.features.keep(box, engine.prepare(zoom.crop_rgb(picture.image, box, h, w), go_on))
+    wanted = [box]
+    if view is None and picture.settings.zoom and len(step.canvas.marks) + 1 >= zoom.PIECEWISE:
+        previous = _previous(step.canvas, box, *zoom.network_shape(box, engine.size), outlined=False)
+        wanted += _pieces(picture, step.canvas, box, previous).regions()
+    for region in wanted[:READY]:
+        if go_on is not None:
+            go_on()
+        if picture.features.get(region) is None:
+            h, w = zoom.network_shape(region, engine.size)
+            engine.get_ready(h, w)
+            picture.features.keep(region, engine.prepare(zoom.crop_rgb(picture.image, region, h, w), go_on))
 
 
 def prepare(
@@ -259,9 +266,14 @@ def _piece(picture: Picture, step: Step, new: Pass, count: int, box: Box, previo
         return None
     (click,) = new.marks
     assert isinstance(click, Click)
-    limit = picture.settings.threshold * (levels.ONE if previous.dtype == np.uint16 else 1)
-    known = [layer.box for layer in step.canvas.layers if layer.box != box]
-    return zoom.piece_roi(previous, limit, click, box, picture.bounds, known)
+    return _pieces(picture, step.canvas, box, previous).region(click)
+
+
+def _pieces(picture: Picture, canvas: Canvas, box: Box, previous: NDArray[Any]) -> zoom.Pieces:
+    """The pieces of an object, as they are on the grid of its region."""
+    limit_before = picture.settings.threshold * (levels.ONE if previous.dtype == np.uint16 else 1)
+    known = [layer.box for layer in canvas.layers if layer.box != box]
+    return zoom.Pieces(previous, limit_before, box, picture.bounds, known)
 
 
 def _closer(engine: Engine, turn: _Turn, answer: StepAnswer) -> _Turn | None:

@@ -18,6 +18,7 @@ from activefreq_engine.runtime.levels import interpolate as interpolate  # for `
 from activefreq_engine.session.boxes import (
     box_iou,
     clamp,
+    contains,
     expand,
     mask_bbox,
     network_pixel,
@@ -149,53 +150,80 @@ def next_roi(
     return wanted if gain >= MIN_GAIN or count >= LATE else None
 
 
-def piece_roi(
-    previous: NDArray[np.uint16] | NDArray[np.float32],
-    limit: float,
-    click: Click,
-    box: Box,
-    bounds: Box,
-    known: Sequence[Box],
-) -> Box | None:
-    """The region around the one piece of an object to which a click belongs.
+class Pieces:
+    """The pieces of an object, and where to look for a click on one of them.
 
     Pieces are 8-connected; what is less than a `CELL` or two apart is one.
 
     Args:
-        previous (uint16 or float32 `[h, w]`): levels or probabilities before the click, on the grid of `box`; h and w
-            are multiples of `CELL`.
+        previous (uint16 or float32 `[h, w]`): levels or probabilities on the grid of `box`; h and w are multiples of
+            `CELL`.
         limit (float): what is above it is the object.
-        click (Click): the new click.
         box (Box): the region of the whole object.
         bounds (Box): the image.
-        known (sequence of Box): regions that were looked at before, the latest last.
-
-    Returns:
-        The region, or None where the whole object should be looked at: it is of one piece, the click is far from every
-        piece, or the region would hardly be smaller than `box`.  A region in `known` is used again if it holds piece
-        and click and its IoU with the new one is `KEEP_IOU` at least.
+        known (sequence of Box): regions that were looked at before, the latest last.  One of them is used again if it
+            holds piece and click and its IoU with the region that would be chosen is `KEEP_IOU` at least.
     """
-    h, w = previous.shape
-    above = (previous > limit).view(np.uint8) * np.uint8(255)
-    cells = cv2.resize(above, (w // CELL, h // CELL), interpolation=cv2.INTER_AREA) > 0
-    empty = (~cells).view(np.uint8)
-    if cv2.connectedComponents(cells.view(np.uint8), connectivity=8)[0] <= 2:  # the background is one of them
-        return None
-    apart, pieces = cv2.distanceTransformWithLabels(empty, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_CCOMP)
-    at = network_pixel(click.x, click.y, box, *cells.shape)[::-1]
-    found = mask_bbox(cells & (pieces == pieces[at]))
-    if found is None or apart[at] > PIECE_REACH * max(found[2] - found[0], found[3] - found[1]):
-        return None
-    piece = to_pixels(to_image(found, box, *cells.shape), bounds)
-    if click.positive:
-        piece = union(piece, pixel_box(click)) or piece
-    wanted = to_pixels(expand(piece, EXPANSION, MIN_CROP), bounds)
-    if max(box[2] - box[0], box[3] - box[1]) < PIECE_GAIN * max(wanted[2] - wanted[0], wanted[3] - wanted[1]):
-        return None
-    for region in reversed(known):
-        if union(region, piece) == region and box_iou(wanted, region) >= KEEP_IOU:
-            return region
-    return wanted
+
+    def __init__(
+        self,
+        previous: NDArray[np.uint16] | NDArray[np.float32],
+        limit: float,
+        box: Box,
+        bounds: Box,
+        known: Sequence[Box],
+    ) -> None:
+        h, w = previous.shape
+        above = (previous > limit).view(np.uint8) * np.uint8(255)
+        cells = (cv2.resize(above, (w // CELL, h // CELL), interpolation=cv2.INTER_AREA) > 0).view(np.uint8)
+        _, self._labels, stats, _ = cv2.connectedComponentsWithStats(cells, connectivity=8)
+        self._found = stats[1:, :4]  # `[N, 4]`: left, top, width and height, in cells
+        self._box, self._bounds, self._known = box, bounds, known
+
+    def region(self, click: Click) -> Box | None:
+        """The region around the piece to which a click belongs, or None where the whole object should be looked at: it
+        is of one piece, the click is far from all pieces, or the region would hardly be smaller than the object's."""
+        if len(self._found) < 2:
+            return None
+        column, row = network_pixel(click.x, click.y, self._box, *self._labels.shape)
+        number = int(self._labels[row, column])
+        if not number:
+            rows, columns = np.nonzero(self._labels)
+            away = np.hypot(rows - row, columns - column)
+            nearest = away.argmin()
+            number = int(self._labels[rows[nearest], columns[nearest]])
+            if away[nearest] > PIECE_REACH * max(self._found[number - 1, 2:]):
+                return None
+        return self._around(number - 1, click)
+
+    def regions(self) -> list[Box]:
+        """The regions of all pieces for clicks on them or close to them, of large pieces first."""
+        if len(self._found) < 2:
+            return []
+        largest = np.argsort(-self._found[:, 2] * self._found[:, 3], kind="stable").tolist()
+        regions = [self._around(k, None) for k in largest]
+        return [region for region in regions if region is not None]
+
+    def _around(self, k: int, click: Click | None) -> Box | None:
+        x, y, w, h = self._found[k].tolist()
+        rows, columns = self._labels.shape
+        inner = to_pixels(to_image((x, y, x + w, y + h), self._box, rows, columns), self._bounds)
+        wanted = to_pixels(expand(inner, EXPANSION, MIN_CROP), self._bounds)
+        if click is not None and not contains(wanted, click):
+            inner = union(inner, pixel_box(click)) or inner
+            wanted = to_pixels(expand(inner, EXPANSION, MIN_CROP), self._bounds)
+        if _longer(self._box) < PIECE_GAIN * _longer(wanted):
+            return None
+        for region in reversed(self._known):
+            held = union(region, inner) == region and (click is None or contains(region, click))
+            if held and box_iou(wanted, region) >= KEEP_IOU:
+                return region
+        return wanted
+
+
+def _longer(box: Box) -> int:
+    """The longer side."""
+    return max(box[2] - box[0], box[3] - box[1])
 
 
 def outlined_roi(area: Box, bounds: Box) -> Box:

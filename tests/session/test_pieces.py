@@ -121,6 +121,30 @@ def test_a_piece_is_looked_at_in_the_same_region_again(session: Session, model: 
     assert model.count["encode"] == encoded
 
 
+def test_pieces_are_looked_at_before_they_are_clicked(session: Session, model: Fickle) -> None:
+    three_pieces(session)
+    session.prepare()
+    encoded = model.count["encode"]
+    assert encoded == 1 + len(MIDDLES)
+    for x, y in MIDDLES:
+        session.click(x + 60, y + 10, False)
+    assert model.count["encode"] == encoded
+
+
+def test_work_ahead_ends_when_the_next_step_is_made(session: Session, model: Fickle, monkeypatch) -> None:
+    three_pieces(session)
+    encoded, prepare = model.count["encode"], Engine.prepare
+
+    def interrupted(engine: Engine, *given: object) -> object:
+        features = prepare(engine, *given)
+        session.undo()
+        return features
+
+    monkeypatch.setattr(Engine, "prepare", interrupted)
+    session.prepare()
+    assert model.count["encode"] == encoded + 1
+
+
 def test_a_click_far_from_all_pieces_begins_another(session: Session, model: Fickle) -> None:
     three_pieces(session)
     session.click(MIDDLES[0][0] + BESIDE, MIDDLES[0][1])
@@ -155,9 +179,10 @@ TWO = levels_with((20, 30, 60, 50), (180, 190, 230, 240))
 
 
 def region(previous: np.ndarray, x: float, y: float, positive: bool = True, known: tuple[Box, ...] = ()) -> Box | None:
-    found = zoom.piece_roi(previous, LIMIT, Click(x, y, positive), BOX, BOUNDS, known)
+    click = Click(x, y, positive)
+    found = zoom.Pieces(previous, LIMIT, BOX, BOUNDS, known).region(click)
     probs = previous.astype(np.float32) / np.float32(65535)
-    assert zoom.piece_roi(probs, LIMIT / 65535, Click(x, y, positive), BOX, BOUNDS, known) == found
+    assert zoom.Pieces(probs, LIMIT / 65535, BOX, BOUNDS, known).region(click) == found
     return found
 
 
@@ -200,7 +225,8 @@ def test_pieces_of_any_shape_give_regions_within_the_image(rng: np.random.Genera
             x, y = rng.integers(0, (w, h)).tolist()
             cv2.circle(previous, (x, y), int(rng.integers(0, 20)), 65535, -1)
         click = Click(float(rng.uniform(0, 900)), float(rng.uniform(0, 700)), bool(rng.integers(2)))
-        found = zoom.piece_roi(previous, LIMIT, click, BOX, BOUNDS, ())
+        pieces = zoom.Pieces(previous, LIMIT, BOX, BOUNDS, ())
+        found = pieces.region(click)
         if found is not None:
             chosen += 1
             x0, y0, x1, y1 = found
