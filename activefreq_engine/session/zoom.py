@@ -39,6 +39,7 @@ PIECEWISE = 6  # from this click on an object of several pieces is looked at pie
 PIECE_GAIN = 1.5  # so many times smaller than the object's region is a piece's, or it is not worth the surroundings
 PIECE_REACH = 0.5  # a click belongs to a piece as far away as this part of the piece's longer side
 CELL = 4  # pieces are told apart on a grid of so many network pixels
+_ROW_OF_CELL = np.uint32  # as many bytes
 FOCUS_PART = 1 / 3  # a change smaller than this part of the object is looked at in its surroundings (FocalClick)
 FOCUS_REACH = 0.2  # these surroundings: click +- this part of the object's longer side (FocalClick)
 SHARP = 1.5  # image pixels to a network pixel up to which the refiner has nothing to add (docs/experiments.md, 5 and 9)
@@ -174,16 +175,19 @@ class Pieces:
         known: Sequence[Box],
     ) -> None:
         h, w = previous.shape
-        above = (previous > limit).view(np.uint8) * np.uint8(255)
-        cells = (cv2.resize(above, (w // CELL, h // CELL), interpolation=cv2.INTER_AREA) > 0).view(np.uint8)
-        _, self._labels, stats, _ = cv2.connectedComponentsWithStats(cells, connectivity=8)
-        self._found = stats[1:, :4]  # `[N, 4]`: left, top, width and height, in cells
+        above = (previous > limit).view(np.uint8).reshape(h // CELL, CELL, w)
+        cells = (np.bitwise_or.reduce(above, axis=1).view(_ROW_OF_CELL) > 0).view(np.uint8)
+        count, self._labels = cv2.connectedComponents(cells, connectivity=8)  # the background is one
+        self._found = np.empty((0, 4), np.int32)
+        """`[N, 4]`: left, top, width and height of each piece where there are several, in cells."""
+        if count > 2:
+            self._found = cv2.connectedComponentsWithStats(cells, connectivity=8)[2][1:, :4]
         self._box, self._bounds, self._known = box, bounds, known
 
     def region(self, click: Click) -> Box | None:
         """The region around the piece to which a click belongs, or None where the whole object should be looked at: it
         is of one piece, the click is far from all pieces, or the region would hardly be smaller than the object's."""
-        if len(self._found) < 2:
+        if not len(self._found):
             return None
         column, row = network_pixel(click.x, click.y, self._box, *self._labels.shape)
         number = int(self._labels[row, column])
@@ -198,8 +202,6 @@ class Pieces:
 
     def regions(self) -> list[Box]:
         """The regions of all pieces for clicks on them or close to them, of large pieces first."""
-        if len(self._found) < 2:
-            return []
         largest = np.argsort(-self._found[:, 2] * self._found[:, 3], kind="stable").tolist()
         regions = [self._around(k, None) for k in largest]
         return [region for region in regions if region is not None]
