@@ -49,12 +49,13 @@ class SlicePrompt:
 
 @dataclass(frozen=True, slots=True)
 class _Before:
-    """A slice's mask before a prompt, and how many steps of its session the prompt took."""
+    """A slice's mask before a prompt, and how many steps of its session the prompt took; or the mask of all slices
+    before a segmentation to begin with."""
 
-    place: Place
     bits: NDArray[np.uint8]
-    steps: int
-    session: Session
+    place: Place | None = None
+    steps: int = 0
+    session: Session | None = None
 
 
 class PromptedVolume:
@@ -163,31 +164,36 @@ class PromptedVolume:
             await asyncio.wrap_future(self._batches.submit(session, said))
             steps += 1
         shown[...] = session.mask
-        self._before.append(_Before(prompt.place, kept, steps, session))
+        self._keep(_Before(kept, prompt.place, steps, session))
+
+    def _keep(self, before: _Before) -> None:
+        self._before.append(before)
         while sum(b.bits.nbytes for b in self._before) > UNDO_BYTES and len(self._before) > 1:
             del self._before[0]
 
     def undo(self) -> tuple[bool, Changed | None]:
-        """Take back the last prompt; returns whether there was one, and the box around the voxels that changed."""
+        """Take back the last prompt, or the last segmentation to begin with; returns whether there was one, and the box
+        around the voxels that changed."""
         if self.queued:
             self.queued.pop()
             return True, None
         if not self._before:
             return False, None
         last = self._before.pop()
-        shown = self._shown(last.place)
+        shown = self.mask if last.place is None else self._shown(last.place)
         before = self.mask.copy()
         shown[...] = np.unpackbits(last.bits, count=shown.size).reshape(shown.shape).astype(np.bool_)
-        if self._sessions.get(last.place) is last.session:
+        if last.session is not None and last.session in self._sessions.values():
             for _ in range(last.steps):
                 last.session.undo()
         return True, _box(before, self.mask)
 
     def start_from(self, labels: NDArray[Any]) -> None:
-        """Begin with a given mask; earlier prompts are forgotten."""
+        """Begin with a given mask, as one step that can be taken back; no session remembers earlier prompts."""
         if labels.shape != self.shape:
             raise ServeError(f"the segmentation has shape {list(labels.shape)}, the image {list(self.shape)}")
-        self.reset()
+        self._keep(_Before(np.packbits(self.mask)))
+        self._forget()
         self.mask[...] = labels != 0
 
     def reset(self) -> None:
@@ -197,13 +203,16 @@ class PromptedVolume:
 
     def close(self) -> None:
         """Let go of the sessions."""
+        self._forget()
+        self._before.clear()
+
+    # --- inside ---
+
+    def _forget(self) -> None:
         for session in self._sessions.values():
             session.close()
         self._sessions.clear()
-        self._before.clear()
         self.queued.clear()
-
-    # --- inside ---
 
     def _shown(self, place: Place) -> NDArray[np.bool_]:
         axis, index = place

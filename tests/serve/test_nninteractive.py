@@ -123,6 +123,8 @@ def test_an_initial_segmentation_is_the_start(theirs: Any, engine: Engine) -> No
     buffer = begin(theirs, FLAT)
     start = np.zeros(FLAT.shape[1:], np.uint8)
     start[0, 20:70, 30:110] = 1
+    theirs.add_point_interaction((0, 60, 61), True)
+    clicked = buffer.copy()
     theirs.add_initial_seg_interaction(start)
     assert np.array_equal(buffer, start)
     theirs.add_point_interaction((0, 80, 40), True)
@@ -133,6 +135,13 @@ def test_an_initial_segmentation_is_the_start(theirs: Any, engine: Engine) -> No
     assert np.array_equal(buffer[0] != 0, session.mask)
     assert theirs.undo()
     assert np.array_equal(buffer, start)
+    assert theirs.undo(), "the segmentation itself is a step: what it replaced is not lost"
+    assert np.array_equal(buffer, clicked)
+    theirs.add_point_interaction((0, 70, 48), True)
+    for mask in (clicked, np.zeros_like(clicked)):
+        assert theirs.undo()
+        assert np.array_equal(buffer, mask)
+    assert not theirs.undo()
 
 
 def test_boxes_are_those_of_a_session(theirs: Any, engine: Engine) -> None:
