@@ -24,6 +24,7 @@ from activefreq_engine.serve import packing
 from activefreq_engine.serve.errors import ConflictError, GoneError, ServeError, TooLargeError
 from activefreq_engine.serve.sessions import Sessions
 from activefreq_engine.serve.volume import Changed, PromptedVolume, SlicePrompt
+from activefreq_engine.values import finite
 
 LIVENESS_S = 60.0
 """Seconds without a sign of life after which a client counts as gone."""
@@ -36,6 +37,9 @@ ARRAY_PATHS = (
     "/add_initial_seg_interaction",
 )
 """Paths of requests whose bodies are packed arrays."""
+BUFFERS = {str(dtype.newbyteorder(order)): dtype for order in "<>" for dtype in packing.DTYPES.values()}
+"""Types of a client's array for the mask, by NumPy's name for them.  The client exchanges the bytes itself where its
+own order is another."""
 
 Body = Callable[[Request, int], Awaitable[bytes]]
 Token = Annotated[str | None, Header(alias="X-Lease-Token")]
@@ -216,7 +220,7 @@ def add_routes(app: FastAPI, sessions: Sessions, read: Body) -> None:
             "channel_mapping": {"points": [0, 1], "scribble": [2, 3]},
             "num_interaction_channels": 4,
             "supports_initial_label": True,
-            "supports_zero_shot_label_refinement": True,
+            "supports_zero_shot_label_refinement": False,  # a segmentation stays as it is until a prompt comes
             "preferred_scribble_thickness": [1, 1, 1],
             "interaction_decay": 1.0,
             "patch_size": [1, size, size],
@@ -269,12 +273,12 @@ def add_routes(app: FastAPI, sessions: Sessions, read: Body) -> None:
         lease = leases.get(token)
         async with lease.lock:
             volume = lease.opened()
-            if tuple(body.shape) != volume.shape or body.dtype not in packing.DTYPES:
+            if tuple(body.shape) != volume.shape or body.dtype not in BUFFERS:
                 raise ServeError(
                     f"the buffer is {body.dtype} {body.shape}; expected {list(volume.shape)} of one of "
                     f"{', '.join(packing.DTYPES)}"
                 )
-            lease.dtype = packing.DTYPES[body.dtype]
+            lease.dtype = BUFFERS[body.dtype]
             volume.reset()
         return {}
 
@@ -347,7 +351,8 @@ def add_routes(app: FastAPI, sessions: Sessions, read: Body) -> None:
         """An empty mask, and nothing to undo."""
         lease = leases.get(token)
         async with lease.lock:
-            lease.opened().reset()
+            if lease.volume is not None:  # napari's plug-in resets when another image is chosen, sent or not
+                lease.volume.reset()
         return {}
 
     @app.post("/set_do_autozoom", **tagged)
@@ -367,6 +372,8 @@ def _parse(kind: Any, meta: str) -> Any:
 def _spacing(properties: dict[str, Any] | None) -> list[float] | None:
     """Spacing by array axis, if it is told and makes sense."""
     found = (properties or {}).get("spacing")
-    if isinstance(found, list) and len(found) == 3 and all(isinstance(s, (int, float)) for s in found):
-        return [float(s) for s in found]
-    return None
+    if not isinstance(found, list) or len(found) != 3:
+        return None
+    # napari's plug-in sends the layer's scale, which is negative on an axis that is shown the other way round
+    spacing = [abs(number) for s in found if (number := finite(s)) is not None]
+    return spacing if len(spacing) == 3 else None

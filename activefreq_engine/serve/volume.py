@@ -246,7 +246,9 @@ def _eight_bit(image: NDArray[Any]) -> NDArray[np.uint8]:
     if low >= 0 and 1 < high <= 255 and np.array_equal(sample, np.rint(sample)):
         return np.rint(image).astype(np.uint8)
     p_low, p_high = (float(p) for p in np.percentile(sample, (0.5, 99.5)))
-    window = (p_low, p_high) if p_low < p_high else (low, high if high > low else low + 1)
+    if low == high:
+        return np.zeros(image.shape, np.uint8)
+    window = (p_low, p_high) if p_low < p_high else (low, high)
     out = np.empty(image.shape, np.uint8)
     for channel in range(image.shape[0]):
         for index in range(image.shape[1]):

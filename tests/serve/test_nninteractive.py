@@ -111,6 +111,46 @@ def test_volumes_are_segmented_in_the_slices_that_prompts_lie_in(theirs: Any, en
     assert not buffer.any()
 
 
+def test_the_slice_axis_is_the_one_of_the_largest_spacing(theirs: Any) -> None:
+    volume = np.ascontiguousarray(np.moveaxis(np.stack([picture(seed=i)[..., 0] for i in range(4)]), 0, 2))
+    for spacing, axis in (
+        ([1.0, 1.0, 3.0], 2),
+        ([1.0, -1.0, -3.0], 2),  # a layer that napari shows the other way round
+        ([1.0, 1.0, 10**400], 0),
+        ([1.0, 1.0, np.inf], 0),
+        ([1.0, 1.0, np.nan], 0),
+    ):
+        buffer = begin(theirs, volume[None], {"spacing": spacing})
+        theirs.add_point_interaction((60, 61, 2), True)
+        changed = np.argwhere(buffer)[:, axis]
+        assert len(np.unique(changed)) == 1, spacing
+        assert len(changed) > 1, spacing
+
+
+def test_a_flat_image_is_an_image(theirs: Any) -> None:
+    for value in (np.float64(1e308), np.int64(2**62), np.int16(-1024), np.float32(0)):
+        buffer = begin(theirs, np.full((1, 1, 30, 40), value))
+        theirs.add_point_interaction((0, 10, 20), True)
+        assert buffer[0, 10, 20] == 1
+
+
+def test_a_buffer_may_be_big_endian(theirs: Any) -> None:
+    theirs.set_image(FLAT.astype(">i2"))
+    buffer = np.zeros(FLAT.shape[1:], ">i2")
+    theirs.set_target_buffer(buffer)
+    theirs.add_point_interaction((0, 60, 61), True)
+    assert np.unique(buffer).tolist() == [0, 1]
+    assert buffer[0, 60, 61] == 1
+
+
+def test_a_reset_needs_no_image(theirs: Any) -> None:
+    """napari's plug-in resets when another image is chosen, also before the first one was sent."""
+    theirs.reset_interactions()
+    buffer = begin(theirs, FLAT)
+    theirs.add_point_interaction((0, 60, 61), True)
+    assert buffer[0, 60, 61] == 1
+
+
 def test_a_scribble_comes_in_a_box(theirs: Any) -> None:
     buffer = begin(theirs, FLAT)
     drawn = np.ones((1, 1, 20), np.uint8)
@@ -250,6 +290,7 @@ def test_strokes_are_followed_along_their_length(rng: np.random.Generator) -> No
 def test_what_is_not_supported_is_said(theirs: Any) -> None:
     begin(theirs, np.ascontiguousarray(np.repeat(FLAT, 3, axis=1)))
     assert theirs.supports_undo
+    assert not theirs.supports_zero_shot_label_refinement
     assert theirs.supported_interactions == {
         "points": True, "scribble": True, "bbox2d": True, "bbox3d": False, "lasso": True
     }  # fmt: skip
