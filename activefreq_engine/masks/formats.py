@@ -207,6 +207,8 @@ def from_yolo(line: str, height: int, width: int) -> tuple[int, NDArray[np.bool_
         InvalidMaskError: the text is not such a line, or has points outside the image.
     """
     try:
+        if len(line.strip().splitlines()) > 1:  # three lines have as many numbers as one line may have
+            raise ValueError("it has several lines, each for one object; give them one by one")
         category, *numbers = line.split()
         if len(numbers) == 4:
             raise ValueError("it holds a box (x, y, width, height), no outline")

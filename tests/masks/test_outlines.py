@@ -232,6 +232,7 @@ def test_what_other_tools_write_beside_outlines_is_named() -> None:
     for call, words in (
         (lambda: masks.from_geojson(collection, 3, 4), "give each of its features"),
         (lambda: masks.from_yolo("0 0.5 0.5 0.1 0.1", 3, 4), "a box"),
+        (lambda: masks.from_yolo("0 0 0 1 0 1 1\n" * 3, 3, 4), "several lines"),
         (lambda: masks.from_labelme(labelme), "^LabelMe shape 0 is a rectangle; only polygons are read"),
     ):
         with pytest.raises(InvalidMaskError, match=words):
