@@ -7,10 +7,12 @@ are fetched from the one address that the server was started with, whatever a re
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import logging
 import math
 import secrets
+import string
 import threading
 import urllib.error
 import urllib.parse
@@ -36,6 +38,9 @@ TASKS = 16
 FETCH_S = 20.0
 """Seconds to wait for one answer of Label Studio."""
 
+_RECTANGLES = ("rectanglelabels", "rectangle")
+_KINDS = ("keypointlabels", "keypoint", *_RECTANGLES)
+"""Kinds of results that are prompts."""
 _log = logging.getLogger(__name__)
 
 
@@ -92,9 +97,9 @@ class LabelStudio:
         context = _read(request, "params", "context")
         if not isinstance(context, dict):  # predictions for many tasks: nobody has said what to segment
             return {"results": []}
-        brush, target, variable = _tags(str(request.get("label_config", "")))
         listed = context.get("result")
         results = [r for r in listed if isinstance(r, dict)] if isinstance(listed, list) else []
+        brush, target, variable = _tags(str(request.get("label_config", "")), results)
         task = _read(request, "tasks", 0) or {}
         source = _read(task, "data", variable)
         if not isinstance(source, str) or not source:
@@ -150,9 +155,15 @@ class LabelStudio:
 
     def _fetch(self, source: str) -> bytes:
         """A picture's file from Label Studio."""
-        if urllib.parse.urlsplit(source).scheme not in ("", "http", "https"):
+        try:
+            scheme = urllib.parse.urlsplit(source).scheme
+            url = urllib.parse.urljoin(self.url + "/", source.strip())
+        except ValueError as error:
+            raise ServeError(f"the picture is at {source[:200]!r}, which is no address: {error}") from error
+        if scheme not in ("", "http", "https"):
             raise ServeError(f"the picture is at {source[:200]!r}; only those that Label Studio serves itself are read")
-        url = urllib.parse.urljoin(self.url + "/", source)
+        # file names that people write into their tasks have spaces and other letters, which a browser takes as well
+        url = urllib.parse.quote(url, safe=string.punctuation)
         if _place(url) != _place(self.url):
             raise ServeError(
                 f"the picture is at {url[:200]!r}; this server takes pictures from {self.url} alone. Upload it there, "
@@ -166,8 +177,14 @@ class LabelStudio:
             return f"Token {key}" if key else ""
         # a personal token has to be exchanged for one that holds for some minutes
         body = json.dumps({"refresh": key}).encode()
-        answer = json.loads(self._get(self.url + "/api/token/refresh", "", body))
-        return f"Bearer {answer['access']}"
+        answer = self._get(self.url + "/api/token/refresh", "", body)
+        try:
+            return f"Bearer {json.loads(answer)['access']}"
+        except (ValueError, KeyError, TypeError) as error:
+            raise ServeError(
+                f"Label Studio at {self.url} gives no token for the personal one; make a new one, and give it in "
+                f"{KEY_VARIABLE}"
+            ) from error
 
     def _get(self, url: str, authorization: str, body: bytes | None = None) -> bytes:
         headers = {"User-Agent": "activefreq", **({"Authorization": authorization} if authorization else {})}
@@ -180,7 +197,7 @@ class LabelStudio:
         except urllib.error.HTTPError as error:
             hint = f"; give the server a token of its API in {KEY_VARIABLE}" if error.code in (401, 403) else ""
             raise ServeError(f"Label Studio answers {error.code} for {url[:200]}{hint}") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise ServeError(f"Label Studio at {self.url} cannot be reached: {error}") from error
         if len(data) > most:
             raise TooLargeError(f"the picture has more than {most} bytes, which is what this server takes")
@@ -247,18 +264,20 @@ def add_routes(
         return {}  # nothing is trained from annotations
 
 
-def _tags(config: str) -> tuple[str, str, str]:
-    """What a label config says: the name of its first brush tag, the name of the image that this tag is for, and the
-    name of the task's data that the image shows."""
+def _tags(config: str, results: list[dict[str, Any]]) -> tuple[str, str, str]:
+    """What a label config says: the name of its brush tag, the name of the image that this tag is for, and the name of
+    the task's data that the image shows.  Of several brush tags it is the first for the image of the newest prompt."""
     if "<!" in config.replace("<!--", ""):
         raise ServeError("the label config has a document type or entities, which are not read; remove them")
     try:
         tags = list(ElementTree.fromstring(config).iter())
     except ElementTree.ParseError as error:
         raise ServeError(f"the label config cannot be read: {error}") from error
-    brush = next((t for t in tags if t.tag.lower() in ("brushlabels", "brush")), None)
-    if brush is None:
+    brushes = [t for t in tags if t.tag.lower() in ("brushlabels", "brush")]
+    if not brushes:
         raise ServeError("the label config has no BrushLabels tag; add one, since the mask is shown in it")
+    newest = next((r.get("to_name") for r in reversed(results) if r.get("type") in _KINDS), None)
+    brush = next((b for b in brushes if b.get("toName") == newest), brushes[0])
     target = brush.get("toName", "")
     image = next((t for t in tags if t.tag.lower() == "image" and t.get("name") == target), None)
     if image is None:
@@ -267,13 +286,14 @@ def _tags(config: str) -> tuple[str, str, str]:
 
 
 def _prompts(results: list[dict[str, Any]], target: str, width: int, height: int) -> _TaskPrompts:
-    """Key points and the newest rectangle on the image, from percent to pixels."""
+    """Key points and the newest rectangle on the image, from percent to pixels.  Of a rotated rectangle it is the box
+    around it."""
     points: list[tuple[float, float]] = []
     signs: list[int] = []
     box, label = None, None
     for result in results:
         kind = result.get("type")
-        if result.get("to_name", target) != target or kind not in ("keypointlabels", "rectanglelabels", "keypoint"):
+        if result.get("to_name", target) != target or kind not in _KINDS:
             continue
         size = result.get("original_width"), result.get("original_height")
         if size != (width, height):
@@ -283,8 +303,13 @@ def _prompts(results: list[dict[str, Any]], target: str, width: int, height: int
         try:
             value = result["value"]
             x, y = float(value["x"]) * width / 100, float(value["y"]) * height / 100
-            if kind == "rectanglelabels":
-                box = (x, y, x + float(value["width"]) * width / 100, y + float(value["height"]) * height / 100)
+            if kind in _RECTANGLES:
+                w, h = float(value["width"]) * width / 100, float(value["height"]) * height / 100
+                turn = math.radians(float(value.get("rotation") or 0))  # clockwise, around the corner (x, y)
+                along, down = (w * math.cos(turn), w * math.sin(turn)), (-h * math.sin(turn), h * math.cos(turn))
+                xs = [x, x + along[0], x + down[0], x + along[0] + down[0]]
+                ys = [y, y + along[1], y + down[1], y + along[1] + down[1]]
+                box = min(xs), min(ys), max(xs), max(ys)
             else:
                 # 100 percent is the far edge of the last pixel
                 points.append((min(x, width - 0.5), min(y, height - 0.5)))

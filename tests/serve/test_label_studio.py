@@ -7,6 +7,7 @@ real one.
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 from activefreq_engine import Engine, Session, masks
+from activefreq_engine.errors import ActiveFreqError
 from activefreq_engine.serve.errors import ServeError
 from activefreq_engine.serve.label_studio import LabelStudio
 
@@ -128,26 +130,69 @@ def test_key_points_become_a_brush_region(ask: httpx.Client, engine: Engine) -> 
     assert ask.post("/webhook", json={"action": "ANNOTATION_CREATED"}).status_code == 200
 
 
+def rectangle(x: float, y: float, width: float, height: float, **other: Any) -> dict[str, Any]:
+    value = {
+        "x": x * 100 / WIDTH,
+        "y": y * 100 / HEIGHT,
+        "width": width * 100 / WIDTH,
+        "height": height * 100 / HEIGHT,
+        "rectanglelabels": ["Blob"],
+        **other,
+    }
+    return keypoint(0, 0, type="rectanglelabels", value=value)
+
+
 def test_a_rectangle_is_a_box(ask: httpx.Client, engine: Engine) -> None:
     x0, y0, x1, y1 = 20.0, 25.0, 106.0, 92.5
-    value = {
-        "x": x0 * 100 / WIDTH,
-        "y": y0 * 100 / HEIGHT,
-        "width": (x1 - x0) * 100 / WIDTH,
-        "height": (y1 - y0) * 100 / HEIGHT,
-        "rectanglelabels": ["Blob"],
+    drawn = rectangle(x0, y0, x1 - x0, y1 - y0)
+    unlabelled = {
+        **drawn,
+        "type": "rectangle",
+        "value": {k: v for k, v in drawn["value"].items() if k != "rectanglelabels"},
     }
-    rectangle = keypoint(0, 0, type="rectanglelabels", value=value)
     with Session(engine=engine) as session:
         session.set_image(png(picture()))
         expected = [
             session.predict([], [], box=(x0, y0, x1, y1)).mask,
             session.predict([[160.5, 20.5]], [0], box=(x0, y0, x1, y1)).mask,
         ]
-    for results, mask in zip(([rectangle], [rectangle, keypoint(160.5, 20.5, False)]), expected, strict=True):
-        answer = ask.post("/predict", json=request(results, "/data/boxed.png")).json()
-        found = [region["value"]["rle"] for region in answer["results"][0]["result"]]
-        assert found == ([masks.to_label_studio_rle(mask)] if mask.any() else [])
+    assert expected[0].any()
+    for first in (drawn, unlabelled):
+        for results, mask in zip(([first], [first, keypoint(160.5, 20.5, False)]), expected, strict=True):
+            answer = ask.post("/predict", json=request(results, "/data/boxed.png")).json()
+            found = [region["value"]["rle"] for region in answer["results"][0]["result"]]
+            assert found == ([masks.to_label_studio_rle(mask)] if mask.any() else [])
+
+
+def test_a_rotated_rectangle_is_the_box_around_it(ask: httpx.Client) -> None:
+    """Label Studio turns a rectangle clockwise, around the corner that it gives."""
+    for degrees, turned, box in (
+        (90, (106.4, 25.4, 67.0, 86.0), (20.4, 25.4, 106.4, 92.4)),
+        (180, (106.4, 92.4, 86.0, 67.0), (20.4, 25.4, 106.4, 92.4)),
+        (45, (60.4, 20.4, 40 * 2**0.5, 20 * 2**0.5), (40.4, 20.4, 100.4, 80.4)),
+    ):
+        x0, y0, x1, y1 = box
+        found = []
+        for drawn in (rectangle(*turned, rotation=degrees), rectangle(x0, y0, x1 - x0, y1 - y0, rotation=0)):
+            answer = ask.post("/predict", json=request([drawn], "/data/turned.png")).json()
+            (region,) = answer["results"][0]["result"]
+            found.append(region["value"]["rle"])
+        assert found[0] == found[1], degrees
+
+
+def test_of_two_pictures_the_one_that_was_clicked(ask: httpx.Client, studio: Any) -> None:
+    config = (
+        '<View><Image name="left" value="$first"/><Image name="right" value="$second"/>'
+        '<BrushLabels name="on_left" toName="left"/><BrushLabels name="on_right" toName="right"/></View>'
+    )
+    tasks = [{"id": 5, "data": {"first": "/data/left.png", "second": "/data/right.png"}}]
+    for clicked, brush in (("right", "on_right"), ("left", "on_left")):
+        studio.asked.clear()
+        results = [keypoint(63, 58, to_name="left"), keypoint(63, 58, to_name=clicked)]
+        answer = ask.post("/predict", json=request(results, label_config=config, tasks=tasks)).json()
+        (region,) = answer["results"][0]["result"]
+        assert (region["from_name"], region["to_name"]) == (brush, clicked)
+        assert studio.asked == [f"/data/{clicked}.png"]
 
 
 def test_without_prompts_there_is_no_region(ask: httpx.Client) -> None:
@@ -182,6 +227,58 @@ def test_pictures_come_from_label_studio_alone(ask: httpx.Client, studio: Any, e
     answer = ask.post("/predict", json=request(point, f"/away?http://localhost:{studio.server_port}/c.png"))
     assert answer.status_code == 400
     assert studio.asked == [f"/away?http://localhost:{studio.server_port}/c.png"]
+
+
+@pytest.mark.parametrize(
+    ("written", "asked"),
+    [
+        ("/data/local-files/?d=My scans/lesion 1.png", "/data/local-files/?d=My%20scans/lesion%201.png"),
+        ("/data/upload/1/ab12-läsion図.png", "/data/upload/1/ab12-l%C3%A4sion%E5%9B%B3.png"),
+        ("/data/upload/1/a%20b.png?x=1&y=%2F", "/data/upload/1/a%20b.png?x=1&y=%2F"),
+        (" /data/upload/2/c.png\n", "/data/upload/2/c.png"),
+    ],
+)
+def test_addresses_are_written_as_a_browser_takes_them(
+    ask: httpx.Client, studio: Any, written: str, asked: str
+) -> None:
+    studio.asked.clear()
+    answer = ask.post("/predict", json=request([keypoint(63, 58)], written))
+    assert answer.status_code == 200, answer.text
+    assert studio.asked == [asked]
+
+
+def test_an_address_that_is_none_is_refused(ask: httpx.Client) -> None:
+    answer = ask.post("/predict", json=request([keypoint(63, 58)], "http://["))
+    assert answer.status_code == 400
+    assert "no address" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"rubbish\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+    ],
+)
+@pytest.mark.parametrize("key", [None, PERSONAL])
+def test_a_server_that_is_no_label_studio_is_refused_in_words(backend: Server, said: bytes, key: str | None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(said)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        other = LabelStudio(backend.sessions, f"http://127.0.0.1:{listening.getsockname()[1]}", key)
+        with pytest.raises(ActiveFreqError):
+            other.answer(request([keypoint(63, 58)]))
+        thread.join()
 
 
 def test_keys(ask: httpx.Client, studio: Any, backend: Server) -> None:
