@@ -58,7 +58,7 @@ class Prompted:
         """
         height, width = self._session.shape
         wanted = dict.fromkeys(
-            (min(float(x), width - 0.5), min(float(y), height - 0.5), sign)  # the far edge is the last pixel's
+            (_inside(float(x), width), _inside(float(y), height), sign)
             for points, sign in ((positive, True), (negative, False))
             for x, y in points
         )
@@ -74,6 +74,12 @@ class Prompted:
             score = expected_iou(self._session.probs, mask)
             self._session.prepare(background=True)  # last: it takes the cores from what is waited for
             return mask, score
+
+
+def _inside(value: float, size: int) -> float:
+    """A coordinate, moved into the last pixel if it lies on the far edge.  Clients that count whole pixels place the
+    edge half a pixel farther out.  What is beyond that stays outside, where it is refused."""
+    return min(value, size - 0.5) if value <= size + 0.5 else value
 
 
 def create(model: str = DEFAULT_MODEL, device: str = "auto") -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from activefreq_engine import Engine, InvalidArgumentError, InvalidPromptError, Session, cvat
+from activefreq_engine import Engine, InvalidArgumentError, InvalidClickError, InvalidPromptError, Session, cvat
 from activefreq_engine.cvat import Prompted, create
 
 NUCLIO = Path(__file__).parents[1] / "examples" / "cvat_nuclio" / "main.py"
@@ -46,6 +46,9 @@ def test_prompts_are_answered_in_the_order_in_which_they_came(engine: Engine) ->
         np.testing.assert_array_equal(boxed, session.predict([[160, 230]], [1], box=(20, 100, 300, 330)).mask)
     with pytest.raises(InvalidPromptError):
         prompted.mask([], [], ((5, 5), (5, 5)))
+    for outside in ((385, 10), (10, 5000), (float("inf"), 10), (-1, 10)):
+        with pytest.raises(InvalidClickError, match="outside the image"):
+            prompted.mask([outside], [])
 
 
 def test_the_next_request_is_prepared_for_once_this_one_is_answered(
