@@ -47,6 +47,8 @@ class Change(NamedTuple):
     columns: slice
     labels: NDArray[np.uint16]
     """`[h, w]`: the new labels of the rectangle."""
+    changed: NDArray[np.bool_]
+    """`[h, w]`: which of them are others than before the step."""
     elapsed_ms: float
 
 
@@ -56,6 +58,8 @@ class _SliceSession:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.numbers: dict[int, int] = {}
+        self._told = np.zeros(session.shape, np.uint16)
+        """The labels as of the last step."""
 
     def select(self, number: int) -> None:
         """Make an object the session's current one; an object that this slice does not have yet is begun."""
@@ -65,12 +69,16 @@ class _SliceSession:
                 self.session.next_object()
         self.session.select_object(self.numbers[number])
 
-    def labels(self, rows: slice, columns: slice) -> NDArray[np.uint16]:
-        """The labels of a rectangle, uint16 `[h, w]`; where objects overlap, the higher number wins."""
-        out = np.zeros(self.session.shape, np.uint16)[rows, columns]
+    def step(self, rows: slice, columns: slice) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
+        """The labels of a rectangle that a step has changed, uint16 `[h, w]`, and which of them are new, bool `[h, w]`;
+        where objects overlap, the higher number wins."""
+        told = self._told[rows, columns]
+        labels = np.zeros_like(told)
         for number in sorted(self.numbers):
-            out[self.session.mask_of(self.numbers[number])[rows, columns]] = number
-        return out
+            labels[self.session.mask_of(self.numbers[number])[rows, columns]] = number
+        changed = labels != told
+        told[...] = labels
+        return labels, changed
 
 
 class Annotation:
@@ -143,8 +151,9 @@ class Annotation:
         return plane
 
     def paint(self, change: Change) -> None:
-        """Write a change into `labels`."""
-        change.plane.of(self.labels)[change.rows, change.columns] = change.labels
+        """Write a change into `labels`.  Pixels that the step did not change stay, also those drawn by hand."""
+        part = change.plane.of(self.labels)[change.rows, change.columns]
+        part[change.changed] = change.labels[change.changed]
 
     def close(self) -> None:
         """Close the sessions of all slices."""
@@ -179,7 +188,7 @@ class Annotation:
     def _change(plane: Plane, found: _SliceSession, result: ClickResult) -> Change:
         x0, y0, x1, y1 = result.changed_bbox or (0, 0, 0, 0)
         rows, columns = slice(y0, y1), slice(x0, x1)
-        return Change(plane, rows, columns, found.labels(rows, columns), result.elapsed_ms)
+        return Change(plane, rows, columns, *found.step(rows, columns), result.elapsed_ms)
 
     def _open(self, plane: Plane) -> _SliceSession:
         session = Session(engine=self._engine)

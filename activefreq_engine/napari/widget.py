@@ -48,6 +48,8 @@ class SegmentWidget(QWidget):  # type: ignore[misc]
         self.pending = 0
         """Jobs that the thread has not finished."""
         self._hint: tuple[Plane, Suggestion] | None = None
+        self._beginning: object = None
+        """Stands for the last time that `start` was called and nothing was closed since."""
         self._thread = ThreadPoolExecutor(1, "activefreq-napari")
         self._finished.connect(self._deliver)
         self._build()
@@ -107,16 +109,19 @@ class SegmentWidget(QWidget):  # type: ignore[misc]
         window = tuple(float(v) for v in layer.contrast_limits)
         model = self.model.currentText()
         self.image = layer
+        beginning = self._beginning = object()
         self.status.setText("Loading the weights ...")
 
         def make() -> Annotation:
             return Annotation(data, rgb=layer.rgb, window=window, engine=Engine.shared(model))  # type: ignore[arg-type]
 
-        self._do(make, self._started)
+        self._do(make, lambda annotation: self._started(annotation, beginning))
 
-    def _started(self, annotation: Annotation) -> None:
+    def _started(self, annotation: Annotation, beginning: object) -> None:
+        if beginning is not self._beginning:  # begun again, or closed, while the weights were loaded
+            return
         self.annotation = annotation
-        place = {name: getattr(self.image, name) for name in ("scale", "translate", "rotate", "shear", "units")}
+        place = {n: getattr(self.image, n) for n in ("scale", "translate", "rotate", "shear", "affine", "units")}
         self.labels = self.viewer.add_labels(annotation.labels, name="objects", opacity=0.5, **place)
         empty = np.zeros(annotation.shape, np.uint8)  # memory only where something is written
         self.uncertainty = self.viewer.add_image(
@@ -254,11 +259,18 @@ class SegmentWidget(QWidget):  # type: ignore[misc]
         if change is None or self.annotation is None:
             self._said("There is nothing to undo or redo.")
             return
+        if self.labels.data.shape == self.annotation.shape:  # napari's menu puts labels of another type in their place
+            self.annotation.labels = self.labels.data
         self.annotation.paint(change)
         self.labels.refresh()
         self._said(f"Object {self.annotation.number}, {change.elapsed_ms:.0f} ms")
+        if self.labels not in self.viewer.layers:
+            show_warning("The layer with the objects is gone. To begin anew, press 'Segment the selected image'.")
+        dims = self.viewer.dims
         if self._plane() != change.plane and self._plane() is not None:  # undone elsewhere: show it
-            self.viewer.dims.point = self.image.data_to_world(change.plane.point(0, 0))
+            # the viewer may have more axes than the image; those stay where they are
+            axes = range(dims.ndim - self.image.ndim, dims.ndim)
+            dims.set_point(axes, self.image.data_to_world(change.plane.point(0, 0)))
         idle = not self.pending
         self._look_again()
         if idle:
@@ -286,6 +298,8 @@ class SegmentWidget(QWidget):  # type: ignore[misc]
 
     def _hinted(self, found: tuple[Plane, list[Suggestion], Any]) -> None:
         plane, hints, doubt = found
+        if self.annotation is None:
+            return
         if self._plane() != plane:  # the person went on meanwhile
             self._look_again()
             return
@@ -310,7 +324,7 @@ class SegmentWidget(QWidget):  # type: ignore[misc]
             for layer in (self.suggestions, self.uncertainty):  # the objects stay
                 if layer in self.viewer.layers:
                     self.viewer.layers.remove(layer)
-        self.annotation, self._hint = None, None
+        self.annotation, self._hint, self._beginning = None, None, None
 
     def closeEvent(self, event: Any) -> None:  # noqa: N802 - Qt's name
         """Let go of the viewer and of the sessions; the objects stay."""

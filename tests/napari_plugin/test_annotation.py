@@ -123,3 +123,30 @@ def test_colours_windows_and_what_is_refused(engine: Engine, rng: np.random.Gene
     assert colour.undo() is None
     with pytest.raises(InvalidImageError, match="two axes"):
         Annotation(np.zeros((5, 3), np.uint8), rgb=True, window=None, engine=engine)
+
+
+def test_what_is_drawn_by_hand_stays_where_a_step_changes_nothing(engine: Engine, rng: np.random.Generator) -> None:
+    annotation = Annotation(blob(rng, 64, 96), rgb=False, window=None, engine=engine)
+    plane = Plane((0, 1), ())
+    with Session(engine=engine) as session:
+        session.set_image(np.ascontiguousarray(annotation._data))
+        masks = [np.zeros((64, 96), bool), session.click(29, 42).mask.copy(), session.click(29, 58).mask.copy()]
+        for _ in range(2):
+            masks.append(session.undo().mask.copy())
+        annotation.paint(annotation.click(plane, 29, 42, True))
+        drawn = annotation.labels[36:48, :40]  # over a part of the object, and beside it
+        drawn[...] = 7
+        expected = annotation.labels.copy()
+        for before, after, act in zip(
+            masks[1:],
+            masks[2:],
+            (lambda: annotation.click(plane, 29, 58, True), annotation.undo, annotation.undo),
+            strict=False,
+        ):
+            change = act()
+            assert change is not None
+            annotation.paint(change)
+            expected[before != after] = after[before != after]
+            np.testing.assert_array_equal(annotation.labels, expected)
+        assert (drawn == 7).any()
+    annotation.close()
