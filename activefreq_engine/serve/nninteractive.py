@@ -37,7 +37,7 @@ ARRAY_PATHS = (
     "/add_initial_seg_interaction",
 )
 """Paths of requests whose bodies are packed arrays."""
-BUFFERS = {str(dtype.newbyteorder(order)): dtype for order in "<>" for dtype in packing.DTYPES.values()}
+BUFFERS = {str(t): dtype for dtype in packing.DTYPES.values() for t in (dtype, dtype.newbyteorder(">"))}
 """Types of a client's array for the mask, by NumPy's name for them.  The client exchanges the bytes itself where its
 own order is another."""
 
