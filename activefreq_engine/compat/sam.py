@@ -24,6 +24,7 @@ from activefreq_engine.errors import (
     InvalidArgumentError,
     InvalidClickError,
     InvalidImageError,
+    InvalidPromptError,
     NoImageError,
 )
 from activefreq_engine.images import load_image
@@ -332,7 +333,12 @@ class SamPredictor(_Predictor):
         picture = self._opened()
         scale = 1.0 if picture.shape == self.original_size else self.transform.factors(self.original_size)
         points = None if point_coords is None else _numbers(point_coords, "point_coords", 2) * scale
-        corners = None if box is None else (_numbers(box, "box", 4).reshape(-1, 2) * scale).ravel()
+        given = None if box is None else _numbers(box, "box", 4)
+        if given is not None and given.size != 4:
+            raise InvalidPromptError(
+                f"box has shape {given.shape}; expected [4], one box. predict_torch takes several, [B, 4]"
+            )
+        corners = None if given is None else (given.reshape(2, 2) * scale).ravel()
         asked = _prompt(picture, points, point_labels, corners, mask_input, self._extent(picture))
         return self._masks(0, [asked], multimask_output, return_logits)[0]
 
@@ -366,7 +372,9 @@ class SamPredictor(_Predictor):
         # the picture itself may be in the frame
         factors = self.transform.factors(picture.shape)
         points = None if point_coords is None else _settled(_numbers(point_coords, "point_coords", 2) / factors)
-        corners = None if boxes is None else (_numbers(boxes, "boxes", 4).reshape(-1, 2, 2) / factors).reshape(-1, 4)
+        corners = None
+        if boxes is not None:
+            corners = _settled(_numbers(boxes, "boxes", 4).reshape(-1, 2, 2) / factors).reshape(-1, 4)
         asked = _prompts(picture, points, _numpy(point_labels), corners, _numpy(mask_input), self._extent(picture))
         found = self._masks(0, asked, multimask_output, return_logits)
         masks, scores, low = (torch.from_numpy(np.stack(part)).to(self.device) for part in zip(*found, strict=True))
@@ -495,9 +503,12 @@ class SAM2ImagePredictor(_Predictor):
     ) -> Answer:
         picture = self._opened(index)
         height, width = picture.shape
-        scale = np.array([1, 1] if normalize else [width, height], np.float64)
-        points = None if coords is None else _numbers(coords, "point_coords", 2) * scale
-        corners = None if box is None else (_numbers(box, "box", 4).reshape(-1, 2, 2) * scale).reshape(-1, 4)
+        size = np.array([width, height], np.float64)
+        points = None if coords is None else _numbers(coords, "point_coords", 2)
+        corners = None if box is None else _numbers(box, "box", 4).reshape(-1, 4)
+        if not normalize:
+            points = None if points is None else _settled(points * size)
+            corners = None if corners is None else _settled(corners * np.tile(size, 2))
         labels, given = _numpy(labels), _numpy(mask_input)
         if points is not None and points.ndim == 2:
             points, labels = points[None], None if labels is None else np.asarray(labels)[None]
@@ -558,7 +569,7 @@ def _numbers(values: Any, name: str, last: int) -> NDArray[np.float64]:
 
 
 def _settled(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Points that came from the input frame, with float32's rounding of whole numbers undone: it must not move a point
-    into the next pixel or out of the picture."""
+    """Points that came from the input frame or from parts of the picture, with the rounding of whole numbers undone: it
+    must not move a point or the edge of a box into the next pixel or out of the picture."""
     whole = np.rint(points)
     return np.where(np.abs(points - whole) < 1e-3, whole, points)

@@ -195,8 +195,49 @@ def test_a_box_is_a_sessions_box(engine: Engine, rng: np.random.Generator) -> No
     assert ((one[0] > 0) != alone).mean() < 0.01
     with pytest.raises(InvalidPromptError, match="no part"):
         predictor.predict(box=np.array([300, 5, 400, 40]))
+    with pytest.raises(InvalidPromptError, match="predict_torch takes several"):
+        predictor.predict(box=np.array([corners, corners]))
     with pytest.raises(InvalidArgumentError, match="both a start"):
         predictor.predict(box=np.array(corners), mask_input=np.zeros((1, 256, 256)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_whole_numbers_stay_whole_in_other_coordinates(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, dtype: Any
+) -> None:
+    """Rounding must not move a point, or the edge of a box, into the pixel before."""
+    asked: list[prompts.MaskPrompt] = []
+
+    def answer(_: Any, picture: Any, given: Any) -> list[Any]:
+        asked.extend(given)
+        return [prompts._start(picture, prompts.MaskPrompt()).canvas] * len(given)
+
+    monkeypatch.setattr(prompts, "answer", answer)
+    height, width = 97, 181
+    x, y = (v.ravel() for v in np.meshgrid(np.arange(0, width, 7), np.arange(0, height, 5)))
+    points = np.stack([x, y], 1)
+    boxes = np.concatenate([points // 2, points // 2 + [60, 40]], 1)
+    image = np.zeros((height, width, 3), np.uint8)
+    predictor, sam2 = SamPredictor(engine), SAM2ImagePredictor(engine)
+    predictor.set_image(image)
+    frame = predictor.transform
+    framed = frame.apply_coords_torch(torch.from_numpy(points.astype(dtype)), image.shape[:2])
+    predictor.predict_torch(framed[:, None], torch.ones(len(points), 1), multimask_output=False)
+    predictor.predict_torch(
+        None,
+        None,
+        frame.apply_boxes_torch(torch.from_numpy(boxes.astype(dtype)), image.shape[:2]),
+        multimask_output=False,
+    )
+    sam2.set_image(image)
+    size = np.array([width, height])
+    how: dict[str, Any] = {"multimask_output": False, "normalize_coords": False}
+    sam2.predict((points / size).astype(dtype)[:, None], np.ones((len(points), 1)), **how)
+    sam2.predict(box=(boxes / np.tile(size, 2)).astype(dtype), **how)
+    clicked = [(c.x, c.y) for prompt in asked for c in prompt.clicks]
+    assert clicked == 2 * [(a, b) for a, b in points.tolist()]
+    drawn = [(b.x0, b.y0, b.x1, b.y1) for prompt in asked if (b := prompt.box) is not None]
+    assert drawn == 2 * [tuple(b) for b in boxes.tolist()]
 
 
 def test_a_mask_on_the_grid_is_read_as_it_is(engine: Engine, rng: np.random.Generator) -> None:
