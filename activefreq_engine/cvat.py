@@ -58,7 +58,7 @@ class Prompted:
         """
         height, width = self._session.shape
         wanted = dict.fromkeys(
-            (_inside(float(x), width), _inside(float(y), height), sign)
+            (edge_inside(float(x), width), edge_inside(float(y), height), sign)
             for points, sign in ((positive, True), (negative, False))
             for x, y in points
         )
@@ -76,7 +76,7 @@ class Prompted:
             return mask, score
 
 
-def _inside(value: float, size: int) -> float:
+def edge_inside(value: float, size: int) -> float:
     """A coordinate, moved into the last pixel if it lies on the far edge.  Clients that count whole pixels place the
     edge half a pixel farther out.  What is beyond that stays outside, where it is refused."""
     return min(value, size - 0.5) if value <= size + 0.5 else value

@@ -26,6 +26,7 @@ from xml.etree import ElementTree
 from fastapi import FastAPI, Request
 
 from activefreq_engine import Session, masks
+from activefreq_engine.cvat import edge_inside
 from activefreq_engine.errors import ActiveFreqError
 from activefreq_engine.serve.errors import NotFoundError, ServeError, TooLargeError
 from activefreq_engine.serve.sessions import Sessions
@@ -311,8 +312,7 @@ def _prompts(results: list[dict[str, Any]], target: str, width: int, height: int
                 ys = [y, y + along[1], y + down[1], y + along[1] + down[1]]
                 box = min(xs), min(ys), max(xs), max(ys)
             else:
-                # 100 percent is the far edge of the last pixel
-                points.append((min(x, width - 0.5), min(y, height - 0.5)))
+                points.append((edge_inside(x, width), edge_inside(y, height)))  # 100 percent is the far edge
                 signs.append(int(bool(result.get("is_positive", True))))
             label = str(value[kind][0]) if value.get(kind) else label
         except (KeyError, TypeError, ValueError, IndexError) as error:
