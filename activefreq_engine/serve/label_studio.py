@@ -315,7 +315,7 @@ def _prompts(results: list[dict[str, Any]], target: str, width: int, height: int
                 points.append((edge_inside(x, width), edge_inside(y, height)))  # 100 percent is the far edge
                 signs.append(int(bool(result.get("is_positive", True))))
             label = str(value[kind][0]) if value.get(kind) else label
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise ServeError(f"a {kind} cannot be read: {type(error).__name__} {error}") from error
     return _TaskPrompts(points, signs, box, label)
 

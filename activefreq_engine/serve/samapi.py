@@ -26,7 +26,8 @@ VERSION = "0.6.1"
 """The version of samapi whose answers these are."""
 PATH = "/sam/"
 
-PixelPair = Annotated[list[int], Field(min_length=2, max_length=2)]
+PixelNumber = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+PixelPair = Annotated[list[PixelNumber], Field(min_length=2, max_length=2)]
 
 
 class SamApiRequest(BaseModel):
@@ -35,7 +36,7 @@ class SamApiRequest(BaseModel):
     type: str | None = None
     """The kind of SAM that was chosen; this server's own model answers whatever it is."""
     b64img: str
-    bbox: Annotated[list[int], Field(min_length=4, max_length=4)] | None = None
+    bbox: Annotated[list[PixelNumber], Field(min_length=4, max_length=4)] | None = None
     """x0, y0, x1, y1."""
     point_coords: Annotated[list[PixelPair], Field(max_length=1000)] | None = None
     point_labels: Annotated[list[Annotated[int, Field(ge=0, le=1)]], Field(max_length=1000)] | None = None

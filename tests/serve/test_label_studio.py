@@ -321,6 +321,7 @@ def test_a_token_is_given_as_a_password(engine: Engine, studio: Any) -> None:
         {"params": {"context": {"result": [keypoint(3, 3, original_width=1)]}}},
         {"params": {"context": {"result": [keypoint(3, 3, value={"x": "a", "y": 2})]}}},
         {"params": {"context": {"result": [keypoint(3, 3, value=None)]}}},
+        {"params": {"context": {"result": [keypoint(3, 3, value={"x": 10**400, "y": 2})]}}},
         {"params": {"context": {"result": [keypoint(-30, 3)]}}},
         {"params": {"context": {"result": [keypoint(WIDTH + 30, 3)]}}},
         {"params": {"context": {"result": [keypoint(3, float("nan"))]}}},

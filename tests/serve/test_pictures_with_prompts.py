@@ -75,6 +75,8 @@ def test_x_anylabeling(engine: Engine, http: httpx.Client) -> None:
         ("/sam/", {"b64img": IMAGE, "point_coords": [[1, 1]]}, 400),
         ("/sam/", {"b64img": IMAGE, "point_coords": [[1, 999]], "point_labels": [1]}, 400),
         ("/sam/", {"b64img": IMAGE, "point_coords": [[1, 1]], "point_labels": [7]}, 422),
+        ("/sam/", {"b64img": IMAGE, "point_coords": [[1, 10**400]], "point_labels": [1]}, 422),
+        ("/sam/", {"b64img": IMAGE, "bbox": [1, 1, 9, 10**400]}, 422),
         ("/sam/", {"b64img": IMAGE, "bbox": [0, 0, 9, 9], "b64mask": IMAGE}, 400),
         ("/v1/predict", {"model": "other", "image": IMAGE}, 404),
         ("/v1/predict", {"model": "", "image": IMAGE, "params": {"marks": [{"type": "point", "data": [1]}]}}, 422),
