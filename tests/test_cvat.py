@@ -91,5 +91,12 @@ def test_the_nuclio_function(engine: Engine, monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_array_equal(mask, expected)
     assert np.array(found["points"]).shape[1] == 2
     assert len(context.user_data.pictures) == 1
+    pieces = np.zeros((60, 90), np.bool_)
+    pieces[5:25, 10:70] = True  # four corners, and beside it a comb with many
+    pieces[40:50, 10:60:6] = pieces[39, 10:60] = True
+    with monkeypatch.context() as patched:
+        patched.setattr(Prompted, "mask", lambda *_: (pieces, 0.5))
+        found = json.loads(main.handler(context, SimpleNamespace(body=body)).body)
+    assert sorted(found["points"]) == [[10, 5], [10, 25], [70, 5], [70, 25]]
     for wrong in ({}, {**body, "image": "AAAA"}, {**body, "pos_points": [["a", 1]]}, {**body, "pos_points": [[-5, 1]]}):
         assert main.handler(context, SimpleNamespace(body=wrong)).status_code == 400

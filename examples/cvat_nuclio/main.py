@@ -6,6 +6,8 @@ import json
 import os
 from collections import OrderedDict
 
+import numpy as np
+
 from activefreq_engine import ActiveFreqError, Engine
 from activefreq_engine.conventions import DEFAULT_MODEL
 from activefreq_engine.cvat import Prompted
@@ -22,7 +24,8 @@ def init_context(context):
 
 
 def handler(context, event):
-    """`image` (base64), `pos_points`, `neg_points`, `obj_bbox` -> `mask` (rows of 0 and 1) and `points`, a polygon."""
+    """`image` (base64), `pos_points`, `neg_points`, `obj_bbox` -> `mask` (rows of 0 and 1) and `points`, a polygon: the
+    outline of the largest piece."""
     try:
         mask, _ = opened(context.user_data, event.body["image"]).mask(
             event.body["pos_points"], event.body["neg_points"], event.body.get("obj_bbox") or None
@@ -30,8 +33,14 @@ def handler(context, event):
     except (ActiveFreqError, KeyError, ValueError, TypeError) as error:
         return context.Response(body=str(error), headers={}, content_type="text/plain", status_code=400)
     rings = [p.exterior for p in to_polygons(mask, holes="drop", tolerance=1)]
-    body = {"mask": mask.astype(int).tolist(), "points": max(rings, key=len).tolist() if rings else []}
+    body = {"mask": mask.astype(int).tolist(), "points": max(rings, key=area).tolist() if rings else []}
     return context.Response(body=json.dumps(body), headers={}, content_type="application/json", status_code=200)
+
+
+def area(ring):
+    """Of a ring of corners, in pixels."""
+    x, y = ring.astype(float).T
+    return abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2
 
 
 def opened(memory, image):
