@@ -59,6 +59,8 @@ class Live:
         self._socket, self._work, self._hint_thread = socket, work, hint_thread
         self._shown: dict[int, NDArray[np.bool_]] = {}
         """The mask of each object that the page has, on the current slice."""
+        self._unsent: set[int] = set()
+        """Objects whose masks changed since then."""
         self._requests: asyncio.Queue[tuple[dict[str, Any], float]] = asyncio.Queue(WAITING)
         self._uncertainty = False
         self._hints: asyncio.Task[None] | None = None
@@ -99,22 +101,26 @@ class Live:
             if message.get("op") == "uncertainty":
                 self._uncertainty = message.get("on") is True
                 self._hint()
+                await self._catch_up(start)
                 return
             op = ops.parse(message)
             if op.seq is None:
                 raise ServeError("the request has no seq; number the requests upwards from 1")
             changed = await work.perform(op)
         except ActiveFreqError as error:
+            await self._catch_up(start)
             await self._socket.send_json({"type": "error", "seq": seq, "message": str(error)})
             return
         except Exception:
             _log.exception("request %s of session %s failed", message.get("op"), work.id)
+            await self._catch_up(start)
             await self._socket.send_json({"type": "error", "seq": seq, "message": FAILED})
             return
         async with work.lock:
             if changed and isinstance(op, (ops.SliceOp, ops.WindowOp)):
                 await self._send_masks()
-            elif changed and self._requests.empty():  # else the answer would be stale when it arrived
+            else:
+                self._unsent |= {work.current} if changed else set()
                 await self._send_changes(op.seq, start)
             state = work.state() if op.op not in _ON_STEPS else {"objects": [work.describe(work.current)]}
         done = {"type": "done", "op": op.op, **state, "seq": op.seq, "ms": (time.perf_counter() - start) * 1e3}
@@ -122,14 +128,23 @@ class Live:
         if self._requests.empty():
             self._hint()
 
+    async def _catch_up(self, start: float) -> None:
+        async with self._work.lock:
+            await self._send_changes(self._work.seq, start)
+
     async def _send_changes(self, seq: int, start: float) -> None:
-        number = self._work.current
-        mask = await self._work.mask(number)
-        box = frames.changed_box(self._shown.get(number), mask)
+        """Send the masks that changed, unless a request waits: they would be stale when they arrived, and its answer
+        brings them, even if it changes nothing itself."""
+        if not self._requests.empty():
+            return
         self._shown = {n: m for n, m in self._shown.items() if n in self._work.objects}
-        self._shown[number] = mask
-        elapsed = (time.perf_counter() - start) * 1e3
-        await self._socket.send_bytes(frames.mask_frame(mask, box, number=number, seq=seq, elapsed_ms=elapsed))
+        for number in sorted(self._unsent.intersection(self._work.objects)):
+            mask = await self._work.mask(number)
+            box = frames.changed_box(self._shown.get(number), mask)
+            self._shown[number] = mask
+            elapsed = (time.perf_counter() - start) * 1e3
+            await self._socket.send_bytes(frames.mask_frame(mask, box, number=number, seq=seq, elapsed_ms=elapsed))
+        self._unsent.clear()
 
     async def _send_all(self) -> None:
         async with self._work.lock:
@@ -139,6 +154,7 @@ class Live:
 
     async def _send_masks(self) -> None:
         self._shown = {}
+        self._unsent.clear()
         for number in self._work.objects:
             mask = self._shown[number] = await self._work.mask(number)
             box = frames.changed_box(None, mask)

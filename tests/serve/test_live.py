@@ -100,6 +100,28 @@ def test_stale_answers_are_dropped_and_the_last_mask_is_right(client: Client, se
     assert np.array_equal(client.mask(), session.mask)
 
 
+@pytest.mark.parametrize("last", ["an undo too many", "another object", "a refusal", "the uncertainty"])
+def test_masks_whose_answers_were_dropped_come_with_the_last_answer(client: Client, last: str) -> None:
+    client.ask("click", x=150, y=20, positive=True)
+    client.post("click", x=60, y=60, positive=True)
+    if last == "an undo too many":
+        for _ in range(3):
+            client.post("undo")
+    elif last == "another object":
+        client.post("next")
+    elif last == "a refusal":
+        client.post("click", x=WIDTH, y=60, positive=True)
+    else:
+        client.raw(json.dumps({"op": "uncertainty", "on": True}))
+        client.take_heat()
+    while last != "the uncertainty" and client.take("done", "error")["seq"] != client.seq:
+        continue
+    shown = client.mask().copy()
+    client.dial(client.state["id"])
+    assert np.array_equal(shown, client.mask())
+    assert client.mask().any() == (last != "an undo too many")
+
+
 def test_objects_keep_their_masks_steps_and_names(client: Client) -> None:
     client.ask("click", x=60, y=60, positive=True)
     first = client.mask(1).copy()
