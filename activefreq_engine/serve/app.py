@@ -219,7 +219,8 @@ def _session_routes(app: FastAPI, sessions: Sessions) -> None:
     ) -> dict[str, Any]:
         """Send a picture: the file's bytes as the body, its name in the query.  Earlier steps are forgotten."""
         work = await sessions.get(identity)
-        await sessions.put_picture(work, await _body(request, sessions.limits.upload), name)
+        with work.kept():  # a slow upload keeps its session
+            await sessions.put_picture(work, await _body(request, sessions.limits.upload), name)
         async with work.lock:
             return work.state()
 

@@ -118,11 +118,10 @@ class Sessions:
 
         Raises:
             InvalidImageError, TooLargeError: the bytes cannot be used.
+            GoneError: the session ended meanwhile.
         """
         picture = await self._decode(data, name)
-        if work._journal is not None:
-            await self._run(work._journal.write_picture, data)
-        await work.set_picture(picture, {"sha256": hashlib.sha256(data).hexdigest()})
+        await work.set_picture(picture, {"sha256": hashlib.sha256(data).hexdigest()}, data)
 
     async def of_picture(self, path: str, box: tuple[int, int, int, int] | None = None) -> Work:
         """The session of a picture of the folder, or of a region of a slide: the existing one, else a new one.
@@ -258,9 +257,12 @@ class Sessions:
             ConflictError: the events are not possible in this order.
             ActiveFreqError: the picture of the session cannot be opened.
         """
+        latest = max((n for n, event in enumerate(journal.events, 1) if event.get("op") == "picture"), default=0)
         for number, (line, event) in enumerate(zip(journal.lines, journal.events, strict=True), 1):
             try:
                 if event.get("op") == "picture":
+                    if number < latest:  # its bytes may be gone: the journal keeps those of one picture
+                        continue
                     picture = await self._picture_of(journal, event)
                     work.begin(picture)
                     continue
@@ -270,7 +272,9 @@ class Sessions:
                 raise damaged(journal.folder, DamagedLineError(line, error)) from error
             try:
                 op = ops.parse(event)
-                if number < len(journal.events) or not isinstance(op, PromptStep):
+                if number < latest:  # a new picture forgets what was done before, but a page's numbers go on
+                    work.count(op)
+                elif number < len(journal.events) or not isinstance(op, PromptStep):
                     work.replay(op)
                 elif not await work.finish(op):
                     _log.warning("the last step of session %s cannot be carried out; it is taken back", work.id)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import logging
 import math
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -24,7 +26,7 @@ from activefreq_engine.errors import InvalidClickError, InvalidImageError, Inval
 from activefreq_engine.images import Window, image_size, load_labels
 from activefreq_engine.serve import ops
 from activefreq_engine.serve.batches import Batches
-from activefreq_engine.serve.errors import ConflictError, NotFoundError, ServeError, TooLargeError
+from activefreq_engine.serve.errors import ConflictError, GoneError, NotFoundError, ServeError, TooLargeError
 from activefreq_engine.serve.journal import Journal
 from activefreq_engine.serve.pictures import Planes
 
@@ -117,6 +119,8 @@ class Work:
         """Goes up with every request that may change a mask."""
         self.touched = time.monotonic()
         self.connections = 0
+        """Pages and requests that keep the session in memory."""
+        self._closed = False
         self.lock = asyncio.Lock()
         self._newest = 1
         self._steps: dict[tuple[int, int], Steps] = {}
@@ -128,10 +132,23 @@ class Work:
 
     # --- the picture ---
 
-    async def set_picture(self, picture: Planes, source: dict[str, Any]) -> None:
-        """Start on a picture; `source` is what the journal keeps of where it came from."""
-        async with self.lock:
+    async def set_picture(self, picture: Planes, source: dict[str, Any], data: bytes | None = None) -> None:
+        """Start on a picture.
+
+        Args:
+            picture: decoded.
+            source: what the journal keeps of where it came from.
+            data: the file's content, for the journal to keep; None if the picture lies in the server's folder.
+
+        Raises:
+            GoneError: the session has ended.
+            StorageError: the disk does not take it.
+        """
+        async with self.lock:  # of two that come at once, the second's event and bytes follow the first's
+            self._alive()
             if self._journal is not None:
+                if data is not None:
+                    await self.run(self._journal.write_picture, data)
                 self._journal.append({"op": "picture", "name": picture.name, **source})
                 await self.run(self._journal.sync)
             self.begin(picture)
@@ -149,20 +166,37 @@ class Work:
         """The picture.
 
         Raises:
+            GoneError: the session has ended.
             ConflictError: there is none yet.
         """
+        self._alive()
         if self.picture is None:
             raise ConflictError("the session has no picture yet; send one first")
         return self.picture
 
+    def _alive(self) -> None:
+        if self._closed:
+            raise GoneError("the session was ended or left memory while this waited; open it again")
+
     # --- requests ---
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep the session in memory, though nobody may hold its lock."""
+        self.connections += 1
+        try:
+            yield
+        finally:
+            self.connections -= 1
+            self.touched = time.monotonic()
 
     async def perform(self, op: ops.AnyOp) -> bool:
         """Carry out a request.  Returns False if there was nothing to do or the request was carried out before.
 
         When this returns, the request is in the journal.  A caller that goes away does not stop it half way.
         """
-        return await asyncio.shield(asyncio.ensure_future(self._perform(op)))
+        with self.kept():
+            return await asyncio.shield(asyncio.ensure_future(self._perform(op)))
 
     async def _perform(self, op: ops.AnyOp) -> bool:
         async with self.lock:
@@ -280,9 +314,18 @@ class Work:
         self._follows(op)
         self.fold(op)
 
-    def _follows(self, op: ops.AnyOp) -> None:
+    def count(self, op: ops.AnyOp) -> None:
+        """Note the number of a request that has no effect any more.
+
+        Raises:
+            ConflictError: it does not follow the number before it.
+        """
         if op.seq is not None and op.seq <= self.seq:
             raise ConflictError(f"request {op.seq} comes after request {self.seq}")
+        self.seq = max(self.seq, op.seq or 0)
+
+    def _follows(self, op: ops.AnyOp) -> None:
+        self.count(op)
         if not self._possible(op, decode=False):
             raise ConflictError(f"there is nothing to {op.op}")
 
@@ -302,7 +345,6 @@ class Work:
         try:
             await self._carry_out(op)
         except (InvalidClickError, InvalidPromptError, InvalidMaskError, InvalidImageError):
-            self.seq = max(self.seq, op.seq or 0)
             return False
         self.fold(op)
         return True
@@ -440,7 +482,8 @@ class Work:
     # --- lifetime ---
 
     def close(self) -> None:
-        """Let go of everything in memory; the journal stays."""
+        """Let go of everything in memory; the journal stays.  Requests that still wait are refused."""
+        self._closed = True
         self.let_go()
         self.picture = None
         if self._journal is not None:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from activefreq_engine.serve import journal as journal_module
 from activefreq_engine.serve.errors import ConflictError, NotFoundError, StorageError
 from activefreq_engine.serve.journal import Journal, Journals
 
-from .client import HEIGHT, LESION, PATIENCE, WIDTH, Client, picture
+from .client import HEIGHT, LESION, PATIENCE, WIDTH, Client, picture, png
 from .conftest import Server
 
 KILLS = int(os.environ.get("ACTIVEFREQ_KILLS", "2"))
@@ -200,6 +201,56 @@ def test_a_session_is_back_after_idle_time(engine: Engine, tmp_path: Path) -> No
             assert len(server.sessions) == 0
             client.dial(identity)
             assert np.array_equal(client.mask(), mask)
+    finally:
+        server.close()
+
+
+def test_a_second_picture_is_back_with_what_was_done_on_it(engine: Engine, tmp_path: Path) -> None:
+    server = Server(engine, tmp_path)
+    try:
+        with Client(server.url) as client:
+            identity = client.begin()
+            client.ask("click", x=60, y=60, positive=True)
+            client.ask("next")
+            client.hang_up()
+            put = {"params": {"name": "two.png"}, "content": png(picture(90, 150, seed=2))}
+            assert client.http.put(f"/v1/sessions/{identity}/image", **put).status_code == 200
+            client.dial(identity)
+            client.ask("click", x=30, y=90, positive=True)
+            mask, seq = client.mask().copy(), client.seq
+            client.hang_up()
+            while server.sessions._works[identity].connections:
+                time.sleep(0.01)
+            server.sessions._works.pop(identity).close()
+            client.dial(identity)
+            assert client.state["picture"]["name"] == "two.png"
+            assert [o["clicks"] for o in client.state["objects"]] == [[[30, 90, True]]]
+            assert client.state["seq"] == seq
+            assert np.array_equal(client.mask(), mask)
+            # numbers go on from a picture that nothing was done on, too
+            client.hang_up()
+            assert client.http.put(f"/v1/sessions/{identity}/image", **put).status_code == 200
+            while server.sessions._works[identity].connections:
+                time.sleep(0.01)
+            server.sessions._works.pop(identity).close()
+            state = client.http.get(f"/v1/sessions/{identity}").json()
+            assert (state["seq"], state["objects"][0]["clicks"]) == (seq, [])
+    finally:
+        server.close()
+
+
+def test_two_pictures_at_once_leave_one_that_comes_back(engine: Engine, tmp_path: Path) -> None:
+    server = Server(engine, tmp_path)
+    try:
+        with server.http() as http, ThreadPoolExecutor(6) as pool:
+            path = f"/v1/sessions/{http.post('/v1/sessions').json()['id']}"
+            contents = {f"{n}.png": png(picture(60 + n, 50, seed=n)) for n in range(6)}
+            put = lambda name: http.put(f"{path}/image", params={"name": name}, content=contents[name])  # noqa: E731
+            for _ in range(3):
+                assert {answer.status_code for answer in pool.map(put, contents)} == {200}
+                before = http.get(path).json()
+                server.sessions._works.pop(before["id"]).close()
+                assert http.get(path).json() == before
     finally:
         server.close()
 

@@ -6,7 +6,12 @@ import io
 import json
 import os
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -14,11 +19,13 @@ import pytest
 from PIL import Image
 
 from activefreq_engine import Engine, Session, masks
+from activefreq_engine.serve import batches
 from activefreq_engine.serve.errors import NotFoundError
 from activefreq_engine.serve.frames import changed_box
 from activefreq_engine.serve.pictures import Folder
+from activefreq_engine.serve.sessions import Limits
 
-from .client import HEIGHT, LESION, WIDTH, Client, picture, png
+from .client import HEIGHT, LESION, PATIENCE, WIDTH, Client, picture, png
 from .conftest import Server
 
 
@@ -146,6 +153,73 @@ def test_coco_is_read_by_pycocotools(http: httpx.Client, path: str, tmp_path: Pa
     assert np.array_equal(read.annToMask(annotation) != 0, mask)
 
 
+def test_a_slow_upload_keeps_its_session(engine: Engine, tmp_path: Path) -> None:
+    server = Server(engine, tmp_path, limits=Limits(sessions=1))
+    data, at_work, go_on = png(picture()), threading.Event(), threading.Event()
+
+    def slowly() -> Iterator[bytes]:
+        yield data[:1000]
+        at_work.set()
+        go_on.wait(PATIENCE)
+        yield data[1000:]
+
+    try:
+        with server.http() as http, ThreadPoolExecutor(1) as pool:
+            path = f"/v1/sessions/{http.post('/v1/sessions').json()['id']}"
+            upload = pool.submit(http.put, f"{path}/image", content=slowly())
+            assert at_work.wait(PATIENCE)
+            deadline = time.monotonic() + 20
+            while not next(iter(server.sessions._works.values())).connections and time.monotonic() < deadline:
+                time.sleep(0.01)
+            full = http.post("/v1/sessions")
+            go_on.set()
+            assert upload.result(PATIENCE).status_code == 200
+            assert full.status_code == 503
+            assert http.post(f"{path}/clicks", json={"x": 60, "y": 60}).status_code == 200
+            assert http.post("/v1/sessions").status_code == 201, "its place is free again"
+    finally:
+        go_on.set()
+        server.close()
+
+
+def test_what_waits_for_a_session_that_ends_is_told_so(
+    http: httpx.Client, path: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, go_on, click = threading.Event(), threading.Event(), batches.click_batch
+
+    def slow(*arguments: Any) -> Any:
+        started.set()
+        go_on.wait(PATIENCE)
+        return click(*arguments)
+
+    monkeypatch.setattr(batches, "click_batch", slow)
+    work = server.sessions._works[path.rsplit("/", 1)[1]]
+
+    def waiting(count: int) -> None:
+        while len(work.lock._waiters or ()) < count:
+            time.sleep(0.01)
+
+    with ThreadPoolExecutor(5) as pool:
+        try:
+            first = pool.submit(http.post, f"{path}/clicks", json={"x": 60, "y": 60})
+            assert started.wait(PATIENCE)
+            ended = pool.submit(http.delete, path)
+            waiting(1)
+            late = [
+                pool.submit(http.post, f"{path}/clicks", json={"x": 150, "y": 20}),
+                pool.submit(http.get, f"{path}/exports/png"),
+                pool.submit(http.put, f"{path}/image", content=png(picture())),
+            ]
+            waiting(4)
+        finally:
+            go_on.set()
+        assert ended.result().status_code == 204
+        assert first.result().status_code in (200, 410)  # the click was made; its mask is read after the end
+        assert [(answer.result().status_code, "open it again" in answer.result().text) for answer in late] == [
+            (410, True)
+        ] * 3
+
+
 def test_a_folder_is_annotated_to_the_end(http: httpx.Client, server: Server) -> None:
     names = [p["name"] for p in http.get("/v1/pictures").json()]
     assert LESION.name in names
@@ -198,8 +272,6 @@ def test_the_description_is_complete(http: httpx.Client) -> None:
 
 
 def test_many_sessions_click_at_once_and_get_their_own_masks(server: Server, engine: Engine) -> None:
-    import threading
-
     found: dict[int, np.ndarray] = {}
 
     def work(seed: int) -> None:
