@@ -23,7 +23,7 @@ from activefreq_engine.errors import ActiveFreqError, FileWriteError
 from activefreq_engine.overlay import heat_colours
 from activefreq_engine.serve import exports, label_studio, nninteractive, ops, samapi, x_anylabeling
 from activefreq_engine.serve.errors import NotFoundError, ServeError, StorageError, TooLargeError
-from activefreq_engine.serve.live import Lives
+from activefreq_engine.serve.live import AGAIN, NO_SESSION, Lives
 from activefreq_engine.serve.pictures import readable
 from activefreq_engine.serve.progress import PictureState
 from activefreq_engine.serve.security import FAILED, JSON_BYTES, Gate, Guard
@@ -142,7 +142,7 @@ def create_app(sessions: Sessions, gate: Gate, studio: label_studio.LabelStudio 
         await lives.serve(socket, identity)
 
     _server_routes(app, sessions)
-    _session_routes(app, sessions)
+    _session_routes(app, sessions, lives)
     _reading_routes(app, sessions)
     _folder_routes(app, sessions)
     nninteractive.add_routes(app, sessions, _body)
@@ -179,7 +179,7 @@ def _server_routes(app: FastAPI, sessions: Sessions) -> None:
         }
 
 
-def _session_routes(app: FastAPI, sessions: Sessions) -> None:
+def _session_routes(app: FastAPI, sessions: Sessions, lives: Lives) -> None:
     @app.post("/v1/sessions", status_code=201)
     async def create_session(body: NewSession | None = None) -> dict[str, Any]:
         """Begin a session, with a picture of the server's folder if one is named."""
@@ -204,6 +204,7 @@ def _session_routes(app: FastAPI, sessions: Sessions) -> None:
         work = await sessions.get(identity)
         async with work.lock:  # a click under way ends first, and nobody else waits for it
             sessions.drop(identity)
+        await lives.hang_up(identity, NO_SESSION, "the session is over")
 
     @app.put(
         "/v1/sessions/{identity}/image",
@@ -221,6 +222,7 @@ def _session_routes(app: FastAPI, sessions: Sessions) -> None:
         work = await sessions.get(identity)
         with work.kept():  # a slow upload keeps its session
             await sessions.put_picture(work, await _body(request, sessions.limits.upload), name)
+        await lives.hang_up(identity, AGAIN, "the session was given another picture")
         async with work.lock:
             return work.state()
 

@@ -3,7 +3,7 @@
 The page says hello (with the token, if one is needed), and the server sends the state and every mask.  Then the page
 sends requests with rising numbers, beginning with those that an earlier connection left unanswered.  Each is answered,
 in order, by a mask frame if the mask changed, then by "done" or "error".  Suggestions and the uncertainty follow when
-no request waits.
+no request waits.  What was received is carried out, also if the page has gone away by then.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from activefreq_engine.errors import ActiveFreqError, NoImageError, SessionClosedError
 from activefreq_engine.serve import frames, ops
-from activefreq_engine.serve.errors import ServeError
+from activefreq_engine.serve.errors import GoneError, ServeError
+from activefreq_engine.serve.pictures import Planes
 from activefreq_engine.serve.security import FAILED, Gate
 from activefreq_engine.serve.sessions import Sessions
 from activefreq_engine.serve.work import Work
@@ -36,8 +37,8 @@ REST_S = 0.1
 """Seconds without a request after which what is shown is prepared for a click: not every slice that scrolls by."""
 LARGE = 2**16
 """After a request of more characters, the next one is read when all before it are answered."""
-UNAUTHORISED, NO_SESSION, TAKEN_OVER, BROKEN = 4401, 4404, 4409, 4400
-"""Close codes."""
+UNAUTHORISED, NO_SESSION, TAKEN_OVER, BROKEN, AGAIN = 4401, 4404, 4409, 4400, 1012
+"""Close codes; at `AGAIN` the page connects anew."""
 
 _ON_STEPS = (
     "click",
@@ -64,29 +65,65 @@ class Live:
         self._requests: asyncio.Queue[tuple[dict[str, Any], float]] = asyncio.Queue(WAITING)
         self._uncertainty = False
         self._hints: asyncio.Task[None] | None = None
+        self._picture: Planes | None = None
+        """What the page shows."""
+        self._gone = False
+        """Nobody is there to be told anything."""
+        self._hung_up = asyncio.Event()
+        self.ended = asyncio.Event()
+        """Everything that was received is carried out."""
 
     async def run(self) -> None:
-        """Serve until the page goes away."""
+        """Serve until the page goes away or is hung up on."""
         await self._send_all()
         self._hint()
         reader = asyncio.ensure_future(self._read())
         worker = asyncio.ensure_future(self._serve())
+        tasks: list[asyncio.Future[Any]] = [reader, worker, asyncio.ensure_future(self._hung_up.wait())]
         try:
-            done, _ = await asyncio.wait({reader, worker}, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            tasks.append(rest := asyncio.ensure_future(self._requests.join()))
+            await asyncio.wait([rest, worker], return_when=asyncio.FIRST_COMPLETED)
+            for task in (worker, reader):
+                if task.done():
+                    task.result()
         finally:
-            for ended in [reader, worker] if self._hints is None else [reader, worker, self._hints]:
+            for ended in tasks if self._hints is None else [*tasks, self._hints]:
                 ended.cancel()
-                with contextlib.suppress(asyncio.CancelledError, WebSocketDisconnect, RuntimeError):
+                with contextlib.suppress(asyncio.CancelledError, WebSocketDisconnect, RuntimeError, ServeError):
                     await ended
 
+    async def hang_up(self, code: int, reason: str) -> None:
+        """Close the connection; returns when what was received is carried out."""
+        self._gone = True
+        with contextlib.suppress(RuntimeError, WebSocketDisconnect):
+            await self._socket.close(code, reason)
+        self._hung_up.set()  # who is cut off would not be heard to go
+        await self.ended.wait()
+
     async def _read(self) -> None:
-        while True:
-            text = await receive(self._socket)
-            await self._requests.put((decode(text), time.perf_counter()))
-            if len(text) > LARGE:
-                await self._requests.join()
+        try:
+            while True:
+                text = await receive(self._socket)
+                await self._requests.put((decode(text), time.perf_counter()))
+                if len(text) > LARGE:
+                    await self._requests.join()
+        except WebSocketDisconnect:
+            self._gone = True
+            raise
+
+    async def _send(self, message: dict[str, Any] | bytes) -> None:
+        if self._gone:
+            return
+        try:
+            if isinstance(message, bytes):
+                await self._socket.send_bytes(message)
+            else:
+                await self._socket.send_json(message)
+        except (WebSocketDisconnect, RuntimeError) as error:
+            # RuntimeError is what the library raises for a socket that was closed from our side
+            _log.debug("connection to %s ended: %r", self._work.id, error)
+            self._gone = True
 
     async def _serve(self) -> None:
         while True:
@@ -106,15 +143,19 @@ class Live:
             op = ops.parse(message)
             if op.seq is None:
                 raise ServeError("the request has no seq; number the requests upwards from 1")
-            changed = await work.perform(op)
+            changed = await work.perform(op, self._picture)
+        except GoneError:
+            raise
         except ActiveFreqError as error:
             await self._catch_up(start)
-            await self._socket.send_json({"type": "error", "seq": seq, "message": str(error)})
+            await self._send({"type": "error", "seq": seq, "message": str(error)})
             return
         except Exception:
             _log.exception("request %s of session %s failed", message.get("op"), work.id)
             await self._catch_up(start)
-            await self._socket.send_json({"type": "error", "seq": seq, "message": FAILED})
+            await self._send({"type": "error", "seq": seq, "message": FAILED})
+            return
+        if self._gone:
             return
         async with work.lock:
             if changed and isinstance(op, (ops.SliceOp, ops.WindowOp)):
@@ -124,7 +165,7 @@ class Live:
                 await self._send_changes(op.seq, start)
             state = work.state() if op.op not in _ON_STEPS else {"objects": [work.describe(work.current)]}
         done = {"type": "done", "op": op.op, **state, "seq": op.seq, "ms": (time.perf_counter() - start) * 1e3}
-        await self._socket.send_json(done)
+        await self._send(done)
         if self._requests.empty():
             self._hint()
 
@@ -135,7 +176,7 @@ class Live:
     async def _send_changes(self, seq: int, start: float) -> None:
         """Send the masks that changed, unless a request waits: they would be stale when they arrived, and its answer
         brings them, even if it changes nothing itself."""
-        if not self._requests.empty():
+        if not self._requests.empty() or self._gone:
             return
         self._shown = {n: m for n, m in self._shown.items() if n in self._work.objects}
         for number in sorted(self._unsent.intersection(self._work.objects)):
@@ -143,12 +184,13 @@ class Live:
             box = frames.changed_box(self._shown.get(number), mask)
             self._shown[number] = mask
             elapsed = (time.perf_counter() - start) * 1e3
-            await self._socket.send_bytes(frames.mask_frame(mask, box, number=number, seq=seq, elapsed_ms=elapsed))
+            await self._send(frames.mask_frame(mask, box, number=number, seq=seq, elapsed_ms=elapsed))
         self._unsent.clear()
 
     async def _send_all(self) -> None:
         async with self._work.lock:
-            await self._socket.send_json({"type": "state", **self._work.state()})
+            self._picture = self._work.picture
+            await self._send({"type": "state", **self._work.state()})
             if self._work.picture is not None:
                 await self._send_masks()
 
@@ -159,11 +201,13 @@ class Live:
             mask = self._shown[number] = await self._work.mask(number)
             box = frames.changed_box(None, mask)
             frame = frames.mask_frame(mask, box, number=number, seq=self._work.seq, elapsed_ms=0, whole=True)
-            await self._socket.send_bytes(frame)
+            await self._send(frame)
 
     def _hint(self) -> None:
         """Begin to send suggestions and uncertainty for the present state; unfinished ones for an earlier state are
         dropped."""
+        if self._gone:
+            return
         if self._hints is not None:
             self._hints.cancel()
         self._hints = asyncio.ensure_future(self._send_hints())
@@ -181,19 +225,17 @@ class Live:
             if suggestions is None or version != work.version:
                 return
             items = [{"x": s.x, "y": s.y, "positive": s.positive, "score": s.score} for s in suggestions]
-            await self._socket.send_json({"type": "suggestions", "seq": seq, "object": number, "items": items})
+            await self._send({"type": "suggestions", "seq": seq, "object": number, "items": items})
             if self._uncertainty and session is not None:
                 frame = await self._hinted(
                     version, lambda: frames.uncertainty_frame(session.uncertainty, number=number, seq=seq)
                 )
                 if frame is not None and version == work.version:
-                    await self._socket.send_bytes(frame)
+                    await self._send(frame)
             await asyncio.sleep(REST_S)
             await work.prepare()
         except (SessionClosedError, NoImageError):  # the slice or the window changed meanwhile
             _log.debug("suggestions of session %s came too late", work.id)
-        except (WebSocketDisconnect, RuntimeError) as error:  # the page went away
-            _log.debug("suggestions of session %s found nobody: %r", work.id, error)
         except Exception:
             _log.exception("suggestions of session %s failed", work.id)
 
@@ -212,7 +254,7 @@ class Lives:
 
     def __init__(self, sessions: Sessions, gate: Gate) -> None:
         self._sessions, self._gate = sessions, gate
-        self._open: dict[str, WebSocket] = {}
+        self._open: dict[str, Live] = {}
 
     async def serve(self, socket: WebSocket, identity: str) -> None:
         """Greet a page and serve it to the end."""
@@ -230,27 +272,30 @@ class Lives:
             await socket.close(BROKEN, "no hello came")
             return
         except ActiveFreqError as error:
-            status = getattr(error, "status", 400)
-            code = {401: UNAUTHORISED, 404: NO_SESSION, 410: NO_SESSION}.get(status, BROKEN)
-            await socket.close(code, _reason(error))
+            await socket.close(_code(error), _reason(error))
             return
-        work.connections += 1
-        before, self._open[identity] = self._open.get(identity), socket
+        live = Live(socket, work, self._sessions.hint_thread)
+        before, self._open[identity] = self._open.get(identity), live
         try:
-            if before is not None:
-                with contextlib.suppress(RuntimeError, WebSocketDisconnect):
-                    await before.close(TAKEN_OVER, "the session was opened in another place")
-            await Live(socket, work, self._sessions.hint_thread).run()
+            with work.kept():
+                if before is not None:
+                    await before.hang_up(TAKEN_OVER, "the session was opened in another place")
+                await live.run()
         except ServeError as error:
-            await socket.close(BROKEN, _reason(error))
+            with contextlib.suppress(RuntimeError):
+                await socket.close(_code(error), _reason(error))
         except (WebSocketDisconnect, RuntimeError, asyncio.CancelledError) as error:
-            # RuntimeError is what the library raises for a socket that was closed from our side
             _log.debug("connection to %s ended: %r", identity, error)
         finally:
-            work.connections -= 1
-            work.touched = time.monotonic()
-            if self._open.get(identity) is socket:
+            live.ended.set()
+            if self._open.get(identity) is live:
                 del self._open[identity]
+
+    async def hang_up(self, identity: str, code: int, reason: str) -> None:
+        """Hang up on the page that has a session open, if one has."""
+        live = self._open.get(identity)
+        if live is not None:
+            await live.hang_up(code, reason)
 
 
 async def receive(socket: WebSocket) -> str:
@@ -282,6 +327,10 @@ def decode(text: str) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise ServeError("the message is not a JSON object")
     return message
+
+
+def _code(error: Exception) -> int:
+    return {401: UNAUTHORISED, 404: NO_SESSION, 410: NO_SESSION}.get(getattr(error, "status", 400), BROKEN)
 
 
 def _reason(error: Exception) -> str:

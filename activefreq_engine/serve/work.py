@@ -190,20 +190,26 @@ class Work:
             self.connections -= 1
             self.touched = time.monotonic()
 
-    async def perform(self, op: ops.AnyOp) -> bool:
+    async def perform(self, op: ops.AnyOp, picture: Planes | None = None) -> bool:
         """Carry out a request.  Returns False if there was nothing to do or the request was carried out before.
 
         When this returns, the request is in the journal.  A caller that goes away does not stop it half way.
+
+        Args:
+            op: the request.
+            picture: what it was made for, if that is known; on another picture it is refused.
         """
         with self.kept():
-            return await asyncio.shield(asyncio.ensure_future(self._perform(op)))
+            return await asyncio.shield(asyncio.ensure_future(self._perform(op, picture)))
 
-    async def _perform(self, op: ops.AnyOp) -> bool:
+    async def _perform(self, op: ops.AnyOp, picture: Planes | None) -> bool:
         async with self.lock:
             self.touched = time.monotonic()
             if op.seq is not None and op.seq <= self.seq:
                 return False
             try:
+                if picture not in (None, self.opened()):
+                    raise ConflictError("the session was given another picture")
                 if not self._possible(op):
                     return False
                 if self._journal is None:

@@ -168,6 +168,58 @@ def test_a_request_that_is_sent_again_is_not_carried_out_again(client: Client) -
     assert len(client.take("done")["objects"][0]["clicks"]) == 1
 
 
+def test_what_was_received_is_carried_out_though_the_page_has_gone(client: Client, session: Session) -> None:
+    for n in range(6):
+        client.post("click", x=60 + n, y=60, positive=True)
+        session.click(60 + n, 60)
+    client.hang_up()
+    client.dial(client.state["id"])  # at once: the state that is told has all of it
+    assert len(client.state["objects"][0]["clicks"]) == 6
+    assert client.state["seq"] == 6
+    assert np.array_equal(client.mask(), session.mask)
+
+
+def test_a_page_is_told_of_another_picture_and_its_clicks_are_not_made_there(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, go_on, click = threading.Event(), threading.Event(), batches.click_batch
+
+    def slow(sessions: list[Session], prompts: list[Prompt]) -> list[ClickResult]:
+        started.set()
+        go_on.wait(PATIENCE)
+        return click(sessions, prompts)
+
+    identity, address = client.state["id"], f"/v1/sessions/{client.state['id']}/image?name=other.png"
+    with ThreadPoolExecutor(1) as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(batches, "click_batch", slow)
+            client.post("click", x=60, y=60, positive=True)
+            assert started.wait(PATIENCE)
+            put = pool.submit(client.http.put, address, content=png(picture(50, 90)))
+            time.sleep(0.5)
+            client.post("click", x=20, y=20, positive=True)
+            go_on.set()
+            assert put.result(PATIENCE).status_code == 200
+        with pytest.raises(ConnectionClosed) as closed:
+            client.take("never")
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1012, "the page connects anew"
+    client.dial(identity)
+    assert client.state["picture"]["name"] == "other.png"
+    assert client.state["objects"][0]["clicks"] == []
+    assert not client.mask().any()
+    assert client.ask("click", x=20, y=60, positive=True)["type"] == "done"
+
+
+def test_a_page_is_told_that_its_session_is_over(client: Client) -> None:
+    client.ask("click", x=60, y=60, positive=True)
+    assert client.http.delete(f"/v1/sessions/{client.state['id']}").status_code == 204
+    with pytest.raises(ConnectionClosed) as closed:
+        client.ask("click", x=61, y=60, positive=True)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 4404
+
+
 def test_suggestions_and_uncertainty_follow_the_mask(client: Client, session: Session) -> None:
     client.begin(LESION.read_bytes(), "lesion.jpg")
     session.set_image(LESION)
