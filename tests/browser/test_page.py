@@ -637,3 +637,20 @@ def test_a_slide_is_looked_at_closer(new_page: Callable[..., Any], tmp_path: Pat
     opened(page, 750)
     assert page.locator("#slide-regions button").count() == 1
     served.kill()
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (30_000, 3)])
+def test_zoom_of_pictures_that_fit_beyond_its_limits(
+    new_page: Callable[..., Any], served: Served, tmp_path: Path, width: int, height: int
+) -> None:
+    page = new_page(viewport={"width": 900, "height": 500})
+    (tmp_path / "odd.png").write_bytes(png(np.full((height, width), 90, np.uint8)))
+    page.goto(served.url)
+    page.locator("#file").set_input_files(tmp_path / "odd.png")
+    opened(page, width)
+    fitted = page.locator("#picture").bounding_box()["width"]
+    page.keyboard.press("+")
+    assert page.locator("#picture").bounding_box()["width"] >= fitted
+    page.keyboard.press("0")
+    page.keyboard.press("-")
+    assert page.locator("#picture").bounding_box()["width"] <= fitted

@@ -54,7 +54,7 @@ export class View {
   resized() { if (this.fitted) this.fit(); else this.place(); }
 
   zoom(factor, x = this.stage.clientWidth / 2, y = this.stage.clientHeight / 2) {
-    const scale = Math.min(64, Math.max(0.02, this.scale * factor));
+    const scale = Math.min(Math.max(64, this.scale), Math.max(Math.min(0.02, this.scale), this.scale * factor));  // to fit, it may be beyond
     this.x = x - (x - this.x) * scale / this.scale;
     this.y = y - (y - this.y) * scale / this.scale;
     this.scale = scale;
@@ -153,7 +153,7 @@ export class View {
   // --- pointers ---
 
   down(e) {
-    if (e.target.closest('button, a, input') || !this.width) return;
+    if (e.target.closest('button, a, input, #notice, #empty') || !this.width) return;
     this.stage.focus({ preventScroll: true, focusVisible: false });
     const kind = e.shiftKey ? 'box' : e.altKey ? 'scribble' : this.tool;
     if (this.drawing && e.pointerType === 'touch') this.giveUp();  // a second finger moves the picture
