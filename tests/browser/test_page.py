@@ -639,6 +639,37 @@ def test_a_slide_is_looked_at_closer(new_page: Callable[..., Any], tmp_path: Pat
     served.kill()
 
 
+def test_names_of_objects_and_files(new_page: Callable[..., Any], served: Served, file: Path, tmp_path: Path) -> None:
+    page = new_page()
+    begin(page, served, file)
+    rename = "document.querySelector('#objects input')"
+    page.get_by_role("button", name="Rename Object 1").click()
+    page.keyboard.type("a name that is wider than the panel")
+    composing = "new KeyboardEvent('keydown', {key: 'Enter', isComposing: true, bubbles: true})"
+    page.evaluate(f"{rename}.dispatchEvent({composing})")
+    assert page.locator("#objects input").count() == 1, "this Enter chose a character"
+    page.keyboard.press("Enter")
+    until(page, "document.querySelector('#objects').textContent.includes('wider')")
+    remove, panel = page.locator("#objects button.small").last.bounding_box(), page.locator("aside").bounding_box()
+    assert remove["x"] + remove["width"] <= panel["x"] + panel["width"] - 10
+    other = page.context.new_page()
+    other.goto(page.url)
+    opened(other)
+    until(page, "document.querySelector('#stage').classList.contains('ended')")
+    page.locator("#objects button.small").first.click()
+    page.keyboard.type("not any more")
+    page.keyboard.press("Enter")
+    assert "wider" in page.inner_text("#objects")
+    # the end of a long name says what the file is; half of a character cannot be sent
+    page.evaluate(
+        """bytes => { const data = new DataTransfer();
+        data.items.add(new File([new Uint8Array(bytes)], 'x'.repeat(199) + '\\u{1F600}'.repeat(99) + '.nii.png'));
+        document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true})); }""",
+        list(file.read_bytes()),
+    )
+    until(page, "document.title.includes('\\u{1F600}.nii.png ')")
+
+
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (30_000, 3)])
 def test_zoom_of_pictures_that_fit_beyond_its_limits(
     new_page: Callable[..., Any], served: Served, tmp_path: Path, width: int, height: int

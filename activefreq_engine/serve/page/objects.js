@@ -58,9 +58,9 @@ export class Objects {
       this.text = null;
       input.remove();
       if (keep && input.value !== object.name) this.on.rename(object.number, input.value.trim());
-      else row.replaceWith(this.row(object, row.querySelector('.pick')?.getAttribute('aria-current') === 'true'));
+      row.replaceWith(this.row(object, row.querySelector('.pick')?.getAttribute('aria-current') === 'true'));
     };
-    input.addEventListener('keydown', e => { if (e.key === 'Enter' || e.key === 'Escape') finish(e.key === 'Enter'); });
+    input.addEventListener('keydown', e => { if (!e.isComposing && (e.key === 'Enter' || e.key === 'Escape')) finish(e.key === 'Enter'); });
     input.addEventListener('blur', () => finish(true));
     row.prepend(input);
     for (const other of row.querySelectorAll('button')) other.hidden = true;
