@@ -639,6 +639,91 @@ def test_a_slide_is_looked_at_closer(new_page: Callable[..., Any], tmp_path: Pat
     served.kill()
 
 
+def test_a_picture_that_does_not_come_is_not_clicked_in(
+    new_page: Callable[..., Any], served: Served, file: Path, data: np.ndarray, tmp_path: Path
+) -> None:
+    page = new_page()
+    begin(page, served, file)
+    (tmp_path / "second.png").write_bytes(png(255 - data))
+    page.route("**/image?slice=*", lambda route: route.fulfill(status=507, json={"detail": "no picture now"}))
+    page.locator("#file").set_input_files(tmp_path / "second.png")
+    until(page, "document.querySelector('#notice').textContent.includes('no picture now')")
+    assert page.locator("#stage").get_attribute("class") == "opening"
+    page.mouse.click(*place(page, *CLICKS[0][:2]))
+    page.wait_for_timeout(300)
+    assert page.locator(".point").count() == 0
+    page.unroute("**/image?slice=*")
+    before = page.evaluate("document.querySelector('#picture').src")
+    page.locator("#notice button").click()
+    until(page, f"document.querySelector('#picture').src !== {json.dumps(before)}")
+    until(page, "!document.querySelector('#stage').classList.contains('opening')")
+    page.mouse.click(*place(page, *CLICKS[0][:2]))
+    clicked(page, 1)
+
+
+def test_the_uncertainty_is_of_what_is_shown(new_page: Callable[..., Any], served: Served, file: Path) -> None:
+    page = new_page()
+    begin(page, served, file)
+    there = "document.querySelector('#heat').width > 1"
+    page.keyboard.press("u")
+    page.mouse.click(*place(page, 220, 240))
+    clicked(page, 1)
+    until(page, there)
+    page.keyboard.press("n")
+    until(page, "document.querySelectorAll('#objects li').length === 2")
+    assert not page.evaluate(there), "a new object has none"
+    page.keyboard.press("1")
+    until(page, there)
+    page.keyboard.press("r")
+    clicked(page, 0)
+    assert not page.evaluate(there)
+    page.keyboard.press("Control+y")
+    until(page, there)
+    first = page.title()
+    page.locator("#file").set_input_files(Path(__file__).parents[2] / "examples" / "images" / "ISIC_0014809.jpg")
+    until(page, f"document.title !== {json.dumps(first)}")
+    opened(page, 384)
+    assert not page.evaluate(there)
+
+
+def test_an_export_has_all_clicks_that_were_made_before_it(
+    new_page: Callable[..., Any], served: Served, file: Path
+) -> None:
+    page = new_page()
+    begin(page, served, file)
+    with page.expect_download() as early:
+        page.evaluate(
+            """() => {
+            const stage = document.querySelector('#stage');
+            const b = document.querySelector('#picture').getBoundingClientRect();
+            const press = {bubbles: true, button: 0, pointerId: 1, pointerType: 'mouse'};
+            for (let i = 0; i < 8; i++) {
+              const at = {clientX: b.left + b.width * (0.2 + 0.08 * i), clientY: b.top + b.height * (0.3 + 0.05 * i)};
+              stage.dispatchEvent(new PointerEvent('pointerdown', {...press, ...at}));
+            }
+            document.querySelector('[data-format=coco]').click(); }"""
+        )
+    clicked(page, 8)
+    with page.expect_download() as late:
+        page.get_by_role("button", name="COCO", exact=True).click()
+    assert Path(early.value.path()).read_bytes() == Path(late.value.path()).read_bytes()
+
+
+def test_the_address_of_another_session_leads_there(
+    new_page: Callable[..., Any], served: Served, file: Path, data: np.ndarray, tmp_path: Path
+) -> None:
+    page = new_page()
+    begin(page, served, file)
+    first = page.url
+    (tmp_path / "second.png").write_bytes(png(data))
+    page.locator("#file").set_input_files(tmp_path / "second.png")
+    until(page, "document.title.startsWith('second.png')")
+    page.evaluate(f"location.href = {json.dumps(first)}")  # as if it were typed
+    until(page, f"document.title.startsWith({json.dumps(file.name)})")
+    page.go_back()
+    until(page, "document.title.startsWith('second.png')")
+
+
 def test_names_of_objects_and_files(new_page: Callable[..., Any], served: Served, file: Path, tmp_path: Path) -> None:
     page = new_page()
     begin(page, served, file)
@@ -668,6 +753,51 @@ def test_names_of_objects_and_files(new_page: Callable[..., Any], served: Served
         list(file.read_bytes()),
     )
     until(page, "document.title.includes('\\u{1F600}.nii.png ')")
+
+
+def test_notices_are_read_whole_and_take_no_clicks(
+    new_page: Callable[..., Any], tmp_path: Path, file: Path, data: np.ndarray
+) -> None:
+    served = Served(tmp_path / "journal")
+    page = new_page()
+    begin(page, served, file)
+    tall = tmp_path / "tall.png"
+    tall.write_bytes(png(np.rot90(data)))
+    page.locator("#file").set_input_files(tall)
+    opened(page, HEIGHT)
+    page.route("**/exports/png", lambda route: route.fulfill(status=507, json={"detail": "not now"}))
+    page.get_by_role("button", name="PNG", exact=True).click()
+    until(page, "!document.querySelector('#notice').hidden")
+    page.locator("#notice").click(position={"x": 5, "y": 5})
+    page.wait_for_timeout(300)
+    assert page.locator(".point").count() == 0
+    page.keyboard.press("n")  # it was of something earlier
+    until(page, "document.querySelector('#notice').hidden")
+    session = page.url.split("s=")[1]
+    page.close()
+    served.kill()
+    events = tmp_path / "journal" / session / "events.jsonl"
+    head, rest = events.read_text().split("\n", 1)
+    events.write_text(json.dumps({**json.loads(head), "model": "freqformer_b0_general"}) + "\n" + rest)
+    served.start()
+    page = new_page()
+    page.goto(f"{served.url}#s={session}")
+    until(page, "document.querySelector('#notice').textContent.endsWith('--model freqformer_b0_general')")
+    served.kill()
+
+
+def test_a_session_that_is_over_leaves_the_first_screen(
+    new_page: Callable[..., Any], served: Served, file: Path
+) -> None:
+    page = new_page()
+    begin(page, served, file)
+    page.mouse.click(*place(page, 220, 240))
+    clicked(page, 1)
+    page.evaluate("fetch(`v1/sessions/${location.hash.slice(3)}`, {method: 'DELETE'})")
+    until(page, "document.querySelector('#notice').textContent.startsWith('This session is over')")
+    assert page.locator("#empty").is_visible()
+    assert not page.locator("#picture").is_visible()
+    assert page.inner_text("#name") == ""
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (30_000, 3)])

@@ -1,11 +1,11 @@
 // The server's folder of pictures: which are done, skipped, open, and going from one to the next.
-import { call, download, get } from './api.js';
+import { call, get } from './api.js';
 
 const $ = id => document.getElementById(id);
 const SIGNS = { done: '✓', skipped: '–', open: '' };
 
 export class Folder {
-  // app: {open(name, box), notice(text), visible(), state, session}
+  // app: {open(name, box), notice(text), save(path), visible(), state, session}
   constructor(app) {
     this.app = app;
     this.pictures = [];
@@ -18,9 +18,8 @@ export class Folder {
     $('folder-reopen').onclick = () => this.mark('open');
     $('slide-closer').onclick = () => this.closer();
     $('slide-whole').onclick = () => this.open(this.place);
-    $('slide-export').onclick = () => download(`v1/pictures/geojson?picture=${encodeURIComponent(this.pictures[this.place].name)}`)
-      .catch(error => app.notice(error.message));
-    $('folder-export').onclick = () => download('v1/pictures/coco').catch(error => app.notice(error.message));
+    $('slide-export').onclick = () => app.save(`v1/pictures/geojson?picture=${encodeURIComponent(this.pictures[this.place].name)}`);
+    $('folder-export').onclick = () => app.save('v1/pictures/coco');
   }
 
   async load() {

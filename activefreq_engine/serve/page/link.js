@@ -11,6 +11,7 @@ export class Link {
     this.session = session;
     this.on = on;
     this.tries = 0;
+    this.settling = [];
     this.key = `activefreq.outbox.${session}`;
     this.outbox = JSON.parse(sessionStorage.getItem(this.key) ?? '[]');
     this.seq = this.outbox.at(-1)?.seq ?? 0;
@@ -49,7 +50,11 @@ export class Link {
     if (seq == null) return;
     this.outbox = this.outbox.filter(request => request.seq > seq);
     this.keep();
+    if (!this.outbox.length) this.settling.splice(0).forEach(resolve => resolve());
   }
+
+  // Resolves when everything that was sent is answered, or will not be.
+  settled() { return new Promise(resolve => (this.outbox.length && this.socket && !this.ended ? this.settling.push(resolve) : resolve())); }
 
   keep() { sessionStorage.setItem(this.key, JSON.stringify(this.outbox)); }
 
@@ -69,6 +74,7 @@ export class Link {
     if (code in END) {
       this.ended = true;
       if (code === 4409) { this.outbox = []; this.keep(); }
+      this.settling.splice(0).forEach(resolve => resolve());
       return this.on.status(END[code], reason);
     }
     this.on.status('off');
@@ -79,5 +85,6 @@ export class Link {
     const socket = this.socket;
     this.socket = null;
     socket?.close();
+    this.settling.splice(0).forEach(resolve => resolve());
   }
 }

@@ -40,7 +40,7 @@ const objects = new Objects($('objects'), {
   rename: (object, name) => send({ op: 'rename', object, name }),
   remove: async object => { if (await ask(`Delete object ${object}? This cannot be undone.`)) send({ op: 'delete', object }); },
 });
-const folder = new Folder({ open: (name, box) => openNew({ picture: name, box }), notice, visible: () => view.visible(), get state() { return app.state; }, get session() { return app.link?.session; } });
+const folder = new Folder({ open: (name, box) => openNew({ picture: name, box }), notice, save, visible: () => view.visible(), get state() { return app.state; }, get session() { return app.link?.session; } });
 
 // --- opening ---
 
@@ -53,7 +53,7 @@ async function openNew(body, file) {
   try {
     notice('');
     const session = body.picture ? await folder.session(body.picture, body.box) : (await (await call('POST', 'v1/sessions', body)).json()).id;
-    if (file) await call('PUT', `v1/sessions/${session}/image?name=${encodeURIComponent(file.name.slice(0, 200))}`, file);
+    if (file) await call('PUT', `v1/sessions/${session}/image?name=${encodeURIComponent([...file.name].slice(-200).join(''))}`, file);  // the ending says what it is
     if (number === newest) connect(session);
   } catch (error) {
     if (number === newest) opened();
@@ -71,13 +71,14 @@ function opening(name) {
 
 function opened() {
   clearTimeout(slow);
+  slow = null;
   $('stage').classList.remove('opening');
   refresh();
 }
 
 function connect(session) {
   app.link?.close();
-  Object.assign(app, { state: null, ring: null, skipped: null, shown: null, latency: null });
+  Object.assign(app, { state: null, ring: null, skipped: null, seen: false, latency: null });
   app.masks.clear();
   app.sent.clear();
   history.replaceState(null, '', `#s=${session}`);
@@ -96,14 +97,15 @@ function onStatus(status, reason) {
   if (status === 'token') enter();
   if (status === 'gone') { localStorage.removeItem(LAST); leave(); notice('This session is over. Open the picture again.'); }
   if (status === 'elsewhere') notice('This picture was opened in another tab or place.', 'Use it here', () => connect(app.link.session));
-  if (status === 'refused') notice(reason || 'The server refused the connection.');
+  // a connection's last word is short; this is all of it
+  if (status === 'refused') get(`v1/sessions/${app.link.session}`).then(() => notice(reason || 'The server refused the connection.'), failed);
   if (status === 'off') app.sent.clear();  // what waits for a connection says nothing about the server's speed
   if (status === 'off') notice('The connection is lost. Clicks are kept, and sent when it is back.');
   if (status === 'on') notice('');
 }
 
 async function onState(state, outbox) {
-  app.state = state;
+  Object.assign(app, { state, shown: null });
   app.masks = new Map(state.objects.map(o => [o.number, new Mask()]));
   app.waiting = waiting(outbox);
   if (!state.picture) return opened();
@@ -113,7 +115,6 @@ async function onState(state, outbox) {
   if (app.heat) app.link.uncertainty(true);
   size(state.picture.width, state.picture.height);
   await showPicture();
-  opened();
   folder.update();
 }
 
@@ -128,14 +129,23 @@ async function showPicture() {
   const key = JSON.stringify([id, slice, shown]);
   if (app.shown === key) return;
   app.shown = key;
+  slow ??= setTimeout(() => opening(app.state.picture.name), OPENING_MS);
   try {
     const blob = await (await call('GET', `v1/sessions/${id}/image?slice=${slice}`)).blob();
     if (app.shown !== key) return;
     const before = $('picture').src;
     $('picture').src = URL.createObjectURL(blob);
+    app.seen = true;
     await $('picture').decode().catch(() => {});
     if (before) URL.revokeObjectURL(before);
-  } catch (error) { failed(error); }
+    if (app.shown === key) opened();
+  } catch (error) {
+    if (app.shown !== key) return;
+    app.shown = null;
+    opening(app.state.picture.name);  // what is still shown is another picture or slice
+    if (error instanceof Refused && error.status === 401) return enter();
+    notice(error.message, 'Try again', showPicture);
+  }
 }
 
 function onDone(message) {
@@ -155,7 +165,7 @@ function onDone(message) {
 }
 
 function onError(message) {
-  app.waiting = [];
+  app.waiting = waiting(app.link.outbox);
   refresh();
   notice(message.message);
 }
@@ -219,8 +229,12 @@ function drawOutline() {
   if (app.state) view.outline.lastElementChild.style.stroke = colour(app.state.object).css;
 }
 
+// What the uncertainty is of.
+const place = () => `${app.state?.id} ${app.state?.slice} ${app.state?.object}`;
+
 function paintHeat({ width, height, data, object }) {
-  if (object !== app.state.object) return;
+  if (object !== app.state.object || !current().undo) return;
+  app.heated = place();
   const canvas = Object.assign($('heat'), { width, height });
   const context = canvas.getContext('2d'), image = context.createImageData(width, height);
   for (let i = 0; i < data.length; i++) {  // dark blue to yellow, clear where the network is certain
@@ -235,6 +249,7 @@ function paintHeat({ width, height, data, object }) {
 // when: of the event that asked for it, on the clock of performance.now()
 function send(request, when = performance.now()) {
   if (!app.state?.picture || app.link.ended) return;
+  if (app.link.ready) notice('');  // it was of something earlier
   const seq = app.link.send(request);
   if (app.link.ready) app.sent.set(seq, when);
 }
@@ -244,7 +259,7 @@ function click(x, y, positive, when) { prompt({ op: 'click', x, y, positive }, w
 // The new mark is drawn together with its mask, or alone if the mask takes longer than PROMPT_MS.  Drawing it at once
 // would take a processor from the server just when it computes the mask.
 function prompt(request, when) {
-  if (!app.state?.picture || app.link.ended || $('stage').classList.contains('opening')) return;
+  if (!app.state?.picture || app.link.ended || !app.seen || $('stage').classList.contains('opening')) return;
   send(request, when);
   view.calm();
   app.waiting = waiting(app.link.outbox);
@@ -295,6 +310,10 @@ function numbers() {
 
 function refresh() {
   const { state } = app, object = current(), picture = state?.picture;
+  if (app.heated && (app.heated !== place() || !object?.undo)) {
+    app.heated = null;
+    $('heat').width = 1;
+  }
   if (!$('stage').classList.contains('opening')) $('name').textContent = picture ? `${picture.name} · ${picture.width} × ${picture.height}` : '';
   document.title = picture ? `${picture.name} – activefreq` : 'activefreq';
   $('undo').disabled = $('reset').disabled = !object?.undo;
@@ -374,6 +393,15 @@ function notice(text, action, run) {
   $('notice').hidden = !text;
 }
 
+// Download a file, in which all is that was asked for before.
+async function save(path) {
+  try {
+    if (app.link?.ready ?? true) notice('');
+    await app.link?.settled();
+    await download(path);
+  } catch (error) { failed(error); }
+}
+
 function failed(error) {
   if (error instanceof Refused && error.status === 401) return enter();
   notice(error.message);
@@ -391,6 +419,7 @@ function ask(text) {
 function leave() {
   app.link?.close();
   app.link = app.state = null;
+  refresh();
   history.replaceState(null, '', location.pathname);
   $('empty').hidden = false;
   document.body.classList.add('blank');
@@ -470,8 +499,9 @@ $('level').addEventListener('change', setWindow);
 $('width').addEventListener('change', setWindow);
 $('exports').addEventListener('click', e => {
   const format = e.target.dataset.format;
-  if (format && app.state?.picture) download(`v1/sessions/${app.state.id}/exports/${format}`).catch(failed);
+  if (format && app.state?.picture) save(`v1/sessions/${app.state.id}/exports/${format}`);
 });
+addEventListener('hashchange', () => location.reload());  // somebody entered the address of another session
 $('enter-form').addEventListener('submit', () => { setToken($('token').value); start(); });
 
 async function start() {
