@@ -226,8 +226,13 @@ class Work:
                     await asyncio.wait([safe])
                     await self._sync()
                     raise
+                try:
+                    await safe
+                except Exception:
+                    self.let_go()  # the engine has it; what is made anew from the steps has not
+                    self._journal.append({"op": "void"})
+                    raise
                 self.fold(op)
-                await safe
                 return True
             finally:
                 self.seq = max(self.seq, op.seq or 0)

@@ -330,6 +330,38 @@ def test_a_full_disk_refuses_steps_in_words_and_loses_none(
         server.close()
 
 
+def test_what_the_disk_does_not_sync_was_not_done(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server(engine, tmp_path)
+
+    def broken(_: Journal) -> None:
+        raise StorageError("the server cannot keep this, so it was not done: Input/output error")
+
+    try:
+        with Client(server.url) as client:
+            identity = client.begin()
+            client.ask("click", x=60, y=60, positive=True)
+            before = client.mask().copy()
+            with monkeypatch.context() as patch:
+                patch.setattr(Journal, "sync", broken)
+                for op in ({"op": "click", "x": 150, "y": 20}, {"op": "undo"}, {"op": "next"}, {"op": "reset"}):
+                    assert "was not done" in client.ask(**op)["message"]
+            done = client.ask("rename", object=1, name="same")
+            assert (done["objects"][0]["undo"], done["objects"][0]["redo"]) == (1, 0)
+            client.dial(identity)
+            assert np.array_equal(client.mask(), before)
+            client.hang_up()
+            while server.sessions._works[identity].connections:
+                time.sleep(0.01)
+            server.sessions._works.pop(identity).close()
+            client.dial(identity)
+            assert [o["clicks"] for o in client.state["objects"]] == [[[60, 60, True]]]
+            assert np.array_equal(client.mask(), before)
+    finally:
+        server.close()
+
+
 def test_an_answer_waits_for_the_disk(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server, lines, sync = Server(engine, tmp_path), [], Journal.sync
 
