@@ -239,6 +239,11 @@ class Sessions:
             raise NotFoundError(f"there is no session {identity!r}")
         self.make_room()
         journal = await self._run(self.journals.open, identity, self.engine.name, self.engine.size)
+        try:
+            self.make_room()  # others came back meanwhile
+        except FullError:
+            journal.close()
+            raise
         work = self._add(identity, journal)
         try:
             async with work.lock:  # so that `make_room` does not close it meanwhile

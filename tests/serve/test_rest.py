@@ -19,10 +19,11 @@ import pytest
 from PIL import Image
 
 from activefreq_engine import Engine, Session, masks
-from activefreq_engine.serve import batches
+from activefreq_engine.serve import batches, sessions
 from activefreq_engine.serve.errors import NotFoundError
 from activefreq_engine.serve.frames import changed_box
-from activefreq_engine.serve.pictures import Folder
+from activefreq_engine.serve.journal import Journals
+from activefreq_engine.serve.pictures import Folder, read_picture
 from activefreq_engine.serve.sessions import Limits
 
 from .client import HEIGHT, LESION, PATIENCE, WIDTH, Client, picture, png
@@ -235,6 +236,40 @@ def test_a_folder_is_annotated_to_the_end(http: httpx.Client, server: Server) ->
     http.put("/v1/pictures/status", json={"picture": LESION.name, "status": "open"})
     assert http.get("/v1/pictures/coco").json()["images"] == []
     assert http.put("/v1/pictures/status", json={"picture": LESION.name, "status": "lost"}).status_code == 422
+
+
+def test_sessions_that_come_back_at_once_have_a_limit(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server(engine, tmp_path, limits=Limits(sessions=2))
+    try:
+        with server.http() as http, ThreadPoolExecutor(6) as pool:
+            paths = []
+            for seed in range(6):
+                paths.append(f"/v1/sessions/{http.post('/v1/sessions').json()['id']}")
+                http.put(f"{paths[-1]}/image", content=png(picture(seed=seed)))
+            for identity in list(server.sessions._works):
+                server.sessions._works.pop(identity).close()
+            counts, read = [], Journals.open
+
+            def slowly(*arguments: Any) -> Any:
+                time.sleep(0.2)
+                return read(*arguments)
+
+            def decode(*arguments: Any) -> Any:
+                counts.append(len(server.sessions))
+                time.sleep(0.2)
+                return read_picture(*arguments)
+
+            monkeypatch.setattr(Journals, "open", slowly)
+            monkeypatch.setattr(sessions, "read_picture", decode)
+            statuses = sorted(answer.status_code for answer in pool.map(http.get, paths))
+            assert max(counts) <= 2
+            assert statuses[:2] == [200, 200]
+            assert set(statuses[2:]) <= {200, 503}
+            assert [http.get(p).status_code for p in paths] == [200] * 6, "those that were refused come back later"
+    finally:
+        server.close()
 
 
 def test_a_name_that_is_no_text_costs_only_its_own_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
