@@ -17,7 +17,7 @@ from activefreq_engine.files import write_file
 from activefreq_engine.images.dicom import Dicom, is_dicom
 from activefreq_engine.images.load import MAX_PIXELS, load_image
 from activefreq_engine.images.volume_files import check_alone, check_whole, wrongly_added
-from activefreq_engine.images.window import Window, choose_window
+from activefreq_engine.images.window import Window, choose_window, widened
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".nrrd", ".dcm")
 """Endings of files that are read as volumes; DICOM is also told by its first bytes."""
@@ -57,8 +57,7 @@ class Volume:
 
     def default_window(self) -> Window:
         """`window` if the file has one, else what `load_image` would choose for all slices together."""
-        low, high = self.window or choose_window(self.planes.reshape(-1, *self.planes.shape[2:]))
-        return (low, high) if low < high else (low, low + 1)
+        return widened(self.window or choose_window(self.planes.reshape(-1, *self.planes.shape[2:])))
 
     def pixels(self, index: int, window: Window | None = None) -> NDArray[np.uint8]:
         """A slice as `Session.set_image` takes it, uint8 `[H, W]` or `[H, W, 3]`.

@@ -54,6 +54,17 @@ def choose_window(pixels: NDArray[Any], invalid: NDArray[np.bool_] | None = None
     return (p_low, p_high) if p_low < p_high else (low, high)
 
 
+def widened(window: Window) -> Window:
+    """A window whose lower value is below its higher one, whatever the picture: one of a single value has none."""
+    low, high = window
+    if low < high:
+        return low, high
+    if low + 1 > low:
+        return low, low + 1
+    beside = float(np.nextafter(low, 0))  # so large that adding 1 changes nothing
+    return min(low, beside), max(low, beside)
+
+
 def to_8_bit(array: NDArray[Any], window: Window) -> NDArray[np.uint8]:
     """Scale values so that `window` becomes 0..255, and clip them: uint8 of the same shape.  NaN becomes 0."""
     low, high = window

@@ -16,7 +16,7 @@ from activefreq_engine.errors import InvalidImageError
 from activefreq_engine.images import Slide, Window, image_size, load_image, load_values, load_volume
 from activefreq_engine.images.raster import say_once
 from activefreq_engine.images.volumes import VOLUME_SUFFIXES, TooManyPixelsError
-from activefreq_engine.images.window import choose_window
+from activefreq_engine.images.window import choose_window, widened
 from activefreq_engine.serve.errors import NotFoundError, TooLargeError
 from activefreq_engine.types import Box
 
@@ -81,8 +81,7 @@ class Planes:
 
     def default_window(self) -> Window:
         """The file's own window, or else the one that `load_image` would choose for all slices together."""
-        low, high = self.window or choose_window(self.planes.reshape(-1, *self.planes.shape[2:]))
-        return (low, high) if low < high else (low, low + 1)
+        return widened(self.window or choose_window(self.planes.reshape(-1, *self.planes.shape[2:])))
 
     def pixels(self, index: int, window: Window | None) -> NDArray[np.uint8]:
         """uint8 `[H, W]` or `[H, W, 3]`: a slice as it is shown and segmented."""

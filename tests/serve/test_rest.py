@@ -238,6 +238,16 @@ def test_a_folder_is_annotated_to_the_end(http: httpx.Client, server: Server) ->
     assert http.put("/v1/pictures/status", json={"picture": LESION.name, "status": "lost"}).status_code == 422
 
 
+@pytest.mark.parametrize("value", [1e30, -3e38])
+def test_a_picture_of_one_huge_value_is_shown(http: httpx.Client, path: str, value: float) -> None:
+    data = io.BytesIO()
+    Image.fromarray(np.full((20, 30), value, np.float32)).save(data, "TIFF")
+    low, high = http.put(f"{path}/image?name=flat.tif", content=data.getvalue()).json()["window"]
+    assert low < high
+    assert http.get(f"{path}/image").status_code == 200
+    assert http.post(f"{path}/clicks", json={"x": 5, "y": 5}).status_code == 200
+
+
 def test_sessions_that_come_back_at_once_have_a_limit(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
