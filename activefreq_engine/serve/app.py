@@ -22,7 +22,14 @@ from activefreq_engine import __version__, masks
 from activefreq_engine.errors import ActiveFreqError, FileWriteError
 from activefreq_engine.overlay import heat_colours
 from activefreq_engine.serve import exports, label_studio, nninteractive, ops, samapi, x_anylabeling
-from activefreq_engine.serve.errors import NotFoundError, ServeError, StorageError, TooLargeError
+from activefreq_engine.serve.errors import (
+    ConflictError,
+    GoneError,
+    NotFoundError,
+    ServeError,
+    StorageError,
+    TooLargeError,
+)
 from activefreq_engine.serve.live import AGAIN, NO_SESSION, Lives
 from activefreq_engine.serve.pictures import readable
 from activefreq_engine.serve.progress import PictureState
@@ -380,12 +387,19 @@ def _folder_routes(app: FastAPI, sessions: Sessions) -> None:
 
     @app.get("/v1/pictures/coco")
     async def folder_coco() -> Response:
-        """All pictures that are done, as one COCO file."""
-        _, progress = sessions.folder_or_refuse()
+        """All pictures of the folder that are done, as one COCO file."""
+        folder, progress = sessions.folder_or_refuse()
         document = exports.empty_coco()
-        for name in sorted(n for n, status in progress.status.items() if status == "done"):
+        for name in await asyncio.to_thread(folder.names):
+            if progress.status.get(name) != "done":
+                continue
             for identity in progress.all_sessions(name):
-                work = await sessions.get(identity)
+                try:
+                    work = await sessions.get(identity)
+                except (NotFoundError, GoneError) as error:
+                    raise ConflictError(
+                        f"{name} is done, but its session is gone; open the picture anew, or take the mark back"
+                    ) from error
                 async with work.lock:
                     document = await exports.coco_document(work, name, document)
         headers = {"content-disposition": "attachment; filename*=UTF-8''annotations.json"}

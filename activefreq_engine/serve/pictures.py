@@ -17,7 +17,7 @@ from activefreq_engine.images import Slide, Window, image_size, load_image, load
 from activefreq_engine.images.raster import say_once
 from activefreq_engine.images.volumes import VOLUME_SUFFIXES, TooManyPixelsError
 from activefreq_engine.images.window import choose_window, widened
-from activefreq_engine.serve.errors import NotFoundError, TooLargeError
+from activefreq_engine.serve.errors import ConflictError, NotFoundError, TooLargeError
 from activefreq_engine.types import Box
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
@@ -201,10 +201,15 @@ class Folder:
 
         Raises:
             NotFoundError: there is no such file inside the folder.
+            ConflictError: it cannot be read.
             TooLargeError: it is larger than `max_bytes`.
         """
-        with self.path(name).open("rb") as file:
-            data = file.read(max_bytes + 1)
+        path = self.path(name)
+        try:
+            with path.open("rb") as file:
+                data = file.read(max_bytes + 1)
+        except OSError as error:
+            raise ConflictError(f"the picture {name} cannot be read: {error.strerror or error}") from error
         if len(data) > max_bytes:
             raise TooLargeError(f"{name} has more than {max_bytes} bytes, which is what this server takes")
         return data

@@ -238,6 +238,43 @@ def test_a_folder_is_annotated_to_the_end(http: httpx.Client, server: Server) ->
     assert http.put("/v1/pictures/status", json={"picture": LESION.name, "status": "lost"}).status_code == 422
 
 
+def test_pictures_that_go_from_the_folder_do_not_keep_the_others_from_coco(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / "images" / name).write_bytes(png(picture()))
+    server = Server(engine, tmp_path / "journal", tmp_path / "images")
+    try:
+        with server.http() as http:
+            begun = {}
+            for name in ("a.png", "b.png"):
+                begun[name] = http.post("/v1/sessions", json={"picture": name}).json()["id"]
+                http.post(f"/v1/sessions/{begun[name]}/clicks", json={"x": 60, "y": 60})
+                http.put("/v1/pictures/status", json={"picture": name, "status": "done"})
+            (tmp_path / "images" / "a.png").unlink()
+            server.sessions._works.pop(begun["a.png"]).close()
+            assert [i["file_name"] for i in http.get("/v1/pictures/coco").json()["images"]] == ["b.png"]
+            http.delete(f"/v1/sessions/{begun['b.png']}")
+            answer = http.get("/v1/pictures/coco")
+            assert answer.status_code == 409
+            assert "b.png" in answer.json()["detail"]
+            assert http.post("/v1/sessions", json={"picture": "b.png"}).status_code == 201
+            assert len(http.get("/v1/pictures/coco").json()["images"]) == 1
+    finally:
+        server.close()
+
+
+def test_a_picture_that_cannot_be_read_is_named(
+    http: httpx.Client, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refused)
+    answer = http.post("/v1/sessions", json={"picture": "ISIC_0013793.jpg"})
+    assert answer.status_code == 409
+    assert answer.json()["detail"] == "the picture ISIC_0013793.jpg cannot be read: Permission denied"
+
+
 @pytest.mark.parametrize("value", [1e30, -3e38])
 def test_a_picture_of_one_huge_value_is_shown(http: httpx.Client, path: str, value: float) -> None:
     data = io.BytesIO()
