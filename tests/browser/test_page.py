@@ -815,3 +815,37 @@ def test_zoom_of_pictures_that_fit_beyond_its_limits(
     page.keyboard.press("0")
     page.keyboard.press("-")
     assert page.locator("#picture").bounding_box()["width"] <= fitted
+
+
+def test_a_key_that_is_held_answers_and_marks_once(
+    new_page: Callable[..., Any], tmp_path: Path, data: np.ndarray
+) -> None:
+    (tmp_path / "images").mkdir()
+    for n in range(4):
+        (tmp_path / "images" / f"{n}.png").write_bytes(png(data))
+    served = Served(tmp_path / "journal", "--images", str(tmp_path / "images"))
+    page = new_page()
+    page.goto(served.url)
+    until(page, "!document.querySelector('#folder').hidden")
+    page.keyboard.press("]")
+    opened(page)
+
+    def hold(key: str, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            page.keyboard.down(key)
+            page.wait_for_timeout(30)
+        page.keyboard.up(key)
+
+    page.keyboard.press("ArrowLeft")
+    hold("a", 0.5)
+    clicked(page, 1)
+    hold("d", 1.5)
+    until(page, "document.title.startsWith('1.png')")
+    assert page.inner_text("#folder-count") == "1 done, 0 skipped, 3 open"
+    opened(page)
+    page.locator("#stage").focus()
+    before = place(page, 0, 0)
+    hold("+", 0.3)
+    assert place(page, 0, 0)[0] < before[0] - 100, "what moves goes on"
+    served.kill()

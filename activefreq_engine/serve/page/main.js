@@ -446,6 +446,8 @@ const KEYS = {
   c: 'tool-click', b: 'tool-box', w: 'tool-scribble', g: 'tool-lasso',
   o: 'open', r: 'reset', n: 'next', s: 'hint-skip', h: 'show-mask', l: 'show-outline', u: 'show-heat', 0: 'fit', '?': 'help-open',
 };
+// Of keys that are held, these alone repeat; what they do can be seen, or undone, before it goes too far.
+const HELD = new Set(['ArrowLeft', 'ArrowRight', 'ArrowUp', 'ArrowDown', '+', '=', '-', 'PageUp', 'PageDown', '[', ']', 'z', 'y']);
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 addEventListener('keydown', e => {
@@ -473,7 +475,7 @@ addEventListener('keydown', e => {
     else if (/^[1-9]$/.test(key) && app.state?.objects[key - 1]) run = () => send({ op: 'select', object: app.state.objects[key - 1].number });
     else run = folder.key(key);
   }
-  if (run) { e.preventDefault(); run(); }
+  if (run) { e.preventDefault(); if (!e.repeat || HELD.has(key)) run(); }
 });
 addEventListener('keyup', e => {
   if (e.key === ' ') { view.moving = false; $('stage').classList.remove('ready-to-move'); }
