@@ -99,12 +99,14 @@ class Leases:
             lease.acted = lease.alive
         return lease
 
-    def release(self, token: str | None) -> bool:
-        """End a lease; False when there was none."""
+    async def release(self, token: str | None) -> bool:
+        """End a lease, after the requests that came before; False when there was none."""
         lease = self._leases.pop(token or "", None)
-        if lease is not None:
+        if lease is None:
+            return False
+        async with lease.lock:
             lease.close()
-        return lease is not None
+        return True
 
     def remaining(self, lease: Lease) -> float:
         """Seconds until a lease is idle."""
@@ -116,7 +118,8 @@ class Leases:
         for token, lease in list(self._leases.items()):
             over = now - lease.acted > self._sessions.limits.idle_s or now - lease.alive > LIVENESS_S
             if over and not lease.lock.locked():
-                self.release(token)
+                del self._leases[token]
+                lease.close()
 
 
 def _voxel(value: float) -> int:
@@ -242,7 +245,7 @@ def add_routes(app: FastAPI, sessions: Sessions, read: Body) -> None:
 
     @app.post("/release", **tagged)
     async def release(token: Token = None) -> dict[str, bool]:
-        return {"released": leases.release(token)}
+        return {"released": await leases.release(token)}
 
     @app.post("/heartbeat", **tagged)
     async def heartbeat(token: Token = None) -> dict[str, float]:

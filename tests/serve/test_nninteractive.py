@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import struct
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cv2
@@ -16,11 +19,11 @@ from hypothesis import strategies as st
 
 from activefreq_engine import Engine, Session
 from activefreq_engine.errors import ActiveFreqError
-from activefreq_engine.serve import packing
+from activefreq_engine.serve import batches, packing
 from activefreq_engine.serve.sessions import Limits
 from activefreq_engine.serve.strokes import MOST_LINES, paths
 
-from .client import HEIGHT, WIDTH, picture
+from .client import HEIGHT, PATIENCE, WIDTH, picture
 from .conftest import Server
 
 remote = pytest.importorskip(
@@ -335,6 +338,51 @@ def test_leases_end_and_are_counted(engine: Engine) -> None:
         assert len(server.sessions) == 0
     finally:
         server.close()
+
+
+def test_a_lease_ends_after_what_came_before(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, go_on, click = threading.Event(), threading.Event(), batches.click_batch
+
+    def slow(*arguments: Any) -> Any:
+        started.set()
+        go_on.wait(PATIENCE)
+        return click(*arguments)
+
+    server = Server(engine)
+    try:
+        with httpx.Client(base_url=server.url, timeout=PATIENCE) as http, ThreadPoolExecutor(3) as pool:
+            http.headers["X-Lease-Token"] = http.post("/claim").json()["lease_token"]
+            assert http.post("/set_image", content=packing.pack(FLAT)).status_code == 200
+            (lease,) = server.sessions.others._leases.values()
+            monkeypatch.setattr(batches, "click_batch", slow)
+            try:
+                asked = []
+                for y in (60, 20):
+                    point = {"coordinates": [0, y, 60], "include_interaction": True}
+                    asked.append(pool.submit(http.post, "/add_point_interaction", json=point))
+                    assert started.wait(PATIENCE)
+                while not lease.lock._waiters:
+                    time.sleep(0.01)
+                released = pool.submit(http.post, "/release")
+                while server.sessions.others._leases:
+                    time.sleep(0.01)
+                assert http.post("/heartbeat").status_code == 410
+            finally:
+                go_on.set()
+            assert [answer.result().status_code for answer in asked] == [200, 200]
+            assert released.result().json() == {"released": True}
+            assert lease.volume is None
+    finally:
+        server.close()
+
+
+def test_an_image_of_one_huge_value_is_clicked_in(server: Server) -> None:
+    with httpx.Client(base_url=server.url, timeout=PATIENCE) as http:
+        http.headers["X-Lease-Token"] = http.post("/claim").json()["lease_token"]
+        assert http.post("/set_image", content=packing.pack(np.full((1, 1, 9, 9), -1e300))).status_code == 200
+        point = {"coordinates": [0, 4, 4], "include_interaction": True}
+        assert http.post("/add_point_interaction", json=point).status_code == 200
+        http.post("/release")
 
 
 def test_the_token_is_their_api_key(engine: Engine) -> None:
