@@ -849,3 +849,24 @@ def test_a_key_that_is_held_answers_and_marks_once(
     hold("+", 0.3)
     assert place(page, 0, 0)[0] < before[0] - 100, "what moves goes on"
     served.kill()
+
+
+def test_a_drag_that_is_given_up_draws_and_moves_nothing(
+    new_page: Callable[..., Any], served: Served, file: Path
+) -> None:
+    page = new_page()
+    begin(page, served, file)
+    before = place(page, 0, 0)
+    for key, again in (("Escape", "b"), ("c", "c")):
+        page.keyboard.press("b")
+        page.mouse.move(*place(page, 100, 100))
+        page.mouse.down()
+        page.mouse.move(*place(page, 200, 150))
+        page.keyboard.press(key)
+        page.mouse.move(*place(page, 400, 300), steps=3)
+        page.mouse.up()
+        page.keyboard.press(again)
+        assert place(page, 0, 0) == before
+        assert page.locator(".point, #sketch .drawn").count() == 0
+    page.mouse.click(*place(page, 220, 240))
+    clicked(page, 1)

@@ -358,7 +358,7 @@ function mode(removing) {
 const TOOLS = ['click', 'box', 'scribble', 'lasso'];
 
 function tool(name) {
-  view.giveUp();
+  view.stop();
   view.tool = name;
   for (const id of TOOLS) $(`tool-${id}`).setAttribute('aria-pressed', id === name);
 }
@@ -464,7 +464,7 @@ addEventListener('keydown', e => {
     if (key in KEYS) run = actions[KEYS[key]];
     else if (key === '+' || key === '=') run = () => view.zoom(1.25);
     else if (key === '-') run = () => view.zoom(0.8);
-    else if (key === 'Escape' && view.drawing) run = () => view.giveUp();
+    else if (key === 'Escape' && view.drawing) run = () => view.stop();
     else if (key === 'a' && view.at) run = () => atCross(true);
     else if (key === 'x' && view.at) run = () => atCross(false);
     else if (key === 'Enter' && onStage && view.drawing && view.at) run = () => view.drawAt(view.at, true);

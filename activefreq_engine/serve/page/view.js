@@ -245,6 +245,9 @@ export class View {
 
   giveUp() { this.drawing = null; this.sketch.replaceChildren(); }
 
+  // The same while a button may be down: what it does until it is let go draws and moves nothing.
+  stop() { if (this.drawing) this.pointers.clear(); this.giveUp(); }
+
   // The keyboard's way: a point where the cross is; Enter ends a scribble or a lasso, the second corner ends a box.
   drawAt(at, end) {
     if (!this.drawing) this.begin(this.tool, at, false);
