@@ -93,6 +93,6 @@ def new_page(browser: Any) -> Iterator[Callable[..., Any]]:
         context.close()
     # what a page says when its server is killed, or refuses something, which tests bring about
     killed = ("WebSocket connection", "ERR_CONNECTION_REFUSED", "ERR_CONNECTION_RESET", "ERR_EMPTY_RESPONSE")
-    refused = ("status of 409", "status of 507")
+    refused = ("status of 409", "status of 507", "ERR_FILE_NOT_FOUND")
     real = [c for c in complaints if not any(k in c for k in killed + refused)]
     assert not real, real

@@ -870,3 +870,17 @@ def test_a_drag_that_is_given_up_draws_and_moves_nothing(
         assert page.locator(".point, #sketch .drawn").count() == 0
     page.mouse.click(*place(page, 220, 240))
     clicked(page, 1)
+
+
+def test_a_folder_that_is_dropped_is_not_called_a_dead_server(
+    new_page: Callable[..., Any], served: Served, file: Path
+) -> None:
+    page = new_page()
+    begin(page, served, file)
+    devtools = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        data = {"items": [], "files": [str(file.parent)], "dragOperationsMask": 1}
+        devtools.send("Input.dispatchDragEvent", {"type": kind, "x": 400, "y": 300, "data": data})
+    until(page, "document.querySelector('#notice').textContent.startsWith('The file cannot be read')")
+    page.mouse.click(*place(page, 220, 240))
+    clicked(page, 1)

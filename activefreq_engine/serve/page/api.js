@@ -26,6 +26,7 @@ export async function call(method, path, body) {
   try {
     answer = await fetch(path, { method, headers, body });
   } catch {
+    if (body instanceof Blob) await body.slice(0, 1).arrayBuffer().catch(() => { throw new Refused(0, 'The file cannot be read. Of a folder, choose one of its files.'); });
     throw new Refused(0, 'The server cannot be reached. Is it still running?');
   }
   if (answer.ok) return answer;
