@@ -75,7 +75,10 @@ class Layer:
 
     def shrunk(self, height: int, width: int) -> NDArray[np.float32]:
         """float32 probabilities, averaged down so that they have at most `height` rows and `width` columns."""
-        return resize(probabilities(self.values), min(height, self.shape[0]), min(width, self.shape[1]))
+        found = resize(probabilities(self.values), min(height, self.shape[0]), min(width, self.shape[1]))
+        if found.shape != self.shape:
+            np.minimum(found, 1, out=found)  # OpenCV's average of ones may be one and a bit
+        return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from activefreq_engine import Engine, Session
 from activefreq_engine.session import zoom
-from activefreq_engine.session.canvas import Layer
+from activefreq_engine.session.canvas import Canvas, Layer
 from activefreq_engine.types import Box, Click
 from tests.session.fakes import SquareModel
 
@@ -244,3 +244,15 @@ def test_steps_that_share_a_layer_share_its_packed_form(rng: np.random.Generator
     assert layer.packed() is layer.packed()
     assert layer.packed().packed() is layer.packed()
     assert np.array_equal(layer.packed().values, layer.values)
+
+
+def test_what_several_layers_say_together_is_a_probability(rng: np.random.Generator) -> None:
+    for _ in range(100):
+        layers = tuple(
+            Layer.of(box, np.full(rng.integers(3, 90, 2).tolist(), 65535, np.uint16))
+            for box in ((0, 0, 100, 90), (10, 20, 70, 80))
+        )
+        h, w = rng.integers(3, 120, 2).tolist()
+        found = Canvas(90, 100, 0.5, layers).sample((0, 0, 100, 90), h, w)
+        assert found.min() >= 0
+        assert found.max() <= 1
