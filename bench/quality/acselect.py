@@ -1,6 +1,6 @@
 """AcSelect against other ways to place clicks, and an annotator who follows its suggestions.
 
-    python -m bench.quality.acselect DATA --out bench/results/acselect   # all, in order of value; hours on a CPU
+    python -m bench.quality.acselect DATA --out bench/results/acselect/SET  # all, in order of value; hours on a CPU
     python -m bench.quality.acselect DATA --out out/few --limit 3 --only ritm --only acselect
     python -m bench.quality.acselect TRAIN --out out/train --every 18 --stop-at 0.9 --max-clicks 10  # to choose by
 
