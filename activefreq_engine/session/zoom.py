@@ -174,9 +174,9 @@ class Pieces:
         bounds: Box,
         known: Sequence[Box],
     ) -> None:
-        h, w = previous.shape
-        above = (previous > limit).view(np.uint8).reshape(h // CELL, CELL, w)
-        cells = (np.bitwise_or.reduce(above, axis=1).view(_ROW_OF_CELL) > 0).view(np.uint8)
+        rows = previous > limit
+        rows = rows[::CELL] | rows[1::CELL] | rows[2::CELL] | rows[3::CELL]  # quicker than a reduction
+        cells = (rows.view(_ROW_OF_CELL) != 0).view(np.uint8)
         count, self._labels = cv2.connectedComponents(cells, connectivity=8)  # the background is one
         self._found = np.empty((0, 4), np.int32)
         """`[N, 4]`: left, top, width and height of each piece where there are several, in cells."""
