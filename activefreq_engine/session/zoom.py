@@ -147,7 +147,7 @@ def next_roi(
     wanted = to_pixels(expand(object_box, EXPANSION, min_crop), (0, 0, width, height))
     if current is not None and box_iou(wanted, current) >= KEEP_IOU and union(current, said) == current:
         return current
-    gain = max(height, width) / max(wanted[2] - wanted[0], wanted[3] - wanted[1])
+    gain = max(height, width) / _longer(wanted)
     return wanted if gain >= MIN_GAIN or count >= LATE else None
 
 
@@ -235,7 +235,7 @@ def outlined_roi(area: Box, bounds: Box) -> Box:
 
 def sharp(box: Box, height: int, width: int) -> bool:
     """Whether a network input of this size shows a region in such detail that the refiner has nothing to add."""
-    return max(box[2] - box[0], box[3] - box[1]) <= SHARP * max(width, height)
+    return _longer(box) <= SHARP * max(width, height)
 
 
 def focus_box(

@@ -499,9 +499,10 @@ def test_the_first_screen_promises_what_the_server_can_read(
     assert page.locator("#reads-more").is_visible() != installed
 
 
-def test_a_folder_is_gone_through(new_page: Callable[..., Any], tmp_path: Path, data: np.ndarray) -> None:
+def first_of_folder(new_page: Callable[..., Any], tmp_path: Path, data: np.ndarray, count: int) -> tuple[Any, Served]:
+    """A page with the first picture of a server's folder of so many, and the server."""
     (tmp_path / "images").mkdir()
-    for n in range(3):
+    for n in range(count):
         (tmp_path / "images" / f"{n}.png").write_bytes(png(data))
     served = Served(tmp_path / "journal", "--images", str(tmp_path / "images"))
     page = new_page()
@@ -509,6 +510,11 @@ def test_a_folder_is_gone_through(new_page: Callable[..., Any], tmp_path: Path, 
     until(page, "!document.querySelector('#folder').hidden")
     page.keyboard.press("]")
     opened(page)
+    return page, served
+
+
+def test_a_folder_is_gone_through(new_page: Callable[..., Any], tmp_path: Path, data: np.ndarray) -> None:
+    page, served = first_of_folder(new_page, tmp_path, data, 3)
     until(page, "document.querySelector('#folder-place').textContent === '1 of 3'")
     assert page.locator("#folder-previous").is_disabled()
     assert page.locator("#folder-export").is_disabled()
@@ -836,15 +842,7 @@ def test_zoom_of_pictures_that_fit_beyond_its_limits(
 def test_a_key_that_is_held_answers_and_marks_once(
     new_page: Callable[..., Any], tmp_path: Path, data: np.ndarray
 ) -> None:
-    (tmp_path / "images").mkdir()
-    for n in range(4):
-        (tmp_path / "images" / f"{n}.png").write_bytes(png(data))
-    served = Served(tmp_path / "journal", "--images", str(tmp_path / "images"))
-    page = new_page()
-    page.goto(served.url)
-    until(page, "!document.querySelector('#folder').hidden")
-    page.keyboard.press("]")
-    opened(page)
+    page, served = first_of_folder(new_page, tmp_path, data, 4)
 
     def hold(key: str, seconds: float) -> None:
         deadline = time.monotonic() + seconds
