@@ -24,7 +24,7 @@ the next the cells that changed sides.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,11 +123,18 @@ class Painter:
         self._most = len(self._y.pixels) * len(self._x.pixels)
         self._above = (self._levels.reshape(-1) > np.uint16(self.limit >> 16)).view(np.uint8)
         """`[h w]`: 1 for levels above the limit."""
+        self._found_sides: NDArray[np.uint8] | None = None
 
-    @cached_property
+    @property
     def _sides(self) -> NDArray[np.uint8]:
-        """`[cells]`: how many of each cell's levels are above the limit, 0 to 4; see `_counted`."""
-        return self._counted(self._above)[: self._above.size - self._width]
+        """`[cells]`: how many of each cell's levels are above the limit, 0 to 4; see `_counted`.
+
+        Kept without `functools.cached_property`: up to Python 3.11 all painters share its lock, and a process forked
+        while another thread holds it would wait forever.
+        """
+        if self._found_sides is None:
+            self._found_sides = self._counted(self._above)[: self._above.size - self._width]
+        return self._found_sides
 
     def _counted(self, levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The sum of each cell's four numbers.  Cell (i, j) is entry i w + j, and 0 where j is the last column, which

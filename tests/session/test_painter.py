@@ -1,5 +1,7 @@
 """Masks of small maps: the rule in whole numbers, whatever the size, and however little is painted anew."""
 
+import threading
+
 import cv2
 import numpy as np
 import pytest
@@ -217,3 +219,29 @@ def test_what_will_be_painted_over_may_be_left_out(rng, hidden):
     outside = np.ones(whole.shape, bool)
     outside[max(0, hidden[1]) : hidden[3], max(0, hidden[0]) : hidden[2]] = False
     assert np.array_equal(whole[outside], part[outside])
+
+
+def test_painters_do_not_wait_for_each_other(monkeypatch):
+    """A process forked while another thread paints has that thread's locks, and nobody who would free them."""
+    counted, begun, end = Painter._counted, threading.Event(), threading.Event()
+
+    def slowly(self, levels):
+        if threading.current_thread() is first:
+            begun.set()
+            assert end.wait(60)
+        return counted(self, levels)
+
+    def paint():
+        levels = np.full((8, 8), ONE, np.uint16)
+        Painter((0, 0, 32, 32), levels, limit(0.5)).threshold(np.zeros((32, 32), bool), blank=True)
+
+    monkeypatch.setattr(Painter, "_counted", slowly)
+    first, second = (threading.Thread(target=paint, daemon=True) for _ in range(2))
+    first.start()
+    assert begun.wait(60)
+    second.start()
+    second.join(20)
+    finished = not second.is_alive()
+    end.set()
+    first.join(60)
+    assert finished
