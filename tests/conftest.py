@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests import interpreter
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="device of the tests that take one: cpu, cuda, cuda:1, ...")
@@ -25,6 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["ACTIVEFREQ_CACHE"] = cache.name
     for name in [n for n in os.environ if n.startswith("PYTEST_XDIST_")]:
         del os.environ[name]  # a pytest that a test starts is nobody's worker; pytest-benchmark would not measure there
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        interpreter.quicken()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
