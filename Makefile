@@ -7,7 +7,7 @@
 #   make test-frozen   a program frozen by PyInstaller gives the same masks
 #   make test-kills    the server killed 100 times in the middle of work: nothing may be lost
 #   make test-slow the checks that take many minutes: planted bugs, every kernel configuration
-#   make fuzz      hostile input at every door, FUZZ_EXAMPLES (12500) for each of eight; the tests draw 1500
+#   make fuzz      hostile input at every door, FUZZ_EXAMPLES (12500) for each of eight; the tests draw 750
 #   make fuzz-serve  the same for the server: SERVE_EXAMPLES (500) for each operation of its OpenAPI document, its WebSocket, packed arrays
 #   make soak      a million clicks beside each other: memory, handles, threads and latency must stay flat
 #   make lint      ruff and mypy

@@ -27,7 +27,7 @@ from activefreq_engine.session.state import dump_prompt
 
 from .fakes import SquareModel
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "1500"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "750"))
 HEIGHT, WIDTH = 12, 17
 IMAGE = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
 ENGINE = Engine(SquareModel(refine_size=32))
