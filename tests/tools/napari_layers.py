@@ -3,8 +3,10 @@ when a person handles them.  Runs in napari's own environment; see test_napari.p
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,6 +44,16 @@ class Desk:
         self.widget.start(layer)
         self.settle()
         return layer
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """What is asked for meanwhile waits.  The weights are there already, so loading could be over at once."""
+        end = threading.Event()
+        self.widget._thread.submit(end.wait, 300)
+        try:
+            yield
+        finally:
+            end.set()
 
     def settle(self) -> None:
         deadline = time.monotonic() + 300
@@ -147,8 +159,9 @@ def test_begun_again_while_it_loads(desk: Desk, again: Callable[[SegmentWidget],
     layer = desk.viewer.add_image(blob(), name="picture")
     desk.viewer.add_image(np.stack([blob(i) for i in range(3)]), name="other")
     desk.viewer.layers.selection.active = layer
-    desk.widget.start(layer)
-    again(desk.widget)
+    with desk.busy():
+        desk.widget.start(layer)
+        again(desk.widget)
     desk.settle()
     assert desk.widget.annotation is not None
     assert desk.widget.annotation.shape == desk.widget.image.data.shape
@@ -157,7 +170,8 @@ def test_begun_again_while_it_loads(desk: Desk, again: Callable[[SegmentWidget],
 
 def test_closed_while_it_loads(desk: Desk) -> None:
     layer = desk.viewer.add_image(blob(), name="picture")
-    desk.widget.start(layer)
-    desk.widget.close()
+    with desk.busy():
+        desk.widget.start(layer)
+        desk.widget.close()
     desk.settle()
     assert [x.name for x in desk.viewer.layers] == ["picture"]
