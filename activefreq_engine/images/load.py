@@ -304,14 +304,16 @@ def _from_pil(image: Image.Image, max_pixels: int) -> tuple[Raster, NDArray[Any]
     closed = "the PIL image was closed; pass it before its `with` block ends"
     if isinstance(image, ImageFile.ImageFile) and image.tile and image.fp is None:  # Pillow 13 only asserts this
         raise InvalidImageError(closed)
-    # the image was opened but not loaded, so nobody can have changed it: read its file ourselves, since Pillow keeps
+    # the image was opened but not loaded, so nobody can have painted on it: read its file ourselves, since Pillow keeps
     # 8 bits of 16-bit colour
     if isinstance(image, ImageFile.ImageFile) and image.tile and image.tell() == 0 and image.fp is not None:
         try:
             at = image.fp.tell()
             raster, band = decode(image.fp, max_pixels, "image")
             image.fp.seek(at)
-            return raster, band, "image"
+            # else a smaller size was asked for (`draft`), or this is a pyramid's first page: prompts are in its pixels
+            if sorted(raster.pixels.shape[:2]) == sorted(image.size):
+                return raster, band, "image"
         except (InvalidImageError, OSError, ValueError, AttributeError) as error:
             say_once(f"Pillow reads a {image.format} picture, which may cost it depth: {error}")
     try:

@@ -533,6 +533,21 @@ def test_a_pil_image_that_is_not_loaded_keeps_its_depth(rng, tmp_path):
             image.load()  # still of use
 
 
+def test_a_pil_image_has_the_size_that_its_owner_sees(rng):
+    pixels = rng.integers(0, 255, (200, 300, 3), dtype=np.uint8)
+    image = Image.open(io.BytesIO(encoded(pixels, "JPEG")))
+    image.draft("RGB", (75, 50))
+    read = load_image(image)
+    assert read.shape[1::-1] == image.size == (75, 50)
+    assert np.array_equal(read, np.asarray(image))
+    pages = io.BytesIO()
+    with tifffile.TiffWriter(pages) as out:
+        out.write(pixels[::4, ::4], photometric="rgb")
+        out.write(pixels, photometric="rgb")
+    assert np.array_equal(load_image(Image.open(pages)), pixels[::4, ::4])
+    assert np.array_equal(load_image(pages.getvalue()), pixels)
+
+
 def test_threads_leave_nothing_behind(tmp_path, rng):
     path = tmp_path / "a.png"
     path.write_bytes(encoded(picture(rng)))
