@@ -207,19 +207,16 @@ def _read(file: IO[bytes], image: ImageFile.ImageFile, head: bytes, name: str) -
 
 def _read_png(file: IO[bytes], image: ImageFile.ImageFile, head: bytes, name: str) -> Raster:
     depth, colour = head[24], head[25]
-    transparency = image.info.get("transparency")
-    if colour == 0 and depth < 8 and transparency is not None:
+    if colour == 0 and depth < 8:
         # Pillow scales the greys to 0..255, and leaves the transparent one as it is
-        image.info.pop("transparency")
+        transparency = image.info.pop("transparency", None)
         raster = from_pillow(image)
-        if depth == 1:
-            add_transparency(raster, int(bool(transparency)))
-        else:
-            add_transparency(raster, int(transparency) * 255 // ((1 << depth) - 1))
+        if depth > 1:
+            raster.pixels, raster.bits = raster.pixels // np.uint8(255 // ((1 << depth) - 1)), depth
+        if transparency is not None:
+            add_transparency(raster, int(bool(transparency)) if depth == 1 else int(transparency))
     else:
         raster = from_pillow(image)  # also checks the whole file
-    if colour == 0 and depth in (2, 4) and raster.alpha is None:
-        raster.pixels, raster.bits = raster.pixels // np.uint8(255 // ((1 << depth) - 1)), depth
     if depth == 16 and colour != 0:  # Pillow keeps only the high bytes
         deep = _by_opencv(file, name)
         raster.pixels, raster.alpha = deep[..., 2::-1], deep[..., 3] if deep.shape[2] == 4 else None

@@ -22,6 +22,8 @@ def test_values_of_a_png(rng, depth, colour):
     stored = rng.integers(0, 1 << depth, (H, W))
     chunks = [(b"PLTE", rng.integers(0, 256, 3 << depth, dtype=np.uint8).tobytes())] if colour else []
     assert np.array_equal(load_labels(png(stored, depth, colour, *chunks)), stored)
+    chunks.append((b"tRNS", bytes([0, 255]) if colour else bytes(2)))  # transparency says nothing about labels
+    assert np.array_equal(load_labels(png(stored, depth, colour, *chunks)), stored)
 
 
 @pytest.mark.parametrize("code", ["u1", "u2", "u4", "i2", "i4", "i8", "f4", "f8"])
