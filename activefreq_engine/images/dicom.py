@@ -21,7 +21,14 @@ _JPEG = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70))
 _JPEG_LS = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (80, 81))
 _JPEG_2000 = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 92, 93, 201, 202, 203))
 
-_META, _PIXELS, _ITEM, _ITEM_END, _SEQUENCE_END = 0x0002, 0x7FE00010, 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+_META, _PIXELS, _TABLE, _ITEM, _ITEM_END, _SEQUENCE_END = (
+    0x0002,
+    0x7FE00010,
+    0x00283000,
+    0xFFFEE000,
+    0xFFFEE00D,
+    0xFFFEE0DD,
+)
 _UNDEFINED = 0xFFFFFFFF
 _LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 _MEANINGS = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
@@ -49,6 +56,8 @@ class Dicom:
     """Number of bytes of the pixels, where these are not compressed."""
     fragments: list[memoryview] = field(default_factory=list)
     """The pieces of compressed pixels, in the order of the file."""
+    by_table: bool = False
+    """Whether a lookup table, in place of slope and intercept, turns stored values into units."""
     _said: dict[int, bytes] = field(default_factory=dict)
     """Short elements of group 0028, which describes the pixels."""
     _left: int = _MOST
@@ -128,6 +137,7 @@ class Dicom:
             tag, kind, length, at = self._head(at, explicit, order)
             if tag == _ITEM_END and open_ended:
                 return at
+            self.by_table |= depth == 0 and tag == _TABLE and length > 0
             if length == _UNDEFINED:
                 if tag == _PIXELS:
                     found, at = self._pieces(at, end, order)
@@ -200,6 +210,11 @@ class Dicom:
         except ValueError:
             self._refuse("its number of frames or its rescale slope is no number")
         self._check_kind(meaning, colour, bits, slope)
+        if self.by_table:
+            raise InvalidImageError(
+                f"{self.name} gives its units by a lookup table (Modality LUT), which SimpleITK does not apply; save "
+                "what pydicom's `apply_modality_lut` gives"
+            )
         if frames > 1 and len(slopes := set(_SLOPE.findall(self.data))) > 1:
             raise InvalidImageError(
                 f"{self.name} has {len(slopes)} different rescale slopes for its frames; expected one for all. Save it "

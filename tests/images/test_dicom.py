@@ -129,6 +129,19 @@ def test_what_gdcm_reads_wrong_is_refused(tmp_path: Path, kind: str, rng: np.ran
         load_volume(dicom(tmp_path / "a", rng.integers(0, 100, shape).astype(dtype), **tags))
 
 
+def test_units_by_a_lookup_table_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    path = dicom(tmp_path / "a", rng.integers(0, 256, (H, W)).astype(np.uint8))
+    data, table = pydicom.dcmread(path), pydicom.Dataset()
+    table.add_new(0x00283002, "US", [256, 0, 16])
+    table.add_new(0x00283006, "US", list(range(4095, 4095 - 256, -1)))
+    data.ModalityLUTSequence = pydicom.Sequence([table])
+    for undefined in (False, True):
+        data["ModalityLUTSequence"].is_undefined_length = undefined
+        data.save_as(path)
+        with pytest.raises(InvalidImageError, match="Modality LUT"):
+            load_volume(path)
+
+
 def test_kinds_of_colour_that_gdcm_reads_wrong_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:
     colour = rng.integers(0, 256, (H, W, 3)).astype(np.uint8)
     path = tmp_path / "a"
