@@ -30,6 +30,10 @@ _TAGS = {
 """The header entries that are read.  Others may hold bytes that SimpleITK cannot turn into text."""
 
 
+_UNEVEN = 0.1  # share of the distance of two slices by which a slice may lie elsewhere: positions are rounded
+_TILT = 1e-3  # and share of its distance from the first slice: so are directions
+
+
 class TooManyPixelsError(InvalidImageError):
     """A volume has more pixels than allowed."""
 
@@ -166,7 +170,7 @@ def _read(path: Path, name: str, max_pixels: int) -> Volume:
         kind = _kind(Path(files[0]))
         reader.SetImageIO(kind)  # SimpleITK would guess one, and the checks made here are for this reader only
         check_alone(path, name)
-        scales = set()
+        scales, places = set(), []
         for file in reversed(files):  # the first file comes last: its header becomes that of the volume
             if kind == "GDCMImageIO":
                 Dicom.of(Path(file).read_bytes(), name)
@@ -184,8 +188,11 @@ def _read(path: Path, name: str, max_pixels: int) -> Volume:
             tags = {key: reader.GetMetaData(key).strip() for key in _TAGS.get(kind, ()) if reader.HasMetaDataKey(key)}
             check_whole(Path(file), name, tags, of_one)
             scales.add((tags.get("0028|1053"), tags.get("0028|1052")))
+            places.append(Geometry(reader.GetOrigin(), reader.GetSpacing(), reader.GetDirection()))
         excess = wrongly_added(tags)
-        if path.is_dir():  # the type of the first slice may be too small for values of the others
+        if path.is_dir():
+            _check_stack(places[::-1], name)
+            # SimpleITK's own type is that of the first slice, which may be too small for values of the others
             image = sitk.ReadImage(files, sitk.sitkFloat64 if len(scales) > 1 else sitk.sitkUnknown, kind)
         else:
             image = reader.Execute()
@@ -209,6 +216,36 @@ def _read(path: Path, name: str, max_pixels: int) -> Volume:
         planes = planes.astype(np.int16)  # so that a window applies to it
     place = Geometry(image.GetOrigin(), image.GetSpacing(), image.GetDirection())
     return Volume(np.ascontiguousarray(planes), place, window)
+
+
+def _check_stack(places: list[Geometry], name: str) -> None:
+    """Refuse slices that do not lie one above the other at even distances: SimpleITK would place them as if they did.
+
+    Slices that all have one position, or none, pass: their order is that of their numbers.
+
+    Raises:
+        InvalidImageError: a slice is missing, there are several volumes or planes of several directions, or the stack
+            is tilted.
+    """
+    first = places[0]
+    if len(first.origin) != 3 or len(places) == 1:
+        return
+    shapes = np.array([(*p.direction, *p.spacing[:2]) for p in places])
+    if not np.allclose(shapes, shapes[0], rtol=1e-3, atol=1e-3):
+        raise InvalidImageError(
+            f"{name} holds slices of several directions or pixel sizes; keep the files of one stack"
+        )
+    at = np.array([p.origin for p in places]) - first.origin
+    if not at.any():
+        return
+    normal = np.reshape(first.direction, (3, 3))[:, 2]
+    step = float(at[-1] @ normal) / (len(at) - 1)
+    off = np.linalg.norm(at - np.arange(len(at))[:, None] * step * normal, axis=1)
+    if (off > _UNEVEN * abs(step) + _TILT * np.linalg.norm(at, axis=1)).any():
+        raise InvalidImageError(
+            f"{name} is no stack of slices at even distances: slices are missing, there are several volumes in it, or "
+            "the gantry was tilted. Keep the files of one volume, or resample it first"
+        )
 
 
 def _kind(path: Path) -> str:

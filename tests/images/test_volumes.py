@@ -123,6 +123,49 @@ def test_a_folder_is_a_series_in_its_order_in_space(tmp_path: Path, rng: np.rand
         load_volume(tmp_path)
 
 
+def series(folder: Path, places: list[dict[str, Any]]) -> Path:
+    """A folder with one series, a slice at each place."""
+    uid = pydicom.uid.generate_uid()
+    for number, place in enumerate(places):
+        tags = {"SOPClassUID": pydicom.uid.MRImageStorage, "StudyInstanceUID": uid, "SeriesInstanceUID": uid}
+        tags |= {"PixelSpacing": [1, 1], "InstanceNumber": number + 1, "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+        dicom(folder / str(number), np.full((5, 7), number, np.uint16), **(tags | place))
+    return folder
+
+
+UNEVEN = {
+    "a slice is missing": [(0, 0, 0), (0, 0, 2), (0, 0, 6), (0, 0, 8)],
+    "two volumes, one after the other": [(0, 0, 0), (0, 0, 2), (0, 0, 4)] * 2,
+    "two volumes, slice by slice": [(0, 0, z) for z in (0, 0, 2, 2, 4, 4)],
+    "a tilted gantry": [(0, 0.05 * z, z) for z in range(0, 8, 2)],
+}
+
+
+@pytest.mark.parametrize("kind", UNEVEN)
+def test_slices_at_uneven_places_are_no_volume(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(InvalidImageError, match="even distances"):
+        load_volume(series(tmp_path, [{"ImagePositionPatient": list(at)} for at in UNEVEN[kind]]))
+
+
+def test_slices_of_several_directions_are_no_volume(tmp_path: Path) -> None:
+    turned = {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}
+    with pytest.raises(InvalidImageError, match="several directions"):
+        load_volume(
+            series(tmp_path, [{"ImagePositionPatient": [0, 0, 0]}, {"ImagePositionPatient": [0, 0, 0], **turned}])
+        )
+
+
+def test_places_may_be_rounded_or_missing(tmp_path: Path) -> None:
+    (tmp_path / "rounded").mkdir()
+    (tmp_path / "none").mkdir()
+    rounded = [{"ImagePositionPatient": [0.01, 0, z]} for z in (0, 0.63, 1.25, 1.88, 2.5)]
+    for volume in (
+        load_volume(series(tmp_path / "rounded", rounded)),
+        load_volume(series(tmp_path / "none", [{} for _ in rounded])),
+    ):
+        assert volume.planes[:, 0, 0].tolist() == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".nrrd"])
 def test_labels_keep_their_place_in_space(tmp_path: Path, ending: str, rng: np.random.Generator) -> None:
     image = sitk.GetImageFromArray(rng.normal(0, 300, (4, 9, 15)).astype(np.float32))
