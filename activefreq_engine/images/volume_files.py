@@ -1,12 +1,14 @@
-"""Checks of NIfTI, MetaImage and NRRD files that SimpleITK leaves out: the file is whole, and refers to no other
-file."""
+"""What SimpleITK leaves out for NIfTI, MetaImage and NRRD files: checks that a file is whole and refers to no other
+file, and NIfTI's two places in space."""
 
 from __future__ import annotations
 
 import gzip
 import re
+import struct
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -124,3 +126,47 @@ def wrongly_added(tags: Mapping[str, str]) -> float:
     """
     slope, intercept = float(tags.get("scl_slope", 1)), float(tags.get("scl_inter", 0))
     return intercept if abs(slope) < _SMALLEST else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class NiftiPlace:
+    """Where a NIfTI file says that its voxels lie, as stored.
+
+    It may say so twice, by a quaternion and by a matrix, which differ once a program has moved the volume.  SimpleITK
+    takes one of the two, and others (FSL, SPM, nibabel) the other, so labels need both.
+    """
+
+    sides: tuple[float, ...]
+    """Handedness, and the sides of a voxel."""
+    unit: int
+    """The code of their unit."""
+    ways: tuple[float, ...]
+    """The codes of quaternion and matrix (0: there is none), and their numbers."""
+
+    @staticmethod
+    def of(path: Path) -> NiftiPlace:
+        """Read it from a file that SimpleITK can read."""
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            head = file.read(_NIFTI)
+        order = _order(head)
+        return NiftiPlace(
+            struct.unpack_from(order + _SIDES, head, 76), head[123] & 7, struct.unpack_from(order + _WAYS, head, 252)
+        )
+
+    def put(self, data: bytes) -> bytes:
+        """The bytes of a NIfTI file, packed or not, with this place."""
+        packed = data[:2] == b"\x1f\x8b"
+        file = bytearray(gzip.decompress(data) if packed else data)
+        order = _order(file)
+        struct.pack_into(order + _SIDES, file, 76, *self.sides)
+        file[123] = file[123] & ~7 | self.unit
+        struct.pack_into(order + _WAYS, file, 252, *self.ways)
+        return gzip.compress(file, 6, mtime=0) if packed else bytes(file)
+
+
+_NIFTI = 348  # bytes of a header, which begins with this number
+_SIDES, _WAYS = "4f", "2h18f"
+
+
+def _order(head: bytes | bytearray) -> str:
+    return "<" if struct.unpack_from("<i", head)[0] == _NIFTI else ">"

@@ -16,7 +16,7 @@ from activefreq_engine.errors import InvalidImageError, InvalidMaskError
 from activefreq_engine.files import write_file
 from activefreq_engine.images.dicom import Dicom, is_dicom
 from activefreq_engine.images.load import MAX_PIXELS, load_image
-from activefreq_engine.images.volume_files import check_alone, check_whole, wrongly_added
+from activefreq_engine.images.volume_files import NiftiPlace, check_alone, check_whole, wrongly_added
 from activefreq_engine.images.window import Window, choose_window, widened
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".nrrd", ".dcm")
@@ -45,6 +45,8 @@ class Geometry:
     origin: tuple[float, ...]
     spacing: tuple[float, ...]
     direction: tuple[float, ...]
+    nifti: NiftiPlace | None = None
+    """Of a NIfTI file, its place as stored."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,20 +93,39 @@ class Volume:
                 f"the labels have shape {array.shape} and type {array.dtype}; expected integers of shape "
                 f"{self.planes.shape[:3]}"
             )
-        sitk = _simpleitk(f"{path}")
-        array = array.astype(np.uint8) if array.dtype == np.bool_ else array
-        image = sitk.GetImageFromArray(array[0] if len(self.geometry.origin) == 2 else array)
-        image.SetOrigin(self.geometry.origin)
-        image.SetSpacing(self.geometry.spacing)
-        image.SetDirection(self.geometry.direction)
         target = Path(path)
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                written = Path(folder) / target.name  # the writer chooses the format by the ending
-                sitk.WriteImage(image, str(written), True)
-                write_file(target, written.read_bytes())
+            write_file(target, label_file(array, self.geometry, target.name))
         except (RuntimeError, OSError) as error:
             raise InvalidImageError(f"cannot write {path}: {_reason(error)}; what was there is as it was") from error
+
+
+def label_file(labels: NDArray[Any], geometry: Geometry | None, name: str) -> bytes:
+    """The content of a label volume.
+
+    Args:
+        labels: integers or bool `[Z, H, W]`.
+        geometry (Geometry, optional): where they lie.
+        name: the file's name; its ending is the format.
+
+    Raises:
+        InvalidImageError: SimpleITK is missing.
+        RuntimeError: SimpleITK cannot write such a file.
+    """
+    sitk = _simpleitk(name)
+    labels = labels.astype(np.uint8) if labels.dtype == np.bool_ else labels
+    image = sitk.GetImageFromArray(labels[0] if geometry is not None and len(geometry.origin) == 2 else labels)
+    if geometry is not None:
+        image.SetOrigin(geometry.origin)
+        image.SetSpacing(geometry.spacing)
+        image.SetDirection(geometry.direction)
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / Path(name).name  # the writer chooses the format by the ending
+        sitk.WriteImage(image, str(written), True)
+        data = written.read_bytes()
+    if geometry is None or geometry.nifti is None or not name.lower().endswith((".nii", ".nii.gz")):
+        return data
+    return geometry.nifti.put(data)
 
 
 def load_volume(
@@ -214,7 +235,8 @@ def _read(path: Path, name: str, max_pixels: int) -> Volume:
         window = None
     elif window is not None and planes.dtype == np.uint8:
         planes = planes.astype(np.int16)  # so that a window applies to it
-    place = Geometry(image.GetOrigin(), image.GetSpacing(), image.GetDirection())
+    nifti = NiftiPlace.of(path) if kind == "NiftiImageIO" else None
+    place = Geometry(image.GetOrigin(), image.GetSpacing(), image.GetDirection(), nifti)
     return Volume(np.ascontiguousarray(planes), place, window)
 
 

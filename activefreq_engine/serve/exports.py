@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Awaitable, Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activefreq_engine import __version__, masks
+from activefreq_engine.images.volumes import label_file
 from activefreq_engine.serve.errors import ConflictError
 from activefreq_engine.serve.work import Work
 
@@ -108,20 +110,13 @@ def _placed(coordinates: Any, corner: tuple[float, float], scale: tuple[float, f
 
 async def nifti(work: Work) -> Export:
     """All objects on all slices as a label volume with the picture's own origin, spacing and direction."""
-    try:
-        import SimpleITK as sitk  # noqa: N813
-    except ImportError as error:
-        raise ConflictError('NIfTI needs SimpleITK on the server: pip install ".[medical]" in the checkout') from error
+    if find_spec("SimpleITK") is None:
+        raise ConflictError('NIfTI needs SimpleITK on the server: pip install ".[medical]" in the checkout')
     picture = work.opened()
     labels = np.zeros((picture.slices, picture.height, picture.width), np.uint16)
     for index in work.touched_slices():
         labels[index] = await work.labels(index)
-    image = sitk.GetImageFromArray(labels if len(picture.geometry.get("origin", "xyz")) == 3 else labels[0])
-    if picture.geometry:
-        image.SetOrigin(picture.geometry["origin"])
-        image.SetSpacing(picture.geometry["spacing"])
-        image.SetDirection(picture.geometry["direction"])
-    return _written(".nii.gz", lambda path: sitk.WriteImage(image, path, True)), "application/gzip", "-labels.nii.gz"
+    return label_file(labels, picture.geometry, "export.nii.gz"), "application/gzip", "-labels.nii.gz"
 
 
 FORMATS: dict[str, Callable[[Work], Awaitable[Export]]] = {

@@ -3,7 +3,7 @@ bits, slides by region, volumes by slices."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from activefreq_engine.errors import InvalidImageError
 from activefreq_engine.images import Slide, Window, image_size, load_image, load_values, load_volume
 from activefreq_engine.images.raster import say_once
-from activefreq_engine.images.volumes import VOLUME_SUFFIXES, TooManyPixelsError
+from activefreq_engine.images.volumes import VOLUME_SUFFIXES, Geometry, TooManyPixelsError
 from activefreq_engine.images.window import choose_window, widened
 from activefreq_engine.serve.errors import ConflictError, NotFoundError, TooLargeError
 from activefreq_engine.types import Box
@@ -47,8 +47,8 @@ class Planes:
     name: str
     planes: NDArray[Any]
     """`[Z, H, W]` or `[Z, H, W, 3]`; uint8 as it is shown, or other values that a window turns into grey."""
-    geometry: dict[str, Any] = field(default_factory=dict)
-    """Origin, spacing and direction of a volume, as SimpleITK names them; empty for a plain picture."""
+    geometry: Geometry | None = None
+    """Where a volume lies in space; None for a plain picture."""
     window: Window | None = None
     """The values that the file says are to be shown as black and as white; None if it says nothing."""
     region: SlideRegion | None = None
@@ -118,9 +118,7 @@ def _read_volume(data: bytes, name: str, max_pixels: int) -> Planes:
         volume = load_volume(data, name=name, max_pixels=max_pixels)
     except TooManyPixelsError as error:
         raise TooLargeError(str(error)) from error
-    place = volume.geometry
-    geometry = {"origin": place.origin, "spacing": place.spacing, "direction": place.direction}
-    return Planes(name, volume.planes, geometry, volume.window)
+    return Planes(name, volume.planes, volume.geometry, volume.window)
 
 
 def is_slide(path: Path, max_pixels: int) -> bool:

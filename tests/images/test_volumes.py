@@ -188,6 +188,37 @@ def test_labels_keep_their_place_in_space(tmp_path: Path, ending: str, rng: np.r
         np.testing.assert_array_equal(np.asarray(drawn.dataobj).transpose(2, 1, 0), labels)
 
 
+@pytest.mark.parametrize("codes", [(1, 2), (2, 1), (1, 1), (0, 4), (1, 0), (0, 0)])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_labels_keep_both_places_of_a_nifti(
+    tmp_path: Path, codes: tuple[int, int], order: str, rng: np.random.Generator
+) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    scanner, moved = np.diag([-1.0, 2, 3, 1]), np.diag([1.0, 2, 3, 1])[[1, 0, 2, 3]]
+    scanner[:3, 3], moved[:3, 3] = (10, 20, 30), (-5, 3, 8)
+    head = nibabel.Nifti1Header(endianness=order)
+    scan = nibabel.Nifti1Image(rng.integers(0, 500, (7, 6, 5)).astype(f"{order}i2"), None, head)
+    scan.header.set_qform(scanner, 1)
+    scan.header.set_sform(moved, 1)
+    scan.header["qform_code"], scan.header["sform_code"] = codes
+    scan.header.set_xyzt_units("micron")
+    scan.to_filename(tmp_path / "scan.nii")
+    scan = nibabel.load(tmp_path / "scan.nii")
+    assert (int(scan.header["qform_code"]), int(scan.header["sform_code"])) == codes
+    volume = load_volume(tmp_path / "scan.nii")
+    for name in ("labels.nii", "labels.nii.gz"):
+        volume.save_labels(tmp_path / name, volume.planes > 250)
+        labels = nibabel.load(tmp_path / name)
+        np.testing.assert_array_equal(labels.affine, scan.affine)
+        for field in ("qform_code", "sform_code", "quatern_b", "qoffset_x", "srow_x", "srow_y", "srow_z"):
+            np.testing.assert_array_equal(labels.header[field], scan.header[field])
+        assert labels.header.get_zooms() == scan.header.get_zooms()
+        assert labels.header.get_xyzt_units()[0] == "micron"
+        np.testing.assert_array_equal(np.asarray(labels.dataobj), np.asarray(scan.dataobj) > 250)
+        again = load_volume(tmp_path / name)
+        assert again.geometry.origin == volume.geometry.origin
+
+
 def test_what_is_refused(tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     path = dicom(tmp_path / "a.dcm", rng.integers(0, 9, (13, 22)).astype(np.uint16))
     with pytest.raises(InvalidImageError, match="286 pixels"):

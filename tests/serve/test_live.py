@@ -1,6 +1,7 @@
 """The WebSocket against a `Session` in this process: the same clicks must give the same masks."""
 
 import base64
+import gzip
 import io
 import json
 import threading
@@ -326,6 +327,8 @@ def test_a_volume_is_segmented_slice_by_slice(client: Client, engine: Engine, tm
     labels = sitk.ReadImage(f"{tmp_path}/labels.nii.gz")
     assert labels.GetSpacing() == pytest.approx(image.GetSpacing())
     assert labels.GetOrigin() == pytest.approx(image.GetOrigin())
+    assert exported[:2] == b"\x1f\x8b"
+    assert gzip.decompress(exported)[252:328] == gzip.decompress(Path(path).read_bytes())[252:328]
     found = sitk.GetArrayFromImage(labels)
     assert np.array_equal(found[2] == 1, there)
     assert np.array_equal(found[0] == 2, here)
