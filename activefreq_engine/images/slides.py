@@ -10,8 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activefreq_engine.errors import InvalidArgumentError, InvalidImageError
+from activefreq_engine.images.convert import to_uint8
 from activefreq_engine.images.load import MAX_PIXELS
+from activefreq_engine.images.raster import Raster
 from activefreq_engine.types import Box
+
+_BLACK_IS_ZERO, _RGB, _YCBCR = 1, 2, 6
+_KEPT = (1, 5, 8, 32773, 32946, 34925, 50000)  # compressions that keep YCbCr; codecs of JPEG and the like give RGB
 
 
 class Slide:
@@ -28,7 +33,7 @@ class Slide:
         ...     part = session.click(812, 640).mask  # of the box
 
     Raises:
-        InvalidImageError: tifffile or zarr is missing, or the file is not a TIFF of grey or colour pixels.
+        InvalidImageError: tifffile or zarr is missing, or the file is not a TIFF of grey or RGB pixels.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -46,6 +51,7 @@ class Slide:
         try:
             series = self._file.series[0]
             self._first = _channels_first(series.axes, str(path))
+            self._premultiplied = _check_colours(series, str(path))
             self._levels: list[Any] = [zarr.open(series.aszarr(level=i), mode="r") for i in range(len(series.levels))]
         except InvalidImageError:
             self._file.close()
@@ -88,6 +94,7 @@ class Slide:
 
         Returns:
             `[h, w]` or `[h, w, 3]`: the pixels of the level that the box covers, as `Session.set_image` takes them.
+            Transparency is composited over white; a fourth band that the file does not call alpha is left out.
 
         Raises:
             InvalidArgumentError: there is no such level, or the box has no part of the picture.
@@ -105,7 +112,12 @@ class Slide:
             found = np.asarray(self._levels[level][where])
         except Exception as error:  # codecs raise what they like
             raise InvalidImageError(f"cannot decode box {box} at level {level}: {error}") from error
-        return np.ascontiguousarray(np.moveaxis(found, 0, -1) if self._first else found)
+        found = np.moveaxis(found, 0, -1) if self._first else found
+        if found.ndim == 3 and found.shape[2] == 4:
+            alpha = None if self._premultiplied is None else found[..., 3]
+            colours = Raster(found[..., :3], "rgb", alpha=alpha, premultiplied=bool(self._premultiplied))
+            found = colours.pixels if alpha is None else to_uint8(colours, None)
+        return np.ascontiguousarray(found)
 
     def _cells(self, box: Box, level: int) -> tuple[slice, slice]:
         """The rows and columns of a level that a box, in pixels of the full size, touches."""
@@ -137,3 +149,22 @@ def _channels_first(axes: str, name: str) -> bool:
     if axes in ("SYX", "CYX"):
         return True
     raise InvalidImageError(f"{name} has the axes {axes}; only grey and colour pictures are read (YX, YXS, SYX, CYX)")
+
+
+def _check_colours(series: Any, name: str) -> bool | None:
+    """Whether the colours are multiplied by the alpha; None if there is none.  Refuses what tifffile would hand out as
+    it is stored, and what would then be taken for grey or RGB: palettes, inverted grey, CMYK and others."""
+    page = series.keyframe
+    meaning, bands = int(page.photometric), dict(zip(series.axes, series.shape, strict=True))
+    alpha = next((int(kind) for kind in page.extrasamples if int(kind) in (1, 2)), None)
+    good = meaning == _BLACK_IS_ZERO
+    if len(bands) == 3:  # some programs call three bands of colour grey
+        good |= meaning == _RGB or (meaning == _YCBCR and int(page.compression) not in _KEPT)
+        composited = bands.get("S") == 4 and (alpha is None or series.dtype == np.uint8)
+        good &= composited or 3 in (bands.get("S"), bands.get("C"))
+    if not good:
+        raise InvalidImageError(
+            f"{name} has {series.dtype} pixels {series.axes} {series.shape} of photometric interpretation {meaning}; "
+            "by region only grey and RGB are read, and transparency of 8 bits. Save it as RGB of 8 bits"
+        )
+    return None if alpha is None else alpha == 1

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from activefreq_engine import InvalidArgumentError, InvalidImageError
-from activefreq_engine.images import Slide
+from activefreq_engine.images import Slide, load_image
 
 tifffile = pytest.importorskip("tifffile")
 pytest.importorskip("zarr")
@@ -51,6 +52,40 @@ def test_layouts(tmp_path: Path, planar: str, dtype: type, rng: np.random.Genera
     tifffile.imwrite(tmp_path / "g.tif", pixels[..., 0], tile=(32, 32))
     with Slide(tmp_path / "g.tif") as slide:
         np.testing.assert_array_equal(slide.read((11, 7, 99, 70)), pixels[7:70, 11:99, 0])
+
+
+def stored(path: Path, pixels: np.ndarray, photometric: str, **how: Any) -> Path:
+    tifffile.imwrite(path, pixels, photometric=photometric, tile=(32, 32), **how)
+    return path
+
+
+@pytest.mark.parametrize("extra", [["unassalpha"], ["assocalpha"], ["unspecified"]])
+def test_a_fourth_band_counts_as_in_whole_files(tmp_path: Path, extra: list[str], rng: np.random.Generator) -> None:
+    pixels = rng.integers(0, 256, (80, 130, 4)).astype(np.uint8)
+    pixels[..., :3] = np.minimum(pixels[..., :3], pixels[..., 3:])
+    pixels[:40, :40, 3] = 0  # nothing in this part tells alpha from another band
+    path = stored(tmp_path / "a.tif", pixels, "rgb", extrasamples=extra)
+    with Slide(path) as slide:
+        np.testing.assert_array_equal(slide.read((3, 5, 40, 40)), load_image(path)[5:40, 3:40])
+        np.testing.assert_array_equal(slide.read((3, 5, 99, 77)), load_image(path)[5:77, 3:99])
+
+
+@pytest.mark.parametrize("kind", ["miniswhite", "palette", "separated", "ycbcr", "cielab", "channels", "deep alpha"])
+def test_what_is_stored_otherwise_is_not_shown_as_it_is(tmp_path: Path, kind: str, rng: np.random.Generator) -> None:
+    grey = rng.integers(0, 256, (80, 130)).astype(np.uint8)
+    path = tmp_path / "a.ome.tif"
+    if kind == "miniswhite":
+        stored(path, grey, kind, ome=False)
+    elif kind == "palette":
+        stored(path, grey, kind, colormap=rng.integers(256, 65536, (3, 256)).astype(np.uint16), ome=False)
+    elif kind == "channels":
+        stored(path, np.stack([grey] * 4), "minisblack", ome=True, metadata={"axes": "CYX"})
+    elif kind == "deep alpha":
+        stored(path, np.dstack([grey] * 4).astype(np.uint16), "rgb", extrasamples=["unassalpha"], ome=False)
+    else:
+        stored(path, np.dstack([grey] * (4 if kind == "separated" else 3)), kind, ome=False)
+    with pytest.raises(InvalidImageError, match="only grey and RGB"):
+        Slide(path)
 
 
 def test_what_is_refused(tmp_path: Path, pyramid: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
