@@ -258,6 +258,18 @@ def test_boxes_and_start_masks(
     assert np.array_equal(np.array(Image.open(tmp_path / "o.png")) == 255, start)
 
 
+def test_images_without_a_start_mask_are_named(
+    capsys: pytest.CaptureFixture[str], photos: Path, checkpoint: str, tmp_path: Path
+) -> None:
+    (tmp_path / "starts").mkdir()
+    masks.save_png(tmp_path / "starts" / "a.png", np.ones((HEIGHT, WIDTH), bool))
+    how = ("--click", "9,9", "--start-mask", tmp_path / "starts", "--json", "--model", checkpoint, "--device", "cpu")
+    code, _, err = run(capsys, "segment", photos / "a.png", photos / "b.png", *how)
+    assert code == 0
+    assert "no start mask for 1 of 2 images" in err
+    assert "b.png" in err
+
+
 def prompted(photo: Path, checkpoint: str) -> list[int] | None:
     """What a box changes."""
     from activefreq_engine import Session

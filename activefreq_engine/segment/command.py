@@ -222,27 +222,29 @@ def _jobs(
     images: list[str], several: bool, common: Prompts, clicks: str | None, start_masks: Path | None
 ) -> list[_Job]:
     """A job for each image that has prompts or a start mask.  The others are left out, and a line on stderr names
-    them."""
+    them; another one names those that have prompts but no mask in the folder of start masks."""
     named: dict[str, Prompts] = {}
     if clicks is not None:
         text = _stream_in().decode("utf-8-sig", "replace") if clicks == STREAM else None
         named = _by_image(read_prompts(Path(clicks), text), images, clicks)
-    jobs, bare = [], []
+    jobs, bare, blank = [], [], []
     for image in images:
         prompts = Prompts(common.prompts, _start_mask(start_masks, image, several)) + named.get(image, Prompts())
         if prompts.start_mask is not None and any(isinstance(p, BoxPrompt) for p in prompts.prompts):
             raise InvalidPromptError(f"{image}: a start mask and a box are both a start; give only one of them")
         if prompts.prompts or prompts.start_mask:
             jobs.append(_Job(image, prompts))
+            blank += [image] if start_masks is not None and prompts.start_mask is None else []
         else:
             bare.append(image)
     if not jobs:
         raise InvalidArgumentError(
             "no prompts were given; give --click, --box, --lasso, --scribble, --clicks or --start-mask"
         )
-    if bare:
-        more = ", ..." if len(bare) > 3 else ""
-        _say(f"no prompts for {len(bare)} of {len(images)} images: {', '.join(bare[:3])}{more}; left out")
+    for what, lacking, end in (("prompts", bare, "left out"), ("start mask", blank, "they start blank")):
+        if lacking:
+            more = ", ..." if len(lacking) > 3 else ""
+            _say(f"no {what} for {len(lacking)} of {len(images)} images: {', '.join(lacking[:3])}{more}; {end}")
     return jobs
 
 
