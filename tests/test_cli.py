@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from activefreq_engine import Click, __version__, create_model, masks
+from activefreq_engine import BoxPrompt, Click, __version__, create_model, masks
 from activefreq_engine.cli import main
 from activefreq_engine.errors import InvalidClickError
 from activefreq_engine.models import save_checkpoint
-from activefreq_engine.segment.prompts import parse_click
+from activefreq_engine.segment.prompts import Prompts, parse_click, read_prompts
 
 WIDTH, HEIGHT = 93, 71
 
@@ -258,6 +258,18 @@ def test_boxes_and_start_masks(
     assert np.array_equal(np.array(Image.open(tmp_path / "o.png")) == 255, start)
 
 
+def test_prompts_of_a_file_keep_their_order_around_a_box(tmp_path: Path) -> None:
+    before, box, after = Click(1, 2, False), BoxPrompt(0, 0, 9, 9), Click(3, 4)
+    (tmp_path / "c.json").write_text('{"a.png": {"prompts": [[1, 2, false], {"box": [0, 0, 9, 9]}, [3, 4]]}}')
+    (tmp_path / "b.csv").write_text("image,x0,y0,x1,y1,label\na.png,0,0,9,9,lesion\n")
+    named = read_prompts(tmp_path / "c.json")["a.png"]
+    option = Click(5, 6)
+    assert (Prompts() + named).prompts == [before, box, after]
+    assert (Prompts([BoxPrompt(1, 1, 2, 2), option]) + named).prompts == [before, box, option, after]
+    assert (Prompts([option]) + read_prompts(tmp_path / "b.csv")["a.png"]).prompts == [box, option]
+    assert (Prompts([box, option]) + Prompts([after])).prompts == [box, option, after]
+
+
 def test_images_without_a_start_mask_are_named(
     capsys: pytest.CaptureFixture[str], photos: Path, checkpoint: str, tmp_path: Path
 ) -> None:
@@ -413,8 +425,12 @@ def test_bad_targets_and_prompts_are_told_before_any_work(
         '[{"image": "a.png", "clicks": [[1, 2]]}, {"image": "a.png", "clicks": []}]',
         "[" * 100_000,
         "{",
+        '{"a.png": [[1, 2]], "a.png": [[3, 4]]}',
+        '{"a.png": [{"x": 1, "y": 2, "label": 0}]}',
+        '{"a.png": {"prompts": [{"scribble": [[1, 2]], "label": 0}]}}',
+        '{"a.png": {"clicks": [[1, 2]], "lasso": [[1, 2], [3, 4], [9, 9]]}}',
     ],
-    ids=range(16),
+    ids=range(20),
 )
 def test_damaged_files_of_clicks_are_refused(
     capsys: pytest.CaptureFixture[str], photos: Path, tmp_path: Path, text: str
@@ -444,7 +460,17 @@ def test_images_are_found_by_absolute_and_windows_paths_and_in_tab_separated_tab
 
 @pytest.mark.parametrize(
     "text",
-    ["", "x,y\n1,2\n", "image,x,y\na.png,1\n", "image,x,y\na.png,1,2,3,4\n", "image,x,y,positive\na.png,1,2,maybe\n"],
+    [
+        "",
+        "x,y\n1,2\n",
+        "image,x,y\na.png,1\n",
+        "image,x,y\na.png,1,2,3,4\n",
+        "image,x,y,positive\na.png,1,2,maybe\n",
+        "image,x,y,label\na.png,1,2,0\n",
+        "image,x,x,y\na.png,1,2,3\n",
+        "image,x,y,x0,y0,x1,y1\na.png,1,2,0,0,5,5\n",
+        'image,x,y,scribble\na.png,1,2,"3,4 5,6"\n',
+    ],
 )
 def test_damaged_tables_of_clicks_are_refused(
     capsys: pytest.CaptureFixture[str], photos: Path, tmp_path: Path, text: str

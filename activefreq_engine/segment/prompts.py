@@ -16,6 +16,9 @@ from activefreq_engine.errors import InvalidArgumentError, InvalidClickError, In
 from activefreq_engine.types import BoxPrompt, Click, Lasso, Prompt, Scribble
 
 _SIGNS: dict[str, bool] = {"+": True, "-": False, "1": True, "0": False, "true": True, "false": False, "": True}
+_MEASURED = ("changed_bbox", "elapsed_ms")  # what `--json` prints beside a prompt
+_KINDS = {"a click": ("x", "y"), "a box": ("x0", "y0", "x1", "y1"), "a scribble": ("scribble",), "a lasso": ("lasso",)}
+"""The columns of each kind of prompt."""
 _MOST_BYTES = 1 << 28  # size limit of a file of clicks
 
 
@@ -24,15 +27,16 @@ class Prompts:
     """What the user says about one object in one image."""
 
     prompts: list[Prompt] = field(default_factory=list)
-    """In the order in which they are made.  A box, if there is one, comes first."""
+    """In the order in which they are made."""
     start_mask: Path | None = None
     """File with the mask to go on from."""
 
     def __add__(self, more: Prompts) -> Prompts:
-        """These prompts, then those of `more`.  Where both have a box, or both a start mask, that of `more` is kept."""
-        box = [p for p in (*self.prompts, *more.prompts) if isinstance(p, BoxPrompt)][-1:]
-        rest = [p for p in (*self.prompts, *more.prompts) if not isinstance(p, BoxPrompt)]
-        return Prompts([*box, *rest], more.start_mask or self.start_mask)
+        """These prompts, then those of `more`.  A box makes a fresh start, so where `more` has one, these follow it,
+        without a box of their own.  Where both have a start mask, that of `more` is kept."""
+        start = max((i + 1 for i, p in enumerate(more.prompts) if isinstance(p, BoxPrompt)), default=0)
+        mine = [p for p in self.prompts if not (start and isinstance(p, BoxPrompt))]
+        return Prompts([*more.prompts[:start], *mine, *more.prompts[start:]], more.start_mask or self.start_mask)
 
 
 def parse_click(text: str) -> Click:
@@ -88,7 +92,8 @@ def read_prompts(path: Path, text: str | None = None) -> dict[str, Prompts]:
     entry is a list of clicks or an object with ``clicks``, ``box`` ``[x0, y0, x1, y1]`` and ``start_mask`` (a path,
     relative to the file).  A click is ``[x, y]``, ``[x, y, positive]`` or an object with these keys.  ``prompts`` in
     place of ``clicks`` and ``box`` is a list of any kind, in order: clicks, ``{"box": [x0, y0, x1, y1]}``,
-    ``{"scribble": [[x, y], ...], "positive": true}``, ``{"lasso": [[x, y], ...], "positive": true}``.
+    ``{"scribble": [[x, y], ...], "positive": true}``, ``{"lasso": [[x, y], ...], "positive": true}``.  A prompt without
+    ``positive`` may have no other keys (or columns), since one of them may be meant as its sign.
 
     CSV: columns ``image``, ``x``, ``y`` and, if wanted, ``positive`` (1 or 0, + or -, true or false).  A row with
     ``x0, y0, x1, y1`` in place of x and y is a box; a row with ``scribble`` or ``lasso`` (``x,y x,y ...``) is a line of
@@ -138,12 +143,21 @@ def read_prompts(path: Path, text: str | None = None) -> dict[str, Prompts]:
 def _json(text: str) -> Any:
     """The JSON value of a text; where each line holds a value of its own (JSON Lines), a list of them."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
     except ValueError:
         lines = [line for line in text.splitlines() if line.strip()]
         if len(lines) < 2 or not lines[0].rstrip().endswith("}"):
             raise
-        return [json.loads(line) for line in lines]
+        return [json.loads(line, object_pairs_hook=_once) for line in lines]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of some keys and values; JSON leaves open which value counts of a key that is there twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(k for k in keys if keys.count(k) > 1)!r} is there twice in one object")
+    return found
 
 
 def _entry(entry: Any, where: str, folder: Path) -> Prompts:
@@ -151,6 +165,8 @@ def _entry(entry: Any, where: str, folder: Path) -> Prompts:
         entry = {"clicks": entry}
     if not isinstance(entry, Mapping) or not {"clicks", "box", "prompts", "start_mask"} & set(entry):
         raise InvalidArgumentError(f"{where}: expected clicks, or an object with clicks, box, prompts or start_mask")
+    if lost := {"scribble", "lasso"} & set(entry):
+        raise InvalidArgumentError(f"{where}: put the {lost.pop()} into the list prompts")
     clicks = entry.get("clicks") or []
     if not isinstance(clicks, list):
         raise InvalidArgumentError(f"{where}: clicks is {clicks!r}; expected a list")
@@ -184,7 +200,7 @@ def _prompt(value: Any, where: str) -> Prompt:
                     raise InvalidPromptError(f"{where}: {name} is {str(points)[:80]}; expected a list of points [x, y]")
                 made: Scribble | Lasso = kind(
                     tuple((_number(x, where), _number(y, where)) for x, y in points),
-                    _sign(value.get("positive", True), value, where),
+                    _said_sign(value, name, where),
                 )
                 return made
     return _click(value, where)
@@ -192,11 +208,21 @@ def _prompt(value: Any, where: str) -> Prompt:
 
 def _click(value: Any, where: str) -> Click:
     if isinstance(value, Mapping) and {"x", "y"} <= set(value):
-        value = [value["x"], value["y"], value.get("positive", True)]
+        value = [value["x"], value["y"], _said_sign(value, "x", where)]
     if not isinstance(value, list) or len(value) not in (2, 3):
         raise InvalidClickError(f"{where}: click {value!r} is not [x, y] or [x, y, positive]")
     sign = _sign(value[2] if len(value) == 3 else True, value, where)
     return Click(_number(value[0], where), _number(value[1], where), sign)
+
+
+def _said_sign(prompt: Mapping[str, Any], kind: str, where: str) -> bool:
+    """The sign of a prompt that is an object."""
+    if "positive" not in prompt and (more := set(prompt) - {kind, "y", *_MEASURED}):
+        raise InvalidClickError(
+            f"{where}: {str(prompt)[:200]} has {', '.join(map(repr, sorted(more)))} and no 'positive'; if that is the "
+            "sign, call it 'positive', else leave it out"
+        )
+    return _sign(prompt.get("positive", True), prompt, where)
 
 
 def _sign(value: Any, prompt: Any, where: str) -> bool:
@@ -255,6 +281,15 @@ def _from_csv(path: Path, text: str) -> dict[str, Prompts]:
             f"{path} has the columns {', '.join(names)[:200] or 'none'}; expected image, x, y and, if wanted, "
             "positive; image, x0, y0, x1, y1 for boxes; image and scribble or lasso for lines"
         )
+    columns = {"image", *(c for kind in _KINDS.values() for c in kind)}
+    unknown = sorted(set(filter(None, names)) - columns)
+    if unknown and "positive" not in names and {"x", "scribble", "lasso"} & set(names):
+        raise InvalidArgumentError(
+            f"{path} has {', '.join(map(repr, unknown))[:200]} and no column 'positive'; if that is the sign, call it "
+            "'positive', else leave it out"
+        )
+    if twice := [n for n in columns if names.count(n) > 1]:
+        raise InvalidArgumentError(f"{path} has several columns {twice[0]!r}; keep one of them")
     rows.fieldnames = names
     found: dict[str, Prompts] = {}
     try:
@@ -265,6 +300,9 @@ def _from_csv(path: Path, text: str) -> dict[str, Prompts]:
                 raise InvalidArgumentError(
                     f"{where} has more cells than the first line has columns; put lines of points into quotation marks"
                 )
+            given = [kind for kind, own in _KINDS.items() if any(cells.get(c) for c in own)]
+            if len(given) > 1:
+                raise InvalidArgumentError(f"{where} has {' and '.join(given)}; give each a row of its own")
             prompts = found.setdefault(cells["image"], Prompts())
             if cells.get("x") or cells.get("y"):
                 values = [cells.get("x", ""), cells.get("y", ""), cells.get("positive", "")]
