@@ -95,6 +95,8 @@ def _scaled(raster: Raster) -> NDArray[np.uint8]:
     pixels, bits = raster.pixels, raster.bits or 8 * raster.pixels.dtype.itemsize
     if pixels.dtype.kind != "u":
         raise InvalidImageError(f"CMYK of {pixels.dtype}; allowed are unsigned integers. Convert it to RGB first")
+    if raster.white:
+        return np.rint(np.arange(256) / raster.white * 255).clip(0, 255).astype(np.uint8)[pixels]
     if pixels.dtype == np.uint8 and bits == 8:
         return pixels
     if pixels.dtype == np.uint8:

@@ -323,7 +323,12 @@ def _read_pnm(file: IO[bytes], max_pixels: int, name: str) -> Raster:
     if not is_float and white <= 255:
         file.seek(0)
         with PpmImagePlugin.PpmImageFile(file) as image:
-            return from_pillow(image)
+            raster = from_pillow(image)
+        if (
+            kind not in (b"P1", b"P4") and white < 255
+        ):  # Pillow scales to 0..255, which leaves every value its own place
+            raster.pixels, raster.white = np.rint(raster.pixels * (white / 255)).astype(np.uint8), int(white)
+        return raster
     if not is_float and not (white.is_integer() and white <= 65535):
         raise InvalidImageError(f"cannot read {name}: its PNM header has white at {white}; allowed are 1 to 65535")
     bands = 3 if kind in (b"P3", b"P6", b"PF") else 1

@@ -26,6 +26,8 @@ class Raster:
     """What the channels mean.  lab: bytes that hold L * 2.55 and signed a and b, white is D50.  cmyk: 0 is no ink."""
     bits: int = 0
     """Significant bits of unsigned integers; 0 means all bits of the type."""
+    white: int = 0
+    """The value of white in bytes where it is below 255 and `bits` does not say it, as in PNM; else 0."""
     palette: NDArray[np.uint8] | None = None
     """`[N, 3]` or, with alpha, `[N, 4]`; for kind index."""
     alpha: NDArray[Any] | None = None

@@ -26,6 +26,16 @@ def test_values_of_a_png(rng, depth, colour):
     assert np.array_equal(load_labels(png(stored, depth, colour, *chunks)), stored)
 
 
+@pytest.mark.parametrize("white", [1, 3, 100, 254, 255, 1000])
+@pytest.mark.parametrize("kind", [2, 5])
+def test_values_of_a_pnm(rng, white, kind):
+    stored = rng.integers(0, white + 1, (H, W))
+    as_text = " ".join(map(str, stored.ravel())).encode()
+    body = as_text if kind == 2 else stored.astype(">u2" if white > 255 else "u1").tobytes()
+    data = f"P{kind}\n{W} {H}\n{white}\n".encode() + body
+    assert np.array_equal(load_labels(data), stored)
+
+
 @pytest.mark.parametrize("code", ["u1", "u2", "u4", "i2", "i4", "i8", "f4", "f8"])
 def test_values_of_a_tiff(rng, code):
     stored = rng.integers(0, 120, (H, W)).astype(code)
