@@ -21,14 +21,8 @@ _JPEG = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70))
 _JPEG_LS = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (80, 81))
 _JPEG_2000 = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 92, 93, 201, 202, 203))
 
-_META, _PIXELS, _TABLE, _ITEM, _ITEM_END, _SEQUENCE_END = (
-    0x0002,
-    0x7FE00010,
-    0x00283000,
-    0xFFFEE000,
-    0xFFFEE00D,
-    0xFFFEE0DD,
-)
+_META, _PIXELS, _TABLE, _POSITION = 0x0002, 0x7FE00010, 0x00283000, 0x00200032
+_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _UNDEFINED = 0xFFFFFFFF
 _LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 _MEANINGS = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
@@ -58,6 +52,8 @@ class Dicom:
     """The pieces of compressed pixels, in the order of the file."""
     by_table: bool = False
     """Whether a lookup table, in place of slope and intercept, turns stored values into units."""
+    positions: list[bytes] = field(default_factory=list)
+    """Text of the positions of frames, ``x\\y\\z``, where each has one of its own."""
     _said: dict[int, bytes] = field(default_factory=dict)
     """Short elements of group 0028, which describes the pixels."""
     _left: int = _MOST
@@ -151,6 +147,8 @@ class Dicom:
                 self._refuse(f"element ({tag >> 16:04x},{tag & 0xFFFF:04x}) is there twice")
             if tag == _PIXELS:
                 self.native = length if depth == 0 else self.native
+            elif depth == 2 and tag == _POSITION:  # of an item in the item of a frame
+                self.positions.append(self.data[at : at + length])
             elif depth == 0 and tag >> 16 == 0x0028 and length <= 64:
                 self._said[tag] = self.data[at : at + length]
             elif kind == b"SQ" or (kind == b"" and self.data[at : at + 4] == b"\xfe\xff\x00\xe0"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from activefreq_engine.errors import InvalidImageError, InvalidMaskError
 from activefreq_engine.files import write_file
 from activefreq_engine.images.dicom import Dicom, is_dicom
 from activefreq_engine.images.load import MAX_PIXELS, load_image
+from activefreq_engine.images.raster import say_once
 from activefreq_engine.images.volume_files import NiftiPlace, check_alone, check_whole, wrongly_added
 from activefreq_engine.images.window import Window, choose_window, widened
 
@@ -191,10 +193,10 @@ def _read(path: Path, name: str, max_pixels: int) -> Volume:
         kind = _kind(Path(files[0]))
         reader.SetImageIO(kind)  # SimpleITK would guess one, and the checks made here are for this reader only
         check_alone(path, name)
-        scales, places = set(), []
+        scales, places, positions = set(), [], []
         for file in reversed(files):  # the first file comes last: its header becomes that of the volume
             if kind == "GDCMImageIO":
-                Dicom.of(Path(file).read_bytes(), name)
+                positions = Dicom.of(Path(file).read_bytes(), name).positions
             reader.SetFileName(file)
             reader.ReadImageInformation()
             size, components = reader.GetSize(), reader.GetNumberOfComponents()
@@ -235,6 +237,8 @@ def _read(path: Path, name: str, max_pixels: int) -> Volume:
         window = None
     elif window is not None and planes.dtype == np.uint8:
         planes = planes.astype(np.int16)  # so that a window applies to it
+    if len(positions) == len(planes):
+        _say_uneven(positions, places[0], name)
     nifti = NiftiPlace.of(path) if kind == "NiftiImageIO" else None
     place = Geometry(image.GetOrigin(), image.GetSpacing(), image.GetDirection(), nifti)
     return Volume(np.ascontiguousarray(planes), place, window)
@@ -257,16 +261,33 @@ def _check_stack(places: list[Geometry], name: str) -> None:
         raise InvalidImageError(
             f"{name} holds slices of several directions or pixel sizes; keep the files of one stack"
         )
-    at = np.array([p.origin for p in places]) - first.origin
-    if not at.any():
-        return
-    normal = np.reshape(first.direction, (3, 3))[:, 2]
-    step = float(at[-1] @ normal) / (len(at) - 1)
-    off = np.linalg.norm(at - np.arange(len(at))[:, None] * step * normal, axis=1)
-    if (off > _UNEVEN * abs(step) + _TILT * np.linalg.norm(at, axis=1)).any():
+    if _uneven([p.origin for p in places], first):
         raise InvalidImageError(
             f"{name} is no stack of slices at even distances: slices are missing, there are several volumes in it, or "
             "the gantry was tilted. Keep the files of one volume, or resample it first"
+        )
+
+
+def _uneven(positions: Sequence[Sequence[float]], first: Geometry) -> bool:
+    """Whether slices do not lie one above the other at even distances.  All at one position are even."""
+    at = np.array(positions) - positions[0]
+    normal = np.reshape(first.direction, (3, 3))[:, 2]
+    step = float(at[-1] @ normal) / (len(at) - 1)
+    off = np.linalg.norm(at - np.arange(len(at))[:, None] * step * normal, axis=1)
+    return bool((off > _UNEVEN * abs(step) + _TILT * np.linalg.norm(at, axis=1)).any())
+
+
+def _say_uneven(positions: list[bytes], first: Geometry, name: str) -> None:
+    """Say in the log that the frames of a file are no even stack.  They are right one by one, so they are read."""
+    try:
+        places = [tuple(float(v) for v in text.decode("ascii").rstrip("\0 ").split("\\")) for text in positions]
+        uneven = len(places) > 1 and {len(p) for p in places} == {3} and _uneven(places, first)
+    except ValueError:  # no numbers
+        return
+    if uneven:
+        say_once(
+            f"{name} has frames at uneven distances, of several volumes or of a tilted gantry: each is read as it is, "
+            "but labels saved for all of them lie elsewhere in space than the frames"
         )
 
 

@@ -147,6 +147,36 @@ def test_slices_at_uneven_places_are_no_volume(tmp_path: Path, kind: str) -> Non
         load_volume(series(tmp_path, [{"ImagePositionPatient": list(at)} for at in UNEVEN[kind]]))
 
 
+@pytest.mark.parametrize("kind", [*UNEVEN, "even", "downwards"])
+def test_frames_at_uneven_places_are_named(tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    even = {"even": [(1, 2, 0), (1, 2, 3), (1, 2, 6)], "downwards": [(0, 0, 6), (0, 0, 3), (0, 0, 0)]}
+    places = {**UNEVEN, **even}[kind]
+
+    def items(**tags: Any) -> Any:
+        item = pydicom.Dataset()
+        for name, value in tags.items():
+            setattr(item, name, value)
+        return pydicom.Sequence([item])
+
+    pixels = np.repeat(np.arange(len(places), dtype=np.uint16), 35).reshape(-1, 5, 7)
+    shared = items(
+        PixelMeasuresSequence=items(PixelSpacing=[1, 1], SliceThickness=2),
+        PlaneOrientationSequence=items(ImageOrientationPatient=[1, 0, 0, 0, 1, 0]),
+    )
+    own = [items(PlanePositionSequence=items(ImagePositionPatient=list(at)))[0] for at in places]
+    path = dicom(
+        tmp_path / f"{kind}.dcm",
+        pixels,
+        frames=len(places),
+        SOPClassUID=pydicom.uid.EnhancedMRImageStorage,
+        SharedFunctionalGroupsSequence=shared,
+        PerFrameFunctionalGroupsSequence=pydicom.Sequence(own),
+    )
+    volume = load_volume(path)
+    np.testing.assert_array_equal(volume.planes, pixels)
+    assert ("uneven distances" in caplog.text) == (kind in UNEVEN)
+
+
 def test_slices_of_several_directions_are_no_volume(tmp_path: Path) -> None:
     turned = {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}
     with pytest.raises(InvalidImageError, match="several directions"):
