@@ -115,7 +115,8 @@ def label_file(labels: NDArray[Any], geometry: Geometry | None, name: str) -> by
         RuntimeError: SimpleITK cannot write such a file.
     """
     sitk = _simpleitk(name)
-    labels = labels.astype(np.uint8) if labels.dtype == np.bool_ else labels
+    kind = np.uint8 if labels.dtype == np.bool_ else labels.dtype.newbyteorder("=")
+    labels = labels.astype(kind, copy=False)
     image = sitk.GetImageFromArray(labels[0] if geometry is not None and len(geometry.origin) == 2 else labels)
     if geometry is not None:
         image.SetOrigin(geometry.origin)

@@ -206,7 +206,7 @@ def test_labels_keep_their_place_in_space(tmp_path: Path, ending: str, rng: np.r
     volume = load_volume(tmp_path / f"scan{ending}")
     np.testing.assert_array_equal(volume.planes, sitk.GetArrayFromImage(image))
     labels = rng.integers(0, 3, (4, 9, 15)).astype(np.uint16)
-    volume.save_labels(tmp_path / f"labels{ending}", labels)
+    volume.save_labels(tmp_path / f"labels{ending}", labels.astype(">u2"))
     again = sitk.ReadImage(str(tmp_path / f"labels{ending}"))
     np.testing.assert_array_equal(sitk.GetArrayFromImage(again), labels)
     for get in ("GetOrigin", "GetSpacing", "GetDirection"):
