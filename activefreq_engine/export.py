@@ -286,6 +286,8 @@ def _manifest(name: str, model: FreqFormer, plan: Any, graphs: dict[str, Any]) -
         },
         "clicks": {
             "channels": ["probability of the previous mask, zeros at first", "positive disks", "negative disks"],
+            "position": "a click, a point of a scribble and each of a scribble's disks are moved to the centre of the "
+            "image pixel in which they lie",
             "radius": model.config.click_radius,
             "disk": "1 where a pixel's centre is at most the radius from a click, else 0; in network pixels",
         },

@@ -216,8 +216,51 @@ def test_the_manifest_is_enough_to_segment_an_image(
     assert 0.05 < mask.mean() < 0.95  # neither nothing nor everything
 
 
+def test_the_manifest_says_where_clicks_and_scribbles_lie(
+    model: FreqFormer, exported: Exported, manifest: dict[str, Any], rng: np.random.Generator
+) -> None:
+    """On a picture of fewer pixels than the network has, so that half a pixel of the picture is seen."""
+    engine = Engine(model, device="cpu", precision="fp32", plan=False)
+    engine.size = H
+    pixels = np.ascontiguousarray(load_image(EXAMPLE)[::5, ::5][: H // 2, : W // 2])
+    height, width = pixels.shape[:2]
+    assert (height, width) == (H // 2, W // 2)
+    says, radius = manifest["prompts"]["scribble"], manifest["clicks"]["radius"]
+    crop = resampled(pixels, H, W)
+    image = ((crop / 255 - manifest["image"]["mean"]) / manifest["image"]["std"]).astype(np.float32)
+    rows, columns = np.mgrid[:H, :W] + 0.5
+
+    def answer(places: NDArray[np.float64]) -> NDArray[np.float32]:
+        """For positive disks on a blank mask, given in pixels of the picture."""
+        clicks = np.zeros((1, 3, H, W), np.float32)
+        for x, y in places * (W / width, H / height):
+            clicks[0, 1] = np.maximum(clicks[0, 1], np.hypot(columns - x, rows - y) <= radius)
+        c1, p1 = exported("prepare", image.transpose(2, 0, 1)[None])
+        logits = exported("click", c1, p1, clicks)[0][0, 0]
+        return resampled(1 / (1 + np.exp(-logits)), height, width)
+
+    for points in ([[20, 30]], [[33.9, 12.1]], [[5, 50], [40, 12.9]], rng.uniform(0, (width, height), (3, 2)).tolist()):
+        session = Session(engine=engine, refine=False, zoom=False)
+        session.set_image(pixels)
+        centres = np.floor(np.array(points)) + 0.5
+        if len(points) == 1:
+            session.click(*points[0])
+            places = centres
+        else:
+            session.scribble(points)
+            ends = np.r_[0, np.cumsum(np.hypot(*(np.diff(centres, axis=0) * (W / width, H / height)).T))]
+            count = int(np.clip(ends[-1] // (says["apart"] * radius), 1, says["most"]))
+            at = np.linspace(0, ends[-1], count) if count > 1 else ends[-1:] / 2
+            places = np.floor(np.stack([np.interp(at, ends, c) for c in centres.T], 1)) + 0.5
+        expected = session.probs
+        assert 0.05 < expected.mean() < 0.95
+        beside = expected < 1  # the pixels of the prompts are in the mask whatever the network says
+        assert np.abs(answer(places) - expected)[beside].max() < 1e-3
+
+
 def test_the_manifest_tells_the_truth(folder: Path, manifest: dict[str, Any], model: FreqFormer) -> None:
     onnx = pytest.importorskip("onnx")
+    assert "centre of the image pixel" in manifest["clicks"]["position"]
     assert manifest["clicks"]["radius"] == model.config.click_radius
     for graph in manifest["graphs"].values():
         content = (folder / graph["file"]).read_bytes()
