@@ -572,4 +572,5 @@ def _settled(points: NDArray[np.float64]) -> NDArray[np.float64]:
     """Points that came from the input frame or from parts of the picture, with the rounding of whole numbers undone: it
     must not move a point or the edge of a box into the next pixel or out of the picture."""
     whole = np.rint(points)
-    return np.where(np.abs(points - whole) < 1e-3, whole, points)
+    rounding = np.maximum(1e-3, 4 * np.finfo(np.float32).eps * np.abs(whole))  # of float32, in several steps
+    return np.where(np.abs(points - whole) < rounding, whole, points)

@@ -31,7 +31,7 @@ from activefreq_engine.compat import (
     prompts,
     sam_model_registry,
 )
-from activefreq_engine.compat.sam import AtOncePredictor, Sam
+from activefreq_engine.compat.sam import AtOncePredictor, Sam, _settled
 from activefreq_engine.session import zoom
 from tests.session.fakes import SquareModel
 
@@ -238,6 +238,16 @@ def test_whole_numbers_stay_whole_in_other_coordinates(
     assert clicked == 2 * [(a, b) for a, b in points.tolist()]
     drawn = [(b.x0, b.y0, b.x1, b.y1) for prompt in asked if (b := prompt.box) is not None]
     assert drawn == 2 * [tuple(b) for b in boxes.tolist()]
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 100_000), (20_000, 6000)])
+def test_whole_numbers_stay_whole_in_long_pictures(height: int, width: int, rng: np.random.Generator) -> None:
+    points = rng.integers(0, (width, height), (5000, 2))
+    frame = ResizeLongestSide(1024)
+    framed = frame.apply_coords_torch(torch.from_numpy(points).float(), (height, width)).double().numpy()
+    np.testing.assert_array_equal(_settled(framed / frame.factors((height, width))), points)
+    parts = (points / (width, height)).astype(np.float32).astype(np.float64)
+    np.testing.assert_array_equal(_settled(parts * (width, height)), points)
 
 
 def test_a_mask_on_the_grid_is_read_as_it_is(engine: Engine, rng: np.random.Generator) -> None:
