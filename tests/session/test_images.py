@@ -126,12 +126,12 @@ def test_pil_modes(rng):
     grey = random_image(rng, 9, 14, 1)
     rgba = random_image(rng, 9, 14, 4)
     assert np.array_equal(load_image(Image.fromarray(grey > 99)), np.where(grey > 99, 255, 0))
-    assert np.array_equal(load_image(Image.fromarray(rgba)), load_image(rgba))
+    assert np.array_equal(load_image(Image.fromarray(rgba)), load_image(rgba, alpha=True))
     for mode in ("CMYK", "YCbCr", "HSV", "P"):
         image = Image.fromarray(rgba[..., :3]).convert(mode)
         assert np.array_equal(load_image(image), np.asarray(image.convert("RGB")))
     la = Image.merge("LA", [Image.fromarray(grey), Image.fromarray(rgba[..., 3])])
-    assert np.array_equal(load_image(la), load_image(np.dstack([grey, grey, grey, rgba[..., 3]])))
+    assert np.array_equal(load_image(la), load_image(np.dstack([grey, grey, grey, rgba[..., 3]]), alpha=True))
     deep = grey.astype(np.uint16) * 16
     assert np.array_equal(load_image(Image.fromarray(deep)), load_image(deep))
 
