@@ -70,6 +70,8 @@ class Dataset:
     name: str
     layout: str
     samples: tuple[Sample, ...]
+    ignore_label: int | None = None
+    """Value of the pixels that count neither for clicks nor for IoU; for the report, since samples know it already."""
 
 
 def load_dataset(
@@ -91,7 +93,8 @@ def load_dataset(
         split: which split of the ``isic2017`` layout, e.g. ``Test_v2``; needed only if the folder holds several, and
             refused for other layouts.
         labels: only these label values are objects; default: all but 0.  For the layouts ``labels`` and ``volumes``.
-        ignore_label: mask or label value of pixels that count neither for clicks nor for IoU; default: none.
+        ignore_label: mask or label value of pixels that count neither for clicks nor for IoU; default: none.  0 is
+            refused for masks, of which it would leave the object alone.
         slices: slices of each volume, spread evenly over those that hold an object; None takes all of these.
         limit: only the first samples.
         broken: what to do with a picture or mask that cannot be read or whose sizes differ: "raise", or "keep" a sample
@@ -131,6 +134,11 @@ def load_dataset(
         raise DatasetError(f"labels choose among the values of label maps; {root} has layout {layout}: leave them out")
     if split is not None and layout in ("masks", "labels", "volumes"):
         raise DatasetError(f"split is for layout isic2017; {root} has layout {layout}: leave it out")
+    if ignore_label == 0 and layout in ("masks", "isic2017"):
+        raise DatasetError(
+            f"ignore_label is 0, the value of all that is not the object in a mask; {root} has layout {layout}, so "
+            "nothing but the object would count. Name the value of the pixels that shall not count, or leave it out"
+        )
     if layout == "masks":
         pairs = match(listing(root / "images", IMAGE_SUFFIXES), listing(root / "masks", MASK_SUFFIXES))
         found = _mask_samples(pairs, ignore_label, broken)
@@ -157,7 +165,7 @@ def load_dataset(
     path = root.resolve()
     # The name of a split says little: isic2017/val, not val.
     name = f"{path.parent.name}/{path.name}" if path.name in SPLIT_FOLDERS else path.name
-    return Dataset(name, layout, samples)
+    return Dataset(name, layout, samples, ignore_label)
 
 
 def _detect(root: Path) -> str:
@@ -301,7 +309,8 @@ def _read_mask(pair: Pair, ignore_label: int | None) -> Truth:
     values = _read_labels(pair.truth)
     objects = _present(values, ignore_label)
     if not objects:
-        raise DatasetError(f"mask {pair.truth} is empty; every sample needs an object. Remove {pair.image.name}")
+        but = f" but for pixels of the ignore label {ignore_label}" if values.any() else ""
+        raise DatasetError(f"mask {pair.truth} is empty{but}; every sample needs an object. Remove {pair.image.name}")
     if len(objects) > 1:
         raise DatasetError(
             f"mask {pair.truth} holds {len(objects)} non-zero values, {objects[:5]}; a mask has one object. Put label "

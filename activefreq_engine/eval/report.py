@@ -48,6 +48,8 @@ class Settings:
     dataset_digest: str
     """Digest of the ids of all samples of the data set, see `dataset_digest`."""
     versions: dict[str, str]
+    ignore_label: int | None = None
+    """As for `load_dataset`; reports from before it was noted have None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +214,8 @@ def _check_settings(settings: Settings) -> None:
         raise ValueError(f"max_clicks is {settings.max_clicks}")
     if settings.stop_at is not None and finite(settings.stop_at) is None:
         raise TypeError(f"stop_at is {short(settings.stop_at)}, not a number")
+    if settings.ignore_label is not None and type(settings.ignore_label) is not int:
+        raise TypeError(f"ignore_label is {short(settings.ignore_label)}, not a whole number")
 
 
 def _short(value: float) -> float:
@@ -328,6 +332,7 @@ def to_markdown(reports: Sequence[Report]) -> str:
         notes.append(
             f"{s.model}, {s.clicker}: {s.max_clicks} clicks, {about}; {s.batch_size} samples side by side"
             + (f"; stopped at IoU {s.stop_at}, so later values repeat the last" if s.stop_at is not None else "")
+            + (f"; pixels of value {s.ignore_label} do not count" if s.ignore_label is not None else "")
             + (f"; shard {report.shard[0]} of {report.shard[1]} only" if report.shard is not None else "")
         )
         if report.expected is not None:

@@ -169,6 +169,7 @@ def evaluate(
         dataset_samples=len(data.samples),
         dataset_digest=dataset_digest(data),
         versions=versions(),
+        ignore_label=data.ignore_label,
     )
     started = time.perf_counter()
     results: list[SampleResult] = []
@@ -323,8 +324,10 @@ def _start(
             f"sample {sample.id}: the image is {image.shape[1]} x {image.shape[0]} (width x height) but its mask is "
             f"{truth.shape[1]} x {truth.shape[0]}; they must agree"
         )
-    lanes.begin(lane, sample, image)
     robot = make_robot(truth, sample_seed(seed, sample.id))
+    if not (truth == 1).any():  # of a data set that was not loaded by us
+        raise DatasetError(f"sample {sample.id} has no object pixel; leave it out")
+    lanes.begin(lane, sample, image)
     mask = np.zeros(truth.shape, dtype=bool)
     probs = np.zeros(truth.shape, dtype=np.float32) if robot.needs_probs else None
     return _SampleRun(number, sample, lane, truth, robot, mask, probs, iou(mask, truth))

@@ -45,6 +45,27 @@ def test_labels_can_be_chosen_and_ignored(tmp_path):
     assert len(load_dataset(tmp_path, limit=4).samples) == 4
 
 
+def test_background_cannot_be_ignored_in_masks(tmp_path):
+    """Nothing but the object would count, and a mask of the whole image would be perfect."""
+    write_pairs(tmp_path / "a", [(9, 14)])
+    (tmp_path / "b").mkdir()
+    isic(tmp_path / "b", "val", ["ISIC_0000001"])
+    for data in ("a", "b"):
+        with pytest.raises(DatasetError, match=r"ignore_label is 0, .*leave it out"):
+            load_dataset(tmp_path / data, ignore_label=0)
+    # a label map may hold what is no object under other values, and pixels that nobody labelled as 0
+    truth = write_pairs(tmp_path / "c", [(9, 40)], kind="labels", objects=2)[0]
+    sample = load_dataset(tmp_path / "c", ignore_label=0).samples[0]
+    assert np.array_equal(sample.load_mask(), np.select([truth == 1, truth == 2], [1, 0], -1))
+
+
+def test_a_mask_of_ignored_pixels_alone_is_not_called_empty(tmp_path):
+    write_pairs(tmp_path, [(9, 14)])
+    sample = load_dataset(tmp_path, ignore_label=255).samples[0]
+    with pytest.raises(DatasetError, match=r"case00\.png is empty but for pixels of the ignore label 255; "):
+        sample.load_mask()
+
+
 def test_negative_values_are_no_objects(tmp_path):
     """Training refuses them too; a value of pixels that do not count may be negative."""
     truth = write_pairs(tmp_path, [(9, 40)], kind="labels", objects=3)[0]

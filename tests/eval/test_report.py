@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import cv2
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from activefreq_engine.errors import DatasetError, FileWriteError, InvalidArgumentError
-from activefreq_engine.eval import evaluate, load_dataset, plot, read_json, to_markdown, write_json
+from activefreq_engine.eval import Report, evaluate, load_dataset, plot, read_json, to_markdown, write_json
 from activefreq_engine.eval.metrics import iou
 
 from .fakes import DiskPainter, write_pairs
@@ -32,6 +33,16 @@ class Revealer(DiskPainter):
         height, width = self.shape
         self.probs = (self.truths[self.shape] & (np.arange(width) < self.clicks * height / 6)).astype(np.float32)
         return SimpleNamespace(mask=self.probs > 0.49)
+
+
+def test_the_ignore_label_is_told_and_older_reports_have_none(report):
+    assert "do not count" not in to_markdown([report])
+    noted = replace(report, settings=replace(report.settings, ignore_label=255))
+    assert "; pixels of value 255 do not count" in to_markdown([noted])
+    data = noted.to_json()
+    assert Report.from_json(data) == noted
+    del data["settings"]["ignore_label"]
+    assert Report.from_json(data) == report
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +101,7 @@ def test_report_of_fewer_clicks(tmp_path):
         (lambda d: d["settings"].update(about="x"), "about is a str"),
         (lambda d: d["settings"].update(dataset_samples=True), "dataset_samples is a bool"),
         (lambda d: d["settings"].update(stop_at="x"), "stop_at is x"),
+        (lambda d: d["settings"].update(ignore_label="x"), "ignore_label is x"),
         (lambda d: (d["settings"].update(max_clicks=0), d.update(per_sample=[])), "max_clicks is 0"),
     ],
 )

@@ -188,6 +188,9 @@ def test_merge_refuses_what_is_not_one_run(pairs, label_maps):
     other = evaluate(pairs, predictors=painters(2), shard=(1, 2), clicker="random")
     with pytest.raises(InvalidArgumentError, match="clicker: 'ritm' and 'random'"):
         merge([first, other])
+    other = evaluate(replace(pairs, ignore_label=7), predictors=painters(2), shard=(1, 2))
+    with pytest.raises(InvalidArgumentError, match="ignore_label: None and 7"):
+        merge([first, other])
     other = evaluate(label_maps, predictors=painters(2), shard=(1, 2))
     with pytest.raises(InvalidArgumentError, match="dataset_digest"):
         merge([first, other])
@@ -284,6 +287,14 @@ def test_image_and_mask_of_a_sample_must_agree(pairs):
     mixed = type(a)(a.id, 1, a.image_id, b.load_image, a.load_mask)
     with pytest.raises(DatasetError, match="case00: the image is 29 x 41"):
         evaluate(type(pairs)("mixed", "masks", (mixed,)), predictors=painters(1))
+
+
+def test_a_truth_without_an_object_costs_its_sample(pairs):
+    """Nothing to click and nothing found agree, so it would count as perfect without a click."""
+    empty = replace(pairs.samples[0], load_mask=lambda: np.zeros(SIZES[0], np.int8))
+    report = evaluate(replace(pairs, samples=(empty, *pairs.samples[1:])), predictors=painters(2))
+    assert [(f.number, f.reason) for f in report.failed] == [(0, "sample case00 has no object pixel; leave it out")]
+    assert len(report.samples) == len(SIZES) - 1
 
 
 @pytest.fixture(scope="module")
