@@ -125,7 +125,7 @@ def pack(folders: Sequence[Path | Source], target: Path, max_side: int = 384) ->
         Path: `target`.
 
     Raises:
-        DatasetError: no images, a missing or misshapen mask, an unreadable file, no object anywhere.
+        DatasetError: no images, a missing or misshapen mask, an unreadable file, a folder without an object.
         FileWriteError: `target` cannot be written to.
     """
     sources = [f if isinstance(f, Source) else Source(f) for f in folders]
@@ -141,6 +141,7 @@ def pack(folders: Sequence[Path | Source], target: Path, max_side: int = 384) ->
     found = [find_pairs(source.folder) for source in sources]  # before anything is written
     with PackWriter(target) as writer:
         for number, (source, (kind, pairs)) in enumerate(zip(sources, found, strict=True)):
+            others = len(writer.entries)
             for pair in tqdm(pairs, desc=f"packing {source.folder}", disable=None):
                 image, labels = read_image(pair.image), read_labels(pair.truth, binary=kind == "masks")
                 if labels.shape != image.shape[:2]:
@@ -154,6 +155,12 @@ def pack(folders: Sequence[Path | Source], target: Path, max_side: int = 384) ->
                     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
                     labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT)
                 writer.add(np.ascontiguousarray(image), labels, source.objects, number, pair.name)
+            if len(writer.entries) == others:  # the run would be without it, and the other sets would have its share
+                made = f" made of the label values {described[number]['objects']}" if source.objects else ""
+                raise DatasetError(
+                    f"no object of at least {MIN_AREA} pixels{made} in {source.folder}; look at its masks, or leave "
+                    "the folder out"
+                )
         named = ", ".join(str(s.folder) for s in sources)
         weights = [s.weight for s in sources]
         writer.finish(named, sources=described, max_side=max_side, weights=None if None in weights else weights)

@@ -1,6 +1,7 @@
 """Packed data, and the geometry of training crops."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -25,6 +26,7 @@ from activefreq_engine.train.data import (
     random_crop,
     surround,
 )
+from activefreq_engine.train.mix import Source
 
 from .conftest import disk, write_pairs
 
@@ -147,6 +149,19 @@ def test_small_objects_are_dropped(tmp_path: Path) -> None:
     cv2.imwrite(str(folder / "labels" / "001.png"), np.zeros(second.shape[:2], np.uint8))
     ((e, _, _),) = stored(pack([folder], tmp_path / "packed"))
     assert e["objects"] == [[1], [7]]
+
+
+def test_a_folder_without_an_object_is_named(pairs: Path, tmp_path: Path) -> None:
+    """The run would be without it, and its share would go to the others."""
+    empty = write_pairs(tmp_path / "empty", 2)
+    for path in (empty / "masks").iterdir():
+        cv2.imwrite(str(path), 0 * cv2.imread(str(path), -1))
+    with pytest.raises(DatasetError, match=r"no object of at least 16 pixels in .*empty; look at its masks"):
+        pack([pairs, empty], tmp_path / "packed")
+    other = Source(write_pairs(tmp_path / "other", 2, kind="labels"), 0.5, ((1,),))
+    pack([Source(pairs, 0.5), other], tmp_path / "packed")
+    with pytest.raises(DatasetError, match=r"made of the label values \[\[9\], \[9, 12\]\] in .*other"):
+        pack([Source(pairs, 0.5), replace(other, objects=((9,), (9, 12)))], tmp_path / "packed")
 
 
 def damage(folder: Path, how: str) -> None:
