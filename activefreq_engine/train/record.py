@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import math
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -21,6 +22,8 @@ from ..values import printable
 
 if TYPE_CHECKING:
     from ..eval.datasets import Dataset
+
+log = logging.getLogger(__name__)
 
 SCORES = ("noc85", "noc90", *(f"miou{k}" for k in MIOU_CLICKS))
 """Columns of the log that validation fills; mIoU in 0..1."""
@@ -42,11 +45,14 @@ class Validation:
         return load_dataset(self.folder, limit=self.limit)
 
     def scores(self, dataset: Dataset, model: FreqFormer, device: torch.device) -> dict[str, float]:
-        """`SCORES` of a model in evaluation mode."""
+        """`SCORES` of a model in evaluation mode.  Samples that cannot be used are left out; the log says so."""
         from ..eval import evaluate
         from ..runtime.engine import Engine
 
         report = evaluate(dataset, engine=Engine(model, device=str(device)), clicker=self.clicker)
+        if report.failed:
+            left, first = len(report.failed), report.failed[0].reason
+            log.warning("validation is without %d of %d samples; the first: %s", left, len(dataset.samples), first)
         metrics: dict[str, Any] = report.metrics()
         scores = {f"miou{k}": float(metrics["miou"][str(k)]) for k in MIOU_CLICKS}
         return {"noc85": float(metrics["noc85"]), "noc90": float(metrics["noc90"]), **scores}

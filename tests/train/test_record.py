@@ -11,6 +11,7 @@ from activefreq_engine.models import read_metadata
 from activefreq_engine.train.loop import train
 from activefreq_engine.train.record import SCORES, Record, Validation, plot, read_log
 
+from .conftest import write_pairs
 from .tiny_run import tiny
 
 SCORED = dict.fromkeys(SCORES, 0.5)
@@ -102,6 +103,14 @@ def test_validation_data_is_looked_at_before_training(pairs: Path, tmp_path: Pat
     with pytest.raises(DatasetError, match="not a folder"):
         train(tiny(pairs), tmp_path / "run", device="cpu", validation=Validation(str(tmp_path / "none")))
     assert not (tmp_path / "run").exists()
+
+
+def test_validation_says_what_it_leaves_out(pairs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    held_out = write_pairs(tmp_path / "held_out", 2)
+    cv2.imwrite(str(held_out / "masks" / "000.png"), 0 * cv2.imread(str(held_out / "masks" / "000.png"), -1))
+    train(tiny(pairs, steps=1), tmp_path / "run", device="cpu", validation=Validation(str(held_out)))
+    assert "validation is without 1 of 2 samples; the first: mask" in caplog.text
+    assert "000.png is empty" in caplog.text
 
 
 def test_validation_that_fails_costs_no_training(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
