@@ -60,7 +60,7 @@ class TrainConfig:
         _check(len(self.data) > 0, "data is empty; name at least one folder with images/ and masks/")
         _check((self.steps is None) != (self.hours is None), "give the length of the run either as steps or as hours")
         _check(self.steps is None or self.steps >= 1, f"steps is {self.steps}; it must be at least 1")
-        _check(self.hours is None or self.hours > 0, f"hours is {self.hours}; it must be above 0")
+        _check(self.hours is None or 0 < self.hours < math.inf, f"hours is {self.hours}; it must be finite, above 0")
         _check(self.stage in ("coarse", "refiner"), f"stage is {self.stage!r}; allowed: 'coarse', 'refiner'")
         _check(
             self.stage == "coarse" or self.init is not None,

@@ -422,6 +422,7 @@ def test_schedule_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"steps": None}, "steps or as hours"),
         ({"hours": 1.0}, "steps or as hours"),
         ({"hours": 0.0, "steps": None}, "hours is 0"),
+        ({"hours": float("inf"), "steps": None}, "hours is inf"),  # its learning rate would never fall
         ({"steps": 0}, "steps is 0"),
         ({"data": ()}, "data is empty"),
         ({"stage": "both"}, "'coarse', 'refiner'"),
