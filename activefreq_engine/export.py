@@ -53,7 +53,7 @@ def export_onnx(
     ``click.onnx``: c1, p1, clicks `[1, 3, H, W]` -> logits `[1, 1, H, W]`, embedding `[1, E, H/4, W/4]`.
     ``refine.onnx``, where the model has a refiner: embedding, logits, boxes `[1, 4]`, image `[1, 3, S, S]`,
     disks `[1, 2, S, S]` -> refined `[1, 1, S, S]` logits.
-    ``manifest.json``: these shapes, the meaning of the channels, normalisation, click radius and threshold.  It is
+    ``manifest.json``: these shapes, the meaning of the inputs, normalisation, click radius and threshold.  It is
     written last: without it the files in a folder may be those of two exports.
 
     Args:
@@ -298,9 +298,30 @@ def _manifest(name: str, model: FreqFormer, plan: Any, graphs: dict[str, Any]) -
         },
         "prompts": _prompts(),
         "boxes": "x0, y0, x1, y1, half-open, in network pixels; the part that the refiner redraws",
+        "refine": _refining(),
         "mask": {"probability": "sigmoid of the logits", "threshold": threshold, "inside": "probability > threshold"},
         "runtimes": RUNTIMES,
         "graphs": graphs,
+    }
+
+
+def _refining() -> dict[str, Any]:
+    """Text of the manifest: what the graph `refine` is given, where there is one, and what its answer is for."""
+    from activefreq_engine.session import zoom
+
+    return {
+        "when": "after a click, if a network pixel covers more than `sharp` image pixels along the longer side of the "
+        "region; without it the mask is that of `click`",
+        "sharp": zoom.SHARP,
+        "part": "any part of the region. For a first mask: the box around it, each side `times` as long about the same "
+        "centre and at least `least` network pixels, rounded outwards to whole image pixels and cut off at the region. "
+        "Later, where the last click changed the mask",
+        "times": zoom.EXPANSION,
+        "least": zoom.MIN_FOCUS,
+        "image": "the part, cut out of the image and stretched onto this input; resampling and scale as for `prepare`",
+        "disks": "positive disks and negative disks as for `clicks`, of the same radius, in pixels of this input",
+        "refined": "logits of the part, in place of those of `click`, in the mask and, by area averages, in the first "
+        "channel of the next click",
     }
 
 

@@ -121,6 +121,55 @@ def test_the_manifest_is_enough_to_answer_a_box(
         assert manifest["mask"]["threshold"] == session.threshold
 
 
+def test_the_manifest_is_enough_to_refine(model: FreqFormer, exported: Exported, manifest: dict[str, Any]) -> None:
+    """A first click with the refiner, against a session that sees the picture at the same size."""
+    pixels = load_image(EXAMPLE)[:, 40:328]
+    height, width = pixels.shape[:2]
+    across, down = width / W, height / H
+    says, radius, threshold = manifest["refine"], manifest["clicks"]["radius"], manifest["mask"]["threshold"]
+    assert max(across, down) > says["sharp"]
+    engine = Engine(model, device="cpu", precision="fp32", plan=False)
+    engine.size = H  # smaller than users may choose: what was exported here
+    session = Session(engine=engine, zoom=False)
+    session.set_image(pixels)
+    x, y = 130, 190
+    expected = session.click(x, y).mask.copy()
+
+    def scaled(part: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.float32]:
+        values = (resampled(part, rows, columns) / 255 - manifest["image"]["mean"]) / manifest["image"]["std"]
+        return values.astype(np.float32).transpose(2, 0, 1)[None]
+
+    def disk(u: float, v: float, rows: int, columns: int) -> NDArray[np.bool_]:
+        ys, xs = np.mgrid[:rows, :columns] + 0.5
+        return np.hypot(xs - u, ys - v) <= radius
+
+    clicks = np.zeros((1, 3, H, W), np.float32)
+    clicks[0, 1] = disk((x + 0.5) / across, (y + 0.5) / down, H, W)
+    c1, p1 = exported("prepare", scaled(pixels, H, W))
+    logits, embedding = exported("click", c1, p1, clicks)
+    found = 1 / (1 + np.exp(-logits[0, 0]))
+    probs = resampled(found, height, width)
+    coarse = probs > threshold
+
+    rows, columns = np.nonzero(found > threshold)
+    box = []  # (low, high) along the width, then along the height
+    for places, scale, most in ((columns, across, width), (rows, down, height)):
+        low, high = places.min(), places.max() + 1
+        half = max(says["times"] * (high - low), says["least"]) / 2
+        middle = (low + high) / 2
+        box.append((max(0, int(np.floor((middle - half) * scale))), min(most, int(np.ceil((middle + half) * scale)))))
+    (x0, x1), (y0, y1) = box
+    side = manifest["graphs"]["refine"]["inputs"][3]["shape"][2]
+    disks = np.zeros((1, 2, side, side), np.float32)
+    disks[0, 0] = disk((x + 0.5 - x0) * side / (x1 - x0), (y + 0.5 - y0) * side / (y1 - y0), side, side)
+    boxes = np.array([[x0 / across, y0 / down, x1 / across, y1 / down]], np.float32)
+    refined = exported("refine", embedding, logits, boxes, scaled(pixels[y0:y1, x0:x1], side, side), disks)[0][0, 0]
+    probs[y0:y1, x0:x1] = resampled(1 / (1 + np.exp(-refined)), y1 - y0, x1 - x0)
+    mask = probs > threshold
+    assert (coarse != expected).sum() > 100  # the refiner has something to add
+    assert (mask != expected).sum() <= 10  # pixels at the threshold
+
+
 def random(rng: np.random.Generator, *shape: int) -> torch.Tensor:
     return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
 
