@@ -50,7 +50,8 @@ def export_onnx(
     """Write a model as ONNX files for batches of one image of one size, float32.
 
     ``prepare.onnx``: image `[1, 3, H, W]` -> c1 `[1, C1, H/4, W/4]`, p1 `[1, E, H/4, W/4]`.
-    ``click.onnx``: c1, p1, clicks `[1, 3, H, W]` -> logits `[1, 1, H, W]`, embedding `[1, E, H/4, W/4]`.
+    Of a network with a guide it also gives g2, g3, g4 (`models.freqformer.GuidedFeatures`).
+    ``click.onnx``: all of these, clicks `[1, 3, H, W]` -> logits `[1, 1, H, W]`, embedding `[1, E, H/4, W/4]`.
     ``refine.onnx``, where the model has a refiner: embedding, logits, boxes `[1, 4]`, image `[1, 3, S, S]`,
     disks `[1, 2, S, S]` -> refined `[1, 1, S, S]` logits.
     ``manifest.json``: these shapes, the meaning of the inputs, normalisation, click radius and threshold.  It is
