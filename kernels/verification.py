@@ -444,7 +444,7 @@ def folder() -> Path | None:
 def kept(device: torch.device) -> list[Finding]:
     """All verdicts on the disk for this device, its driver and these versions; of any source."""
     place = _place(device)
-    if place is None or not place.is_dir():
+    if place is None or not os.path.isdir(place):  # unlike `Path.is_dir`, False where it must not be looked at
         return []
     return [f for f in (_load(file, device) for file in sorted(place.glob("*.json"))) if f is not None]
 
@@ -465,7 +465,9 @@ def _file(device: torch.device, key: str) -> Path | None:
 
 def _read(device: torch.device, key: str) -> Finding | None:
     file = _file(device, key)
-    return _load(file, device) if file is not None and file.exists() else None
+    if file is None or not os.path.exists(file):  # unlike `Path.exists`, False where it must not be looked at
+        return None
+    return _load(file, device)
 
 
 def _load(file: Path, device: torch.device) -> Finding | None:

@@ -154,9 +154,12 @@ def test_values_of_the_wrong_type_are_damage_too(kernel):
     assert kernel.tries == 2
 
 
-def test_a_folder_that_cannot_be_written_costs_a_trial_in_each_process(kernel, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("name", ["file", "x" * 300], ids=["no folder", "too long a name"])
+def test_a_folder_that_cannot_be_written_costs_a_trial_in_each_process(kernel, tmp_path, monkeypatch, caplog, name):
+    """To look for a file fails in other ways than that it is not there: so, too, in the home folder of another user."""
     (tmp_path / "file").touch()
-    monkeypatch.setenv("ACTIVEFREQ_CACHE", str(tmp_path / "file"))
+    monkeypatch.setenv("ACTIVEFREQ_CACHE", str(tmp_path / name))
+    assert verification.kept(torch.device("cpu")) == []
     with caplog.at_level(logging.INFO, LOGGER):
         assert [double(), double(4)] == [[2] * 3, [2] * 4]
     assert caplog.text.count("cannot be kept") == 1
