@@ -5,9 +5,11 @@ An engine holds one model on one device.  Any number of sessions may share it; a
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
 import threading
+import time
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -44,6 +46,8 @@ from activefreq_engine.runtime.plan import PRECISIONS
 from activefreq_engine.runtime.timing import Stopwatch
 
 _LOOK = 0.05  # seconds between two checks whether a waiting click is still wanted
+_BETWEEN = 0.1  # seconds; most clicks work less than that before and after they have their engine
+_PATIENCE = 10.0  # seconds that the end of the program waits for a click, and a click for the end of the program
 
 SIZES = (256, 384, 448, 512)
 """Allowed lengths of the long side of the network input."""
@@ -312,6 +316,8 @@ class Engine:
             while not self._lock.acquire(timeout=_LOOK):
                 if go_on is not None:
                     go_on()
+                if time.monotonic() > _end:
+                    raise ActiveFreqError("the program is ending, and answers no more clicks")
             with torch.inference_mode(), settings_aside(), self._executor.active():
                 work()
         finally:
@@ -561,3 +567,23 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+
+
+_end = math.inf
+"""When threads that wait for an engine at the end of the program get an error, in seconds of `time.monotonic`."""
+
+
+@atexit.register
+def _before_exit() -> None:
+    """Take all engines, so that the interpreter's end finds no daemon thread in torch's code or OpenCV's: it stops such
+    a thread on its way back to Python, within C++, and that ends the process by an abort.
+
+    A thread that asks for an engine from now on waits until the process is gone.  If one of the program's own handlers
+    waits for that thread, it gets an error after a while.
+    """
+    global _end
+    _end = time.monotonic() + _PATIENCE
+    for engine in list(_engines):
+        engine._lock.acquire(timeout=_PATIENCE)
+    if threading.active_count() > 1:
+        time.sleep(_BETWEEN)

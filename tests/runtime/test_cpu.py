@@ -279,6 +279,51 @@ def test_a_forked_process_clicks_and_packs():
     assert (done.returncode, done.stdout.split()) == (0, ["clicked", "packed"]), done.stderr
 
 
+ENDING = """
+import atexit, os, sys, threading, time
+import numpy as np
+from activefreq_engine import Session
+from activefreq_engine.runtime import engine
+
+session = Session("freqformer_b0", device="cpu", precision="fp32")
+session.set_image(np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8))
+said = []
+
+def work():
+    try:
+        while True:
+            session.click(10, 10, not session.mask[10, 10])
+    except Exception as error:
+        said.append(str(error))
+
+def end(thread):
+    thread.join(60)
+    print(*said, flush=True)
+
+for k in range(4):
+    child = os.fork()
+    if child == 0:
+        thread = threading.Thread(target=work, daemon=True)
+        if k == 3:  # a handler that runs after the engine's
+            atexit.unregister(engine._before_exit)
+            atexit.register(end, thread)
+            atexit.register(engine._before_exit)
+            engine._PATIENCE = 0.5
+        thread.start()
+        time.sleep(0.2 + 0.01 * k)
+        sys.exit(3)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_program_ends_as_it_wants_to_while_a_daemon_thread_clicks():
+    """Such a thread used to be stopped within torch's code, and the process aborted."""
+    done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, timeout=PATIENCE)
+    said = ["3", "3", "3", "the program is ending, and answers no more clicks", "3"]
+    assert (done.returncode, done.stdout.splitlines()) == (0, said), done.stderr
+
+
 CONTENTION = """
 import subprocess, sys, time, os
 import numpy as np
