@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import weakref
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -161,6 +161,8 @@ class Engine:
         self.precision = self._executor.precision
         self._regions: regions.Regions | None = None
         self._lock = threading.RLock()  # which knows whether this thread holds it
+        self._line: deque[tuple[int, threading.Event]] = deque()
+        """The threads that wait for the engine, in order, and what each is told by that it is the first."""
         with _forking:
             _engines.add(self)
         self._ready: set[tuple[int, int]] = set()
@@ -312,17 +314,39 @@ class Engine:
 
     def _alone(self, work: Callable[[], None], go_on: Callable[[], None] | None) -> None:
         """Do the work while no other thread has the engine; wait for it first."""
+        owned = self._lock._is_owned  # type: ignore[attr-defined]
         try:
-            while not self._lock.acquire(timeout=_LOOK):
-                if go_on is not None:
-                    go_on()
-                if time.monotonic() > _end:
-                    raise ActiveFreqError("the program is ending, and answers no more clicks")
+            if (self._line and not owned()) or not self._lock.acquire(blocking=False):
+                self._wait(go_on)
             with torch.inference_mode(), settings_aside(), self._executor.active():
                 work()
-        finally:
-            if self._lock._is_owned():  # type: ignore[attr-defined]  # an interrupt may have come before it was
+        except BaseException:
+            if owned():  # an interrupt may have come before it was
                 self._lock.release()
+            raise
+        self._lock.release()  # at once: an interrupt is dealt with after a call, and so after this one
+
+    def _wait(self, go_on: Callable[[], None] | None) -> None:
+        """Take the engine after all threads that came before.  By itself the lock goes to any of those that wait."""
+
+        def check() -> None:
+            if go_on is not None:
+                go_on()
+            if time.monotonic() > _end:
+                raise ActiveFreqError("the program is ending, and answers no more clicks")
+
+        own = thread, told = threading.get_ident(), threading.Event()
+        try:
+            self._line.append(own)
+            while self._line[0][0] != thread:  # not `is not own`: a signal's handler may click while its thread waits
+                told.wait(_LOOK)
+                check()
+            while not self._lock.acquire(timeout=_LOOK):
+                check()
+        finally:
+            self._line.remove(own)
+            for _, following in list(self._line)[:1]:
+                following.set()
 
     @typed
     def uncertain_regions(
@@ -565,8 +589,14 @@ def _after_fork() -> None:
     Engine._registry_lock.release()
 
 
+def _after_fork_in_child() -> None:
+    for engine in list(_engines):
+        engine._line.clear()  # of threads that the child does not have
+    _after_fork()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
 _end = math.inf

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
@@ -145,6 +146,7 @@ class Session:
         self._scene: Scene | None = None
         self._wait = float(wait)
         self._lock = threading.Lock()
+        self._line: deque[int] = deque()  # the threads that wait for their turn, in order
         _sessions.add(self)
         self._cancelled = False
 
@@ -805,21 +807,25 @@ class Session:
     # --- inside ---
 
     def _turn(self, wait: float | None = None) -> threading.Lock:
-        """The session's lock, for `with`, once no other call holds it.
+        """The session's lock, for `with`, once no other call holds it and those that came before have had it.
 
-        Taken by `with` itself, since an interrupt cannot come between the taking and the promise to give it back.  Two
-        threads that find it free at the same moment do not raise: the second one waits.
+        Taken by `with` itself, since an interrupt cannot come between the taking and the promise to give it back.  A
+        thread that takes it in between does not make this raise: `with` waits then.
 
         Raises:
-            SessionBusyError: another call held it all the time.
+            SessionBusyError: other calls held it all the time.
         """
-        until = time.monotonic() + (self._wait if wait is None else wait)
-        while self._lock.locked():
-            if time.monotonic() >= until:
-                raise SessionBusyError(
-                    "the session is at work in another call; wait for it (wait=), or use a session per thread"
-                )
-            time.sleep(_POLL)
+        until, thread = time.monotonic() + (self._wait if wait is None else wait), threading.get_ident()
+        try:
+            self._line.append(thread)  # more than once, if a signal's handler makes a call while its thread waits
+            while self._line[0] != thread or self._lock.locked():
+                if time.monotonic() >= until:
+                    raise SessionBusyError(
+                        "the session is at work in another call; wait for it (wait=), or use a session per thread"
+                    )
+                time.sleep(_POLL)
+        finally:
+            self._line.remove(thread)
         return self._lock
 
     def _go_on(self) -> None:
@@ -966,6 +972,7 @@ def _after_fork() -> None:
     """In the child a call of another thread has ended without effect, since scenes never change: free its lock."""
     for session in _sessions:
         session._lock = threading.Lock()
+        session._line = deque()
 
 
 if hasattr(os, "register_at_fork"):

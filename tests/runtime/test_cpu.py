@@ -164,21 +164,22 @@ from activefreq_engine.runtime import cpu
 if "busy" in sys.argv:
     cpu.free_cores = lambda: 1
 engine = Engine("freqformer_b0", size=256)
-mine, other = (Session(engine=engine) for _ in range(2))
-for session in (mine, other):
+mine, *others = (Session(engine=engine) for _ in range(3))
+for session in (mine, *others):
     session.set_image(np.random.default_rng(0).integers(0, 256, (150, 200, 3), np.uint8))
 
-def work():
+def work(other):
     while True:
         other.click(10, 10, not other.mask[10, 10])
 
-threading.Thread(target=work, daemon=True).start()
+for other in others:  # mostly one of them clicks and one waits for the engine
+    threading.Thread(target=work, args=(other,), daemon=True).start()
 for k in range(4):
     mine.click(100, 20 + k, not mine.mask[20 + k, 100])
     child = os.fork()
     if child == 0:
         signal.alarm(600)
-        for session in (mine, other):
+        for session in (mine, *others):
             session.click(50, 50, not session.mask[50, 50])
         Engine.shared("freqformer_b0", size=256)  # the registry of engines is free
         os._exit(0)

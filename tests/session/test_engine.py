@@ -2,7 +2,9 @@ import gc
 import subprocess
 import sys
 import threading
+import time
 import weakref
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -155,6 +157,82 @@ def test_sessions_in_threads_share_an_engine(rng):
         t.join()
     for i in range(4):
         assert all(np.array_equal(a, b) for a, b in zip(alone[i], results[i], strict=True))
+
+
+def test_threads_have_the_engine_in_the_order_of_coming():
+    engine, order = Engine(SquareModel()), []
+
+    def work(i: int) -> None:
+        engine._alone(lambda: order.append(i), None)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    with engine._lock:
+        for i, thread in enumerate(threads):
+            thread.start()
+            while len(engine._line) <= i:
+                time.sleep(0.001)
+        time.sleep(0.3)
+    for thread in threads:
+        thread.join()
+    assert order == list(range(8))
+    assert not engine._line
+
+
+def test_a_thread_that_waits_for_the_engine_does_not_wait_for_itself():
+    """A signal's handler may click, wherever it interrupts its thread; here it is what asks whether to go on."""
+    engine, order = Engine(SquareModel()), []
+    asked: list[bool] = []
+
+    def go_on() -> None:
+        if not asked:
+            asked.append(True)
+            engine._alone(lambda: order.append("handler"), None)
+
+    thread = threading.Thread(target=lambda: engine._alone(lambda: order.append("click"), go_on), daemon=True)
+    with engine._lock:
+        thread.start()
+        while not asked:
+            time.sleep(0.001)
+        time.sleep(0.1)
+    thread.join(20)
+    assert order == ["handler", "click"]
+    assert not engine._line
+
+
+def test_an_interrupt_at_any_moment_leaves_the_engine_free():
+    """Python deals with one after a call: here, after each call of the lock."""
+
+    class Interrupting:
+        def __init__(self, calls: int) -> None:
+            self.calls = calls
+
+        def __getattr__(self, name: str) -> Any:
+            method = getattr(lock, name)
+
+            def call(*args: Any, **kwargs: Any) -> Any:
+                found = method(*args, **kwargs)
+                self.calls -= 1
+                if self.calls == 0:
+                    raise KeyboardInterrupt
+                return found
+
+            return call
+
+    engine = Engine(SquareModel())
+    lock = engine._lock
+    free: list[bool] = []
+    for number in range(1, 10):
+        engine._lock = cast(Any, Interrupting(number))
+        try:
+            engine._alone(lambda: None, None)
+        except KeyboardInterrupt:
+            other = threading.Thread(target=lambda: free.append(lock.acquire(timeout=0) and not lock.release()))
+            other.start()
+            other.join()
+        else:
+            break
+    assert len(free) > 1
+    assert all(free)
 
 
 def test_engine_keeps_no_gradients(rng):

@@ -1,6 +1,7 @@
 import copy
 import json
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -942,6 +943,42 @@ def test_a_call_waits_for_its_turn(session, held):
     threading.Timer(0.1, proceed.set).start()
     assert session.undo()  # of the click it waited for
     assert session.clicks == ()
+
+
+def test_calls_have_their_turn_in_the_order_of_coming(session):
+    """Also where the thread that has the session calls again at once."""
+    session._wait = 20.0
+    other = threading.Thread(target=lambda: session.click(5, 6))
+    with session._lock:
+        other.start()
+        time.sleep(0.3)  # it waits
+    session.click(30, 40)
+    other.join()
+    assert [(c.x, c.y) for c in session.clicks] == [(5, 6), (30, 40)]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")
+def test_a_signals_handler_may_call_while_its_thread_waits(session):
+    """It must not wait for what it interrupts."""
+    session._wait = 5.0
+    before = signal.signal(signal.SIGALRM, lambda *_: session.click(30, 40))
+    taken, proceed = threading.Event(), threading.Event()
+
+    def hold():
+        with session._lock:
+            taken.set()
+            proceed.wait(20)
+
+    threading.Thread(target=hold).start()
+    assert taken.wait(20)
+    threading.Timer(0.3, proceed.set).start()
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        session.click(5, 6)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert [(c.x, c.y) for c in session.clicks] == [(30, 40), (5, 6)]
 
 
 def test_wait_is_checked(engine):
