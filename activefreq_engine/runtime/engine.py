@@ -151,7 +151,7 @@ class Engine:
         _check_precision(precision)
         self.device = resolve_device(device)
         cpu.take_note_of_threads()
-        with settings_aside():
+        with _forking, settings_aside():
             self.name, module = resolve_model(model)
             self._module = module = module.to(self.device).eval()
             self._sha256 = stored_digest(model) if isinstance(model, (str, os.PathLike)) else None
@@ -163,9 +163,9 @@ class Engine:
         self._lock = threading.RLock()  # which knows whether this thread holds it
         self._line: deque[tuple[int, threading.Event]] = deque()
         """The threads that wait for the engine, in order, and what each is told by that it is the first."""
+        self._ready: set[tuple[int, int]] = set()
         with _forking:
             _engines.add(self)
-        self._ready: set[tuple[int, int]] = set()
 
     @classmethod
     def shared(
@@ -555,7 +555,7 @@ def resolve_model(model: Any) -> tuple[str, torch.nn.Module]:
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 _forking = threading.RLock()
-"""Held while an engine is added to `_engines`, and during a fork."""
+"""Held while an engine is made, and during a fork: the child would find oneDNN's locks as they are within its work."""
 _inner: list[AbstractContextManager[Any]] = []
 _held = ExitStack()
 """What is held during a fork, beside the registry."""
@@ -613,6 +613,8 @@ def _before_exit() -> None:
     """
     global _end
     _end = time.monotonic() + _PATIENCE
+    if _forking.acquire(timeout=_PATIENCE):  # no engine is being made
+        _forking.release()
     for engine in list(_engines):
         engine._lock.acquire(timeout=_PATIENCE)
     if threading.active_count() > 1:

@@ -235,6 +235,34 @@ def test_a_fork_waits_for_work_that_takes_further_locks():
     assert (done.returncode, done.stdout.split()) == (0, ["0"] * 2), done.stderr
 
 
+def test_a_fork_waits_for_an_engine_that_is_being_made(monkeypatch):
+    """What a fork does before and after, without the fork."""
+    made_by, begun, end, done = engine.executor_for, threading.Event(), threading.Event(), []
+
+    def slowly(*args, **kwargs):
+        begun.set()
+        assert end.wait(60)
+        return made_by(*args, **kwargs)
+
+    def fork():
+        engine._before_fork()
+        done.append(True)
+        engine._after_fork()
+
+    monkeypatch.setattr(engine, "executor_for", slowly)
+    model = torch.nn.Identity()
+    threads = [threading.Thread(target=target) for target in (lambda: engine.Engine(model), fork)]
+    threads[0].start()
+    assert begun.wait(60)
+    threads[1].start()
+    threads[1].join(0.3)
+    early = list(done)
+    end.set()
+    for thread in threads:
+        thread.join(60)
+    assert (early, done) == ([], [True])
+
+
 def test_two_threads_may_fork_at_once(monkeypatch):
     """What a fork does before and after, without the fork.  The second one begins the moment the registry is free."""
     begun, end, done = threading.Event(), threading.Event(), []
