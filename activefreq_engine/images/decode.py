@@ -324,9 +324,8 @@ def _read_pnm(file: IO[bytes], max_pixels: int, name: str) -> Raster:
         file.seek(0)
         with PpmImagePlugin.PpmImageFile(file) as image:
             raster = from_pillow(image)
-        if (
-            kind not in (b"P1", b"P4") and white < 255
-        ):  # Pillow scales to 0..255, which leaves every value its own place
+        if kind not in (b"P1", b"P4") and white < 255:
+            # Pillow scales to 0..255, which leaves every value its own place
             raster.pixels, raster.white = np.rint(raster.pixels * (white / 255)).astype(np.uint8), int(white)
         return raster
     if not is_float and not (white.is_integer() and white <= 65535):

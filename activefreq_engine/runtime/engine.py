@@ -555,7 +555,7 @@ def resolve_model(model: Any) -> tuple[str, torch.nn.Module]:
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 _forking = threading.RLock()
-"""Held while an engine is made, and during a fork: the child would find oneDNN's locks as they are within its work."""
+"""Held while an engine is made, and during a fork: the child would find locks of libraries at work as they are."""
 _inner: list[AbstractContextManager[Any]] = []
 _held = ExitStack()
 """What is held during a fork, beside the registry."""
