@@ -951,7 +951,8 @@ def test_calls_have_their_turn_in_the_order_of_coming(session):
     other = threading.Thread(target=lambda: session.click(5, 6))
     with session._lock:
         other.start()
-        time.sleep(0.3)  # it waits
+        while not session._line:
+            time.sleep(0.001)
     session.click(30, 40)
     other.join()
     assert [(c.x, c.y) for c in session.clicks] == [(5, 6), (30, 40)]
