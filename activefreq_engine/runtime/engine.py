@@ -615,7 +615,8 @@ def _before_exit() -> None:
     _end = time.monotonic() + _PATIENCE
     if _forking.acquire(timeout=_PATIENCE):  # no engine is being made
         _forking.release()
-    for engine in list(_engines):
+    engines = list(_engines)
+    for engine in engines:
         engine._lock.acquire(timeout=_PATIENCE)
-    if threading.active_count() > 1:
+    if engines and threading.active_count() > 1:
         time.sleep(_BETWEEN)
