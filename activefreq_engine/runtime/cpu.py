@@ -136,8 +136,20 @@ def take_note_of_threads() -> None:
     _caller.in_company |= torch.get_num_threads() > 1
 
 
+_beside = False
+"""Whether there were other threads when the process was forked."""
+
+
+def _before_fork() -> None:
+    global _beside
+    _beside = threading.active_count() > 1
+
+
 def _after_fork() -> None:
-    """In the child of a fork, the threads that worked beside this one are gone: OpenMP would wait for them forever."""
+    """In the child of a fork, the threads that worked beside this one are gone: OpenMP would wait for them forever, and
+    OpenCV for the lock of its threads, if one of them had it."""
+    if _beside:
+        cv2.setNumThreads(0)  # 1 would take that lock
     if _caller.in_company:
         limit, mkl = _openmp(), _mkl()
         if limit is None:
@@ -149,7 +161,7 @@ def _after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
 
 
 def free_cores() -> int:

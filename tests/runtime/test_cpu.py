@@ -263,6 +263,33 @@ def test_a_fork_waits_for_an_engine_that_is_being_made(monkeypatch):
     assert (early, done) == ([], [True])
 
 
+FORKED_BESIDE_OPENCV = """
+import os, sys, threading
+import cv2
+from activefreq_engine.runtime import cpu
+
+def threads_of_a_child():
+    child = os.fork()
+    if child == 0:
+        os._exit(cv2.getNumThreads())
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+cv2.setNumThreads(3)
+alone = threads_of_a_child()
+end = threading.Event()
+threading.Thread(target=end.wait).start()
+print(alone, threads_of_a_child(), cv2.getNumThreads())
+end.set()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_forked_beside_other_threads_uses_none_of_opencv():
+    """One of them may have had the lock of OpenCV's threads, for which the child would wait forever."""
+    done = subprocess.run([sys.executable, "-c", FORKED_BESIDE_OPENCV], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.split()) == (0, ["3", "1", "3"]), done.stderr
+
+
 def test_two_threads_may_fork_at_once(monkeypatch):
     """What a fork does before and after, without the fork.  The second one begins the moment the registry is free."""
     begun, end, done = threading.Event(), threading.Event(), []
