@@ -133,12 +133,8 @@ def _json(document: Any) -> bytes:
 
 
 def _png(save: Callable[[Any, Any], None], array: NDArray[Any]) -> bytes:
-    return _written(".png", lambda path: save(path, array))
-
-
-def _written(suffix: str, write: Callable[[str], None]) -> bytes:
-    """The bytes that `write` writes into the file whose path it is given."""
+    """The bytes that `save` writes for an array."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"export{suffix}"
-        write(str(path))
+        path = Path(folder) / "export.png"
+        save(path, array)
         return path.read_bytes()
