@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 
 from activefreq_engine.conventions import MIOU_CLICKS
 from activefreq_engine.eval import Report
@@ -15,16 +16,33 @@ from activefreq_engine.files import write_file
 from bench.tools import plots
 from bench.tools.rows import Row
 
-MARKS = "<!-- peers: begin -->", "<!-- peers: end -->"
-"""What stands between them in a file is replaced by the table."""
+MARKS = "<!-- {}: begin -->", "<!-- {}: end -->"
+"""What stands between them in a file is replaced by the table of this name."""
 NAMES = {
-    "activefreq": "**activefreq, 256 px** (lesion weights)",
+    "activefreq": "**activefreq, 256 px**",
     "activefreq@384": "activefreq, 384 px",
+    "activefreq@lesions": "activefreq, 256 px, lesion weights",
     "mobile_sam": "MobileSAM",
     "sam_vit_b": "SAM ViT-B (random weights)",
     "grabcut": "GrabCut (OpenCV)",
 }
 PLAIN = {name: text.replace("*", "").partition(" (")[0] for name, text in NAMES.items()}
+IMAGES = {
+    "isic2017": "skin lesions",
+    "hc18": "fetal heads, ultrasound",
+    "usgra": "nerves, ultrasound",
+    "ms_brain": "brains, MRI",
+    "sunnybrook": "hearts, MRI",
+    "vocalfolds": "vocal folds, endoscopy",
+    "dsb2018": "nuclei, microscopy",
+    "axon_sem": "nerve fibres, electron microscopy",
+    "plant_em": "chloroplasts, electron microscopy",
+    "coffee_leaf": "leaves and their spots",
+    "coco_ccby": "photographs",
+}
+"""What the sets of `bench.quality.kinds` show."""
+FIGURES = {"NoC@90": ("noc90", min), "mIoU@1": ("miou1", max), "mIoU@2": ("miou2", max), "mIoU@5": ("miou5", max)}
+"""Columns of the table of kinds: which figure, and which of two is better."""
 COLOURS = {"activefreq": plots.BLUE, "mobile_sam": plots.ORANGE, "grabcut": plots.GREEN, "sam_vit_b": plots.PURPLE}
 
 
@@ -50,6 +68,34 @@ def table(reports: Mapping[str, Report], times: Sequence[Row]) -> str:
             cells += speed if "+" not in name else ["", "", ""]
             lines.append("| " + " | ".join(cells + _quality(report)) + " |")
     return "\n".join([*lines, "", *_notes(reports, times), ""])
+
+
+def kinds(measured: Sequence[Row], weights: str) -> str:
+    """Markdown: one row a kind of image, MobileSAM and these weights on the same objects, as `bench.quality.kinds`
+    wrote them, and the means; the better figure is bold.
+
+    Raises:
+        ValueError: a set was measured on more objects with one of them.
+    """
+    found = {(row["weights"], row["set"]): row for row in measured}
+    both = {name: (found.get(("mobile_sam", name)), found.get((weights, name))) for name in IMAGES}
+    pairs = {name: (peer, ours) for name, (peer, ours) in both.items() if peer and ours}
+    for name, (peer, ours) in pairs.items():
+        if peer["objects"] != ours["objects"]:
+            raise ValueError(f"{name}: {peer['objects']} objects with MobileSAM and {ours['objects']} with {weights}")
+    values = np.array([[[float(row[c]) for row in pair] for c, _ in FIGURES.values()] for pair in pairs.values()])
+    names = [f"{IMAGES[name]} (`{name}`)" for name in pairs] + ["mean of the kinds"]
+    objects = [int(ours["objects"]) for _, ours in pairs.values()]
+    lines = ["| images | objects |" + "".join(f" {name} MobileSAM, ours |" for name in FIGURES)]
+    lines.append("|" + "---|" * (2 + len(FIGURES)))
+    for name, count, row in zip(names, [*objects, sum(objects)], [*values, values.mean(0)], strict=True):
+        cells = []
+        for pair, (column, better) in zip(row, FIGURES.values(), strict=True):
+            texts = [f"{v:.{2 if column.startswith('noc') else 1}f}" for v in pair]
+            best = better(texts, key=float)
+            cells.append(", ".join(f"**{text}**" if text == best else text for text in texts))
+        lines.append(" | ".join([f"| {name}", str(count), *cells]) + " |")
+    return "\n".join([*lines, ""])
 
 
 def ratios(times: Sequence[Row]) -> list[str]:
@@ -96,9 +142,10 @@ def picture(reports: Mapping[str, Report], times: Sequence[Row], file: Path) -> 
         for name, report in reports.items():
             method, _, robot = name.partition("+")
             mean = 100 * report.curves.mean(axis=0)
-            style = "--" if robot else ".-"
+            name, _, variant = method.partition("@")
+            style = ("-." if robot else ":") if variant else "--" if robot else ".-"
             label = f"{PLAIN[method]}, {robot} robot" if robot else PLAIN[method]
-            left.plot(range(1, len(mean) + 1), mean, style, color=COLOURS[method], label=label)
+            left.plot(range(1, len(mean) + 1), mean, style, color=COLOURS[name], label=label)
         left.set_xticks(MIOU_CLICKS)
         if reports:
             figure.legend(loc="outside lower left", ncols=3)
@@ -123,13 +170,13 @@ def picture(reports: Mapping[str, Report], times: Sequence[Row], file: Path) -> 
         plots.save(figure, file)
 
 
-def insert(file: Path, text: str) -> None:
-    """Replace what stands between the two `MARKS` of a file.
+def insert(file: Path, name: str, text: str) -> None:
+    """Replace what stands between the two `MARKS` of a table in a file.
 
     Raises:
         ValueError: the marks are not there, once each and in order.
     """
-    begin, end = MARKS
+    begin, end = (mark.format(name) for mark in MARKS)
     content = file.read_text(encoding="utf-8")
     if content.count(begin) != 1 or content.count(end) != 1 or content.index(begin) > content.index(end):
         raise ValueError(f"{file} needs the lines {begin} and {end}, once each and in this order")

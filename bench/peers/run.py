@@ -2,7 +2,7 @@
 
     python -m bench.peers.run accuracy DATA --method mobile_sam     # a robot clicks on every image; may be interrupted
     python -m bench.peers.run latency DATA                          # times of all methods, image by image in turn
-    python -m bench.peers.run report --readme README.md             # CSV, picture and table of what has been measured
+    python -m bench.peers.run report --readme README.md             # CSV, picture and tables of what has been measured
 
 DATA is a folder that `activefreq eval` takes.  Quality and speed are measured apart: quality may run for an hour beside
 other work, speed needs the machine for itself.  Reports that `activefreq eval --json` wrote are taken as well, under
@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from activefreq_engine import Engine, Session
+from activefreq_engine.conventions import DEFAULT_MODEL
 from activefreq_engine.eval import Dataset, Report, evaluate, load_dataset, merge, read_json, write_json
 from activefreq_engine.files import write_file
 from bench.peers import latency as peers_latency
@@ -34,19 +35,22 @@ from bench.tools.machine import Machine
 RESULTS = Path(__file__).parents[1] / "results" / "peers"
 TIMES = "latency.csv"
 WORK = Path("runs/peers")
-ACCURACY = ("activefreq", "activefreq+acselect", "mobile_sam", "mobile_sam+acselect", "grabcut")
+KINDS = RESULTS.parent / "kinds.csv"
+OURS = {"activefreq": DEFAULT_MODEL, "activefreq@lesions": "freqformer_b0"}
+"""Weights by method."""
+ACCURACY = (*(name + robot for name in (*OURS, "mobile_sam") for robot in ("", "+acselect")), "grabcut")
 """Behind the plus sign is the robot clicker, `ritm` where there is none."""
 
 
-def accuracy(data: Dataset, method: str, out: Path, work: Path, checkpoint: Path, model: str) -> Report:
+def accuracy(data: Dataset, method: str, out: Path, work: Path, checkpoint: Path) -> Report:
     """Evaluate one method with a robot clicker and write `out/METHOD.json`.
 
     Every sample is kept in a file of its own until the last one is done, and is not run again.
     """
     name, _, clicker = method.partition("+")
     options: dict[str, Any] = {"clicker": clicker or "ritm", "model": name, "progress": False}
-    if name == "activefreq":
-        options["model"] = model
+    if name in OURS:
+        options["engine"] = Engine(OURS[name], precision="fp32")
     elif name == "mobile_sam":
         options["predictors"] = [mobile_sam.SamPeer(mobile_sam.mobile_sam(checkpoint), work / "embeddings")]
     else:
@@ -67,15 +71,16 @@ def accuracy(data: Dataset, method: str, out: Path, work: Path, checkpoint: Path
     return report
 
 
-def latency(data: Dataset, out: Path, checkpoint: Path, model: str, skip: Sequence[str], device: str) -> None:
+def latency(data: Dataset, out: Path, checkpoint: Path, skip: Sequence[str], device: str) -> None:
     """Time all methods and write `out/latency.csv`; methods that are skipped keep the times they have there."""
 
     def sam(model: mobile_sam.SamNetwork) -> mobile_sam.SamPeer:
         return mobile_sam.SamPeer(model.to(device), device=device)
 
     makers: dict[str, Callable[[], Any]] = {
-        "activefreq": lambda: Session(model, device=device),
-        "activefreq@384": lambda: Session(model, device=device, size=384),
+        "activefreq": lambda: Session(device=device),
+        "activefreq@384": lambda: Session(device=device, size=384),
+        "activefreq@lesions": lambda: Session(OURS["activefreq@lesions"], device=device),
         "mobile_sam": lambda: sam(mobile_sam.mobile_sam(checkpoint)),
         "sam_vit_b": lambda: sam(mobile_sam.sam_vit_b()),
         "grabcut": GrabCutPredictor,
@@ -84,13 +89,14 @@ def latency(data: Dataset, out: Path, checkpoint: Path, model: str, skip: Sequen
         if name not in makers:
             raise SystemExit(f"--skip {name}: there are {', '.join(makers)}")
     methods = {name: make() for name, make in makers.items() if name not in skip}
-    found = peers_latency.measure(data, methods, Session(engine=Engine(model, device=device)))
+    found = peers_latency.measure(data, methods, Session(engine=Engine(DEFAULT_MODEL, device=device)))
     rows.write(out / TIMES, found, Machine(device).describe(), replace="method")
     print("\n".join(peers_report.ratios(rows.read(out / TIMES))))
 
 
 def report(out: Path, readme: Path | None) -> None:
-    """Write `peers.csv`, `peers.png` and `peers.md` from what the folder holds, and the table into `readme`."""
+    """Write `peers.csv`, `peers.png` and `peers.md` from what the folder holds, and the table into `readme`, which also
+    gets the table of the kinds of images."""
     reports = {method: read_json(out / f"{method}.json") for method in ACCURACY if (out / f"{method}.json").exists()}
     times = rows.read(out / TIMES) if (out / TIMES).exists() else []
     if not reports and not times:
@@ -102,7 +108,8 @@ def report(out: Path, readme: Path | None) -> None:
     write_file(out / "peers.md", text.encode())
     print(text, *peers_report.ratios(times), sep="\n")
     if readme is not None:
-        peers_report.insert(readme, text)
+        peers_report.insert(readme, "peers", text)
+        peers_report.insert(readme, "kinds", peers_report.kinds(rows.read(KINDS), OURS["activefreq"]))
 
 
 def main() -> None:
@@ -118,7 +125,6 @@ def main() -> None:
             "--limit", type=int, default=None if name == "accuracy" else 20, help="only the first N images"
         )
         sub.add_argument("--mobile-sam", type=Path, default=Path("mobile_sam.pt"), help="MobileSAM's weights")
-        sub.add_argument("--model", default="freqformer_b0", help="model name or checkpoint file of ours")
     parsers["accuracy"].add_argument("--method", choices=ACCURACY, required=True)
     parsers["accuracy"].add_argument("--work", type=Path, default=WORK, help="folder for parts and embeddings")
     parsers["latency"].add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="GrabCut: always the CPU")
@@ -137,9 +143,9 @@ def main() -> None:
     data = load_dataset(options.data, limit=options.limit)
     try:
         if options.command == "accuracy":
-            accuracy(data, options.method, options.out, options.work, options.mobile_sam, options.model)
+            accuracy(data, options.method, options.out, options.work, options.mobile_sam)
         else:
-            latency(data, options.out, options.mobile_sam, options.model, options.skip, options.device)
+            latency(data, options.out, options.mobile_sam, options.skip, options.device)
     except mobile_sam.Missing as problem:
         raise SystemExit(str(problem)) from None
 

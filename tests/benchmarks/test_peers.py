@@ -47,7 +47,7 @@ def test_an_interrupted_evaluation_goes_on(data: Path, tmp_path: Path, monkeypat
         return run(*args, **options)
 
     monkeypatch.setattr(peers, "evaluate", once)
-    arguments = (images, "grabcut", tmp_path / "out", tmp_path / "work", Path("unused"), "unused")
+    arguments = (images, "grabcut", tmp_path / "out", tmp_path / "work", Path("unused"))
     with pytest.raises(KeyboardInterrupt):
         peers.accuracy(*arguments)
     report = peers.accuracy(*arguments)
@@ -108,7 +108,7 @@ def results(data: Path, tmp_path: Path) -> Path:
     """What runs have left: one evaluation, times of ours and of MobileSAM."""
     out = tmp_path / "results"
     images = load_dataset(data)
-    peers.accuracy(images, "grabcut", out, tmp_path / "work", Path("unused"), "unused")
+    peers.accuracy(images, "grabcut", out, tmp_path / "work", Path("unused"))
     about = {"device": "a cpu", "torch": "9.9", "commit": "abc"}
     found = times("activefreq", set_image=1, first_mask=50, next_click=20)
     found += times("activefreq@384", set_image=1, first_mask=80, next_click=30)
@@ -119,13 +119,15 @@ def results(data: Path, tmp_path: Path) -> Path:
 
 def test_report(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     readme = tmp_path / "README.md"
-    begin, end = peers_report.MARKS
-    readme.write_text(f"before\n{begin}\nan old table\n{end}\nafter\n")
+    marks = [mark.format(name) for name in ("peers", "kinds") for mark in peers_report.MARKS]
+    readme.write_text("before\n{}\nan old table\n{}\nbetween\n{}\nanother\n{}\nafter\n".format(*marks))
     peers.report(results, readme)
     text = readme.read_text()
-    assert text.startswith(f"before\n{begin}\n| method |")
-    assert text.endswith(f"{end}\nafter\n")
+    assert text.startswith(f"before\n{marks[0]}\n| method |")
+    assert f"{marks[1]}\nbetween\n{marks[2]}\n| images |" in text
+    assert text.endswith(f"{marks[3]}\nafter\n")
     assert "an old table" not in text
+    assert "another" not in text
     lines = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
     assert "| 1000 / 2000 | 1100 / 2200 | 90 / 180 |" in lines["| MobileSAM"]
     grabcut = read_json(results / "grabcut.json").metrics()
@@ -140,7 +142,7 @@ def test_report(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_reports_of_other_images_are_refused(results: Path, data: Path, tmp_path: Path) -> None:
-    peers.accuracy(load_dataset(data, limit=2), "grabcut", tmp_path / "few", tmp_path / "work", Path("-"), "-")
+    peers.accuracy(load_dataset(data, limit=2), "grabcut", tmp_path / "few", tmp_path / "work", Path("-"))
     (tmp_path / "few" / "grabcut.json").rename(results / "mobile_sam.json")
     with pytest.raises(ValueError, match="different samples"):
         peers.report(results, None)
@@ -149,10 +151,35 @@ def test_reports_of_other_images_are_refused(results: Path, data: Path, tmp_path
 @pytest.mark.parametrize("content", ["no marks", "{1}\n{0}\n", "{0}\n{0}\n{1}\n", "{0}\n"])
 def test_marks_must_be_there(tmp_path: Path, content: str) -> None:
     file = tmp_path / "README.md"
-    file.write_text(content.format(*peers_report.MARKS))
+    written = content.format(*(mark.format("peers") for mark in peers_report.MARKS))
+    file.write_text(written)
     with pytest.raises(ValueError, match="peers: begin"):
-        peers_report.insert(file, "text")
-    assert file.read_text() == content.format(*peers_report.MARKS)
+        peers_report.insert(file, "peers", "text")
+    assert file.read_text() == written
+
+
+def kind(weights: str, name: str, objects: int, noc: float, miou: float) -> dict[str, str]:
+    figures = {"noc90": noc, "miou1": miou, "miou2": miou, "miou5": miou}
+    return {"weights": weights, "set": name, "objects": str(objects)} | {k: str(v) for k, v in figures.items()}
+
+
+def test_table_of_kinds() -> None:
+    measured = [
+        kind("ours", "usgra", 10, 6.0, 75.0),
+        kind("mobile_sam", "usgra", 10, 14.5, 28.04),
+        kind("ours", "coco_ccby", 20, 13.0, 66.6),
+        kind("mobile_sam", "coco_ccby", 20, 15.0, 70.0),
+        kind("ours", "hc18", 48, 1.3, 94.0),  # without the other
+        kind("before", "usgra", 10, 1.0, 99.0),
+    ]
+    lines = peers_report.kinds(measured, "ours").splitlines()
+    miou = "28.0, **75.0** | 28.0, **75.0** | 28.0, **75.0**"
+    assert lines[2] == f"| nerves, ultrasound (`usgra`) | 10 | 14.50, **6.00** | {miou} |"
+    assert "15.00, **13.00** | **70.0**, 66.6" in lines[3]
+    assert lines[4].startswith("| mean of the kinds | 30 | 14.75, **9.50** | 49.0, **70.8** |")
+    assert len(lines) == 5
+    with pytest.raises(ValueError, match="40 objects with MobileSAM and 48 with ours"):
+        peers_report.kinds([*measured, kind("mobile_sam", "hc18", 40, 3.0, 80.0)], "ours")
 
 
 def test_missing_weights_are_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
