@@ -337,7 +337,7 @@ def merge(before: NDArray[np.bool_], after: NDArray[np.bool_], mark: Click | Dra
     change = (part ^ after[y0:y1, x0:x1]).view(np.uint8)
     own = slice(box[1] - y0, box[3] - y0), slice(box[0] - x0, box[2] - x0)
     if isinstance(mark, Click):
-        if bool(part[own]) != mark.positive:
+        if bool(part[own]) != mark.positive and change[own]:  # a newer click of the same pass may deny this one
             cv2.floodFill(change, None, (box[0] - x0, box[1] - y0), 2, flags=8)
             part ^= change == 2
         return merged

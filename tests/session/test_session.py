@@ -723,6 +723,16 @@ def test_predict_is_one_step_that_keeps_the_history(session, rng):
         assert len(s.clicks) == 1
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_click_that_was_taken_back_in_the_same_list_leaves_a_given_mask_alone(session, inside):
+    given = np.zeros((50, 70), bool)
+    given[10:20, 10:20] = True
+    x, y = (15, 15) if inside else (50, 40)
+    result = session.predict([[x, y], [x, y]], [not inside, inside], given)
+    assert np.array_equal(result.mask, given)
+    assert np.array_equal(session.probs > session.threshold, given)
+
+
 def test_predict_of_a_fresh_list_is_one_pass_over_all_of_it(engine, rng):
     image = random_image(rng, 50, 70)
     points, labels = rng.uniform((0, 0), (70, 50), (6, 2)), [True, False, True, True, False, True]

@@ -369,6 +369,7 @@ def test_merge_changes_one_component():
     assert np.array_equal(merged, wanted)
     assert np.array_equal(merge(before, after, Click(8, 8, True), (0, 0, 30, 20)), before)  # agrees
     assert np.array_equal(merge(before, after, Click(28, 3, False), (0, 0, 30, 20)), before)
+    assert np.array_equal(merge(before, after, Click(28, 3, True), (0, 0, 30, 20)), before)  # denied by a newer click
     # nothing outside what the network saw
     narrow = merge(before, after, Click(17, 7, True), (10, 0, 18, 20))
     wanted = before.copy()
