@@ -529,7 +529,7 @@ def _prompts(picture: Picture, points: Any, labels: Any, corners: Any, masks: An
         raise InvalidClickError(f"point_coords has shape {points.shape}; expected [B, N, 2]")
     given = [np.atleast_1d(column) for column in (points, labels, corners, masks) if column is not None]
     counts = {len(column) for column in given}
-    if len(counts) != 1:
+    if len(counts) != 1 or 0 in counts:
         raise InvalidArgumentError(
             f"prompts for {sorted(counts)} masks at once; expected the same number of each kind, and at least one"
         )

@@ -365,6 +365,8 @@ def test_what_is_refused(engine: Engine) -> None:
         predictor.set_torch_image(torch.zeros(1, 3, 40, 60), (40, 60))
     with pytest.raises(InvalidArgumentError, match="same number"):
         predictor.predict_torch(torch.zeros(2, 1, 2), torch.ones(3, 1))
+    with pytest.raises(InvalidArgumentError, match="at least one"):  # a detector found nothing
+        predictor.predict_torch(None, None, torch.zeros(0, 4))
     with pytest.raises(ActiveFreqError, match="no embedding"):
         predictor.get_image_embedding()
     with pytest.raises(KeyError):
