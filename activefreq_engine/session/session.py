@@ -328,6 +328,7 @@ class Session:
         start = perf_counter()
         watch = Stopwatch() if truth("profile", profile) else None
         with self._turn():
+            self._cancelled = False
             scene = self._opened()
             history = scene.history
             new = Pass((check_click(scene.picture, x, y, positive),), scene.view)
@@ -418,6 +419,7 @@ class Session:
         """
         start = perf_counter()
         with self._turn():
+            self._cancelled = False
             scene = self._opened()
             wanted: tuple[Mark, ...] = tuple(click_list(scene, point_coords, point_labels))
             if box is not None:
@@ -834,7 +836,6 @@ class Session:
 
     def _advance(self, scene: Scene, step: Step, new: Pass, watch: Stopwatch | None = None) -> Outcome:
         """The outcome of new prompts on one state of an object."""
-        self._cancelled = False
         return advance(self._engine_in_use(), [(scene.picture, step)], [new], watch, self._go_on)[0]
 
     def _show(self, before: Scene, after: Scene, start: float) -> ClickResult:
@@ -909,8 +910,6 @@ def click_batch(sessions: Sequence[Session], clicks: Sequence[Prompt]) -> list[C
     def work() -> list[ClickResult]:
         scenes = [s._opened() for s in sessions]
         new = [_pass(s, p) for s, p in zip(scenes, prompts, strict=True)]
-        for session in sessions:
-            session._cancelled = False
         states = [(s.picture, s.history.step) for s in scenes]
         outcomes = advance(sessions[0]._engine_in_use(), states, new, None, go_on)
         after = [s.having(s.history.push(o.step)) for s, o in zip(scenes, outcomes, strict=True)]
@@ -939,6 +938,7 @@ def _holding(sessions: list[Session], work: Callable[[], list[ClickResult]], ind
     if index == len(sessions):
         return work()
     with sessions[index]._turn():
+        sessions[index]._cancelled = False
         return _holding(sessions, work, index + 1)
 
 

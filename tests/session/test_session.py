@@ -30,6 +30,7 @@ from activefreq_engine import (
     masks,
 )
 from activefreq_engine.session import history, packing
+from activefreq_engine.session import session as session_module
 from activefreq_engine.session.features import Budget, FeatureCache
 
 from .fakes import BrightModel, SquareModel, random_image, widen
@@ -908,14 +909,34 @@ def test_a_click_is_cancelled(session, held):
     proceed, outcome = held
     assert session.cancel()
     proceed.set()
-    while session._lock.locked():
+    until = time.monotonic() + 20
+    while not outcome and time.monotonic() < until:
         time.sleep(0.001)
-    time.sleep(0.05)
     assert isinstance(outcome[0], ClickCancelledError)
     assert session.clicks == ()
     assert session.cancel() is False  # nothing is under way
     session.click(5, 6)
     assert len(session.clicks) == 1
+
+
+@pytest.mark.parametrize("moment", ["check_mark", "click_list", "advance"])
+def test_a_call_is_cancelled_at_any_moment(session, monkeypatch, moment):
+    """While a prompt is checked (a large lasso takes half a second), and between the passes of a list."""
+    work = getattr(session_module, moment)
+
+    def cancelled(*args):
+        found = work(*args)
+        assert session.cancel()
+        return found
+
+    monkeypatch.setattr(session_module, moment, cancelled)
+    before = session.state_dict()
+    with pytest.raises(ClickCancelledError):
+        if moment == "check_mark":
+            session.lasso([(2, 3), (40, 5), (30, 40)])
+        else:
+            session.predict([(x, y) for x in range(0, 70, 5) for y in (5, 40)], [1] * 28)
+    assert session.state_dict() == before
 
 
 def test_a_click_is_cancelled_while_it_waits_for_the_engine(session):
