@@ -16,11 +16,16 @@ _READ = 1 << 16  # pixels of a mask read at once
 _NEAR = 8  # so many rows and columns are read one by one at each side of a box
 
 
-def aligned(box: Box, step: int, bounds: Box) -> Box:
-    """The smallest box around `box` whose corners are multiples of `step` or at the end of `bounds`, which starts at
-    (0, 0)."""
-    x0, y0 = box[0] // step * step, box[1] // step * step
-    return x0, y0, min(-(-box[2] // step) * step, bounds[2]), min(-(-box[3] // step) * step, bounds[3])
+def aligned(box: Box, step: int, bounds: Box, within: Box) -> Box:
+    """The smallest box around `box`, which lies in `within`, whose corners are multiples of `step` or at the end of
+    `bounds`, which starts at (0, 0); a side that would leave `within` is the last such one in it."""
+
+    def side(low: int, high: int, end: int, first: int, last: int) -> tuple[int, int]:
+        low, high = low // step * step, min(-(-high // step) * step, end)
+        return low if low >= first else low + step, high if high <= last else last // step * step
+
+    (x0, x1), (y0, y1) = (side(box[k], box[k + 2], bounds[k + 2], within[k], within[k + 2]) for k in (0, 1))
+    return x0, y0, x1, y1
 
 
 def expand(box: tuple[float, float, float, float], ratio: float, min_side: float) -> tuple[float, float, float, float]:

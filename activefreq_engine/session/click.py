@@ -504,7 +504,7 @@ def _focus(engine: Engine, turn: _Turn, answer: StepAnswer) -> tuple[Box, Refine
     focus = (*corners[:, :2].min(0).tolist(), *corners[:, 2:].max(0).tolist())
     box = boxes.to_pixels(boxes.to_image(focus, turn.box, h, w), turn.box)
     halvings = zoom.halvings(box, side)  # what a crop costs then does not grow with the image
-    box = boxes.aligned(box, 2**halvings, turn.picture.bounds)
+    box = boxes.aligned(box, 2**halvings, turn.picture.bounds, turn.box)
     return box, RefineRequest(
         coarse=answer.coarse,
         box=(*boxes.to_network(box[0], box[1], turn.box, h, w), *boxes.to_network(box[2], box[3], turn.box, h, w)),

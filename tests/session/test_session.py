@@ -284,6 +284,16 @@ def test_look_shows_the_network_that_part_alone(engine, rng):
     assert s._scene.history.step.roi is None
 
 
+def test_the_refiner_keeps_to_the_view_too(rng):
+    """Where it sees the image halved, its box has even corners; those of the view may be odd."""
+    s = fresh(Engine(BrightModel(refine_size=64)), np.full((1200, 1201), 200, np.uint8), [])
+    s.look(101, 203, 1003, 1101)
+    mask = s.click(500, 700).mask
+    assert counts(s)["refine"] == 1
+    assert mask[203:1101, 101:1003].all()
+    assert mask.sum() == 898 * 902
+
+
 def test_a_new_view_is_looked_at_even_if_the_click_agrees(engine, rng):
     s = fresh(engine, random_image(rng, 300, 500), [Click(250, 150, True)])
     passes = counts(s)["decode"]
@@ -931,11 +941,9 @@ def test_a_call_is_cancelled_at_any_moment(session, monkeypatch, moment):
 
     monkeypatch.setattr(session_module, moment, cancelled)
     before = session.state_dict()
+    places = [(x, y) for x in range(0, 70, 5) for y in (5, 40)]
     with pytest.raises(ClickCancelledError):
-        if moment == "check_mark":
-            session.lasso([(2, 3), (40, 5), (30, 40)])
-        else:
-            session.predict([(x, y) for x in range(0, 70, 5) for y in (5, 40)], [1] * 28)
+        session.lasso(places) if moment == "check_mark" else session.predict(places, [1] * len(places))
     assert session.state_dict() == before
 
 

@@ -399,9 +399,12 @@ def test_shrunk(rng, shape, step):
 
 
 def test_aligned():
-    assert boxes.aligned((3, 4, 9, 13), 4, (0, 0, 101, 203)) == (0, 4, 12, 16)
-    assert boxes.aligned((97, 200, 101, 203), 4, (0, 0, 101, 203)) == (96, 200, 101, 203)
-    assert boxes.aligned((3, 5, 9, 13), 1, (0, 0, 101, 203)) == (3, 5, 9, 13)
+    whole = (0, 0, 101, 203)
+    assert boxes.aligned((3, 4, 9, 13), 4, whole, whole) == (0, 4, 12, 16)
+    assert boxes.aligned((97, 200, 101, 203), 4, whole, whole) == (96, 200, 101, 203)
+    assert boxes.aligned((3, 5, 9, 13), 1, whole, whole) == (3, 5, 9, 13)
+    assert boxes.aligned((3, 6, 97, 183), 4, whole, (2, 5, 99, 183)) == (4, 8, 96, 180)
+    assert boxes.aligned((9, 5, 101, 203), 4, whole, (9, 3, 101, 203)) == (12, 4, 101, 203)
 
 
 @pytest.mark.parametrize("shape", [(2600, 3001), (2201, 2700, 3)])
@@ -409,7 +412,8 @@ def test_a_crop_of_a_shrunk_image_is_a_crop_of_the_image(rng, shape):
     """Within a grey level or two: shrinking rounds."""
     image = cv2.GaussianBlur(rng.integers(0, 256, shape, dtype=np.uint8), (0, 0), 3)
     picture = Picture(image, None, SessionSettings(0.49, True, True))
-    box = boxes.aligned((13, 101, shape[1], shape[0] - 7), 4, (0, 0, shape[1], shape[0]))
+    whole = 0, 0, shape[1], shape[0]
+    box = boxes.aligned((13, 101, shape[1], shape[0] - 7), 4, whole, whole)
     difference = picture.crop(box, 2, 64, 64).astype(int) - zoom.crop_rgb(image, box, 64, 64).astype(int)
     assert np.abs(difference).max() <= 2
     assert list(picture.shrunk) == [2]
