@@ -4,6 +4,7 @@ import logging
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 
 from activefreq_engine import Engine, Session
@@ -90,6 +91,24 @@ def test_changed_weights_are_seen_with_the_next_image(rng):
         model.decoder.head.bias += 3
     after = engine.run([r])[0].probs
     assert not np.allclose(before, after)
+    assert np.abs(after - Engine(model, plan=False).run([r])[0].probs).max() <= 1e-4
+
+
+def test_changed_weights_are_seen_after_an_interrupt(rng, monkeypatch):
+    model = random_model(dtype=torch.float32, refiner_width=0)
+    engine, r = Engine(model, precision="fp32"), request(rng, 32, 64)
+    engine.run([r])
+    with torch.no_grad():
+        model.decoder.head.bias += 3
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(planned, "Folded", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.run([r])
+    after = engine.run([r])[0].probs
     assert np.abs(after - Engine(model, plan=False).run([r])[0].probs).max() <= 1e-4
 
 

@@ -494,8 +494,8 @@ class Contexts:
         features: list[PlanFeatures] = []
         folded = self.model.folded()
         if folded is not self._folded:  # the weights have changed
-            self._folded = folded
             self._buckets.clear()
+            self._folded = folded  # last, in case of an interrupt
         for part in _parts(len(crops)):
             self._replayer.wait()  # the copies of the previous part may not be done
             features += self._bucket(crops[0].shape[:2]).prepare(_batch(part))(crops[part])

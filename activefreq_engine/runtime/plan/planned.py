@@ -70,13 +70,14 @@ class Planned:
         return self._folded
 
     def _fold(self) -> None:
-        self._tensors = [*self._model.parameters(), *self._model.buffers()]
-        self._weights = _stamp(self._tensors)
+        tensors = [*self._model.parameters(), *self._model.buffers()]
+        weights = _stamp(tensors)
         self._folded = Folded(self._model, self._device, self._asked, pack=True)
         self.precision = self._folded.precision
         self._plans: OrderedDict[tuple[int, int], Plan] = OrderedDict()
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()  # plans are made and run on another stream
+        self._tensors, self._weights = tensors, weights  # last: what an interrupt or a shortage stops is done again
 
 
 def near(coarse: Coarse, boxes: Tensor) -> tuple[Coarse, Tensor]:
