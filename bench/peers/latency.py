@@ -30,12 +30,14 @@ def measure(data: Dataset, methods: Mapping[str, Any], recorder: Session) -> lis
 
     Args:
         data: the images and their truth.
-        methods: name -> a predictor as `activefreq_engine.eval.evaluate` takes it.
+        methods: name -> a predictor as `activefreq_engine.eval.evaluate` takes it.  One that has `prepare` is told to
+            after `set_image`, whose time this counts to, and after each click, as tools do.
         recorder: finds the clicks; a session on an engine of its own, so that no method knows an image beforehand.
 
     Returns:
-        One row for each method and call: ``set_image``, ``first click``, ``first mask`` (both together), ``next click``
-        and, where a method tells it, ``decoder`` (the network alone, of the next clicks); milliseconds.
+        One row for each method and call: ``set_image``, ``first click``, ``first mask`` (both together) and ``next
+        click``; where a method has it, ``prepare`` (after a click); and where it tells it, ``decoder`` (the network
+        alone, of the next clicks); milliseconds.
     """
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
     clicks = [record(recorder, sample) for sample in tqdm(data.samples, desc="clicks", unit="image", disable=None)]
@@ -71,8 +73,11 @@ def record(session: Session, sample: Sample) -> list[Click]:
 def _one_image(
     times: dict[tuple[str, str], list[float]], name: str, method: Any, image: np.ndarray, clicks: list[Click]
 ) -> None:
+    prepare = getattr(method, "prepare", None)
     start = time.perf_counter()
     method.set_image(image)
+    if prepare is not None:
+        prepare()
     encoded = _since(start)
     times[name, "set_image"].append(encoded)
     for number, c in enumerate(clicks):
@@ -86,6 +91,10 @@ def _one_image(
             times[name, "next click"].append(took)
             if hasattr(method, "decode_ms"):
                 times[name, "decoder"].append(method.decode_ms)
+        if prepare is not None:
+            start = time.perf_counter()
+            prepare()
+            times[name, "prepare"].append(_since(start))
 
 
 def _since(start: float) -> float:

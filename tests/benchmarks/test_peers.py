@@ -1,5 +1,6 @@
 """The comparison with other segmenters: nothing is measured here, the numbers must land where they belong."""
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -84,6 +85,20 @@ def test_all_methods_see_the_same(data: Path, monkeypatch: pytest.MonkeyPatch) -
     assert found["slow", "set_image"]["n"] == 1
     assert found["b", "decoder"]["p50_ms"] == 7.0
     assert ("a", "decoder") not in found
+    assert ("a", "prepare") not in found
+
+
+def test_a_method_prepares_after_each_step(data: Path) -> None:
+    method = Fake()
+    method.prepare = lambda: method.seen.append("prepare") or time.sleep(0.005)
+    found = {r["call"]: r for r in peers_latency.measure(load_dataset(data), {"a": method}, Fake())}
+    assert method.seen[4::2] == ["prepare"] * 3 * (
+        1 + peers_latency.CLICKS
+    )  # after the warm-up of an image, two clicks
+    assert found["prepare"]["n"] == 3 * peers_latency.CLICKS
+    assert found["set_image"]["p50_ms"] >= 5
+    assert found["first mask"]["p50_ms"] >= 5
+    assert found["next click"]["p50_ms"] < 5
 
 
 def test_clicks_are_the_robots(data: Path) -> None:
@@ -120,18 +135,18 @@ def results(data: Path, tmp_path: Path) -> Path:
 def test_report(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     readme = tmp_path / "README.md"
     marks = [mark.format(name) for name in ("peers", "kinds") for mark in peers_report.MARKS]
-    readme.write_text("before\n{}\nan old table\n{}\nbetween\n{}\nanother\n{}\nafter\n".format(*marks))
+    readme.write_text("before\n{}\nan old table\n{}\nbetween\n{}\nan older table\n{}\nafter\n".format(*marks))
     peers.report(results, readme)
     text = readme.read_text()
     assert text.startswith(f"before\n{marks[0]}\n| method |")
     assert f"{marks[1]}\nbetween\n{marks[2]}\n| images |" in text
     assert text.endswith(f"{marks[3]}\nafter\n")
     assert "an old table" not in text
-    assert "another" not in text
+    assert "an older table" not in text
     lines = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
-    assert "| 1000 / 2000 | 1100 / 2200 | 90 / 180 |" in lines["| MobileSAM"]
+    assert "| 1000 / 2000 | 1100 / 2200 | 90 / 180 | - |" in lines["| MobileSAM"]
     grabcut = read_json(results / "grabcut.json").metrics()
-    assert f"| ritm | - | - | - | {100 * grabcut['miou']['1']:.1f} |" in lines["| GrabCut (OpenCV)"]
+    assert f"| ritm | - | - | - | - | {100 * grabcut['miou']['1']:.1f} |" in lines["| GrabCut (OpenCV)"]
     stored = {row["method"]: row for row in rows.read(results / "peers.csv")}
     assert float(stored["grabcut"]["noc90"]) == pytest.approx(grabcut["noc90"], rel=1e-3)
     assert stored["mobile_sam"]["next_click_p50_ms"] == "90"
