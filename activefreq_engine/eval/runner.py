@@ -69,7 +69,7 @@ ClickTogether = Callable[[Sequence[Any], Sequence[Click]], Sequence[Clicked]]
 def evaluate(
     data: Dataset,
     *,
-    model: str = DEFAULT_MODEL,
+    model: str | None = None,
     device: str = "auto",
     precision: str = "fp32",
     size: int | None = None,
@@ -90,15 +90,17 @@ def evaluate(
 ) -> Report:
     """Run the protocol on a data set.
 
-    By default sessions on one shared engine are evaluated.  For another segmenter give `predictors`; `model` is then
-    only its name in the report, and the options of sessions and their engine have no effect, nor has `batch_size`.
+    By default sessions on one shared engine are evaluated.  For another segmenter give `predictors`; the options of
+    sessions and their engine then have no effect, nor has `batch_size`.
 
     Args:
         data: the samples, see `load_dataset`.
-        model, device, size: as for `Session`.
+        model: as for `Session`.  With `engine` or `predictors` it is only the name in the report; by default the
+            engine's own, or the predictors' class.
+        device, size: as for `Session`.
         precision: as for `Session`.  Default: "fp32", in which the other samples of a batch change at most the last bit
             of a float; in half precision on a GPU the results depend on them.
-        engine: evaluate with this engine; `model` is then only the name in the report.
+        engine: evaluate with this engine.
         predictors: as many as samples run side by side.
         click_batch: clicks on several `predictors` in one call; default: one after the other.
         clicker: ``ritm``, ``acselect`` or ``random``; or (name, factory), any other one under its name in the report.
@@ -146,18 +148,18 @@ def evaluate(
     if predictors is None:
         _check(click_batch is None, "click_batch was given without predictors; give both or neither")
         if engine is None:
-            from activefreq_engine.runtime.engine import Engine, stored_digest
+            from activefreq_engine.runtime.engine import Engine
 
-            engine, weights = Engine.shared(model, device, precision, size), stored_digest(model)
-        else:
-            weights = None
+            model = DEFAULT_MODEL if model is None else model
+            engine = Engine.shared(model, device, precision, size)
+        name = engine.name if model is None else model
         lanes, about = _sessions(batch_size, engine, threshold, zoom, refine)
-        about["weights_sha256"] = weights
     else:
         _check(len(predictors) > 0, "predictors is empty; give at least one")
         lanes, about = _Lanes(list(predictors), click_batch or _one_by_one), {}
+        name = type(predictors[0]).__name__ if model is None else model
     settings = Settings(
-        model=model,
+        model=name,
         clicker=robot_name,
         max_clicks=max_clicks,
         stop_at=stop_at,
@@ -276,6 +278,7 @@ def _sessions(
         "size": engine.size,
         "device": str(engine.device),
         "precision": engine.precision,
+        "weights_sha256": engine.weights,
     }
     return _Lanes(sessions, click_batch), about
 

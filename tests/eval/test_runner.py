@@ -319,7 +319,19 @@ def test_sessions_are_what_is_measured(pairs, engine):
             assert value == iou(session.click(click.x, click.y, positive=click.positive).mask, truth)
     about = report.settings.about
     assert {k: about[k] for k in options} == options
-    assert (about["device"], about["size"]) == ("cpu", 256)
+    assert (about["device"], about["size"], about["weights_sha256"]) == ("cpu", 256, engine.weights)
+
+
+def test_a_report_names_what_was_measured(pairs, engine):
+    one = type(pairs)(pairs.name, pairs.layout, pairs.samples[3:4])
+
+    def name(**options):
+        return evaluate(one, max_clicks=1, **options).settings.model
+
+    with Session(engine=engine) as session:
+        assert name(engine=engine) == engine.name
+        assert name(predictors=[session]) == "Session"
+        assert name(engine=engine, model="mine") == name(predictors=[session], model="mine") == "mine"
 
 
 def test_options_reach_the_sessions(pairs, engine, monkeypatch):
