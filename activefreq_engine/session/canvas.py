@@ -40,6 +40,8 @@ class Layer:
     """(h, w)."""
     data: NDArray[np.uint16] | bytes
     """`values`, or the same deflated."""
+    mask: PackedMask | None = None
+    """The pixels of the box that it puts into the mask, where its values are too coarse to say so; else None."""
     _packed: "list[Layer]" = field(default_factory=list, repr=False)
     """The same layer packed, once that was asked for: steps share layers."""
 
@@ -70,7 +72,7 @@ class Layer:
         slopes = np.diff(np.diff(self.data, axis=1, prepend=np.uint16(0)), axis=0, prepend=np.uint16(0))
         folded = (slopes << 1) ^ -(slopes >> 15)  # 0, -1, 1, -2 ... become 0, 1, 2, 3 ...
         planes = np.stack([folded >> 8, folded & 255]).astype(np.uint8)  # high and low bytes deflate better apart
-        self._packed[:] = [Layer(self.box, self.shape, zlib.compress(planes.tobytes(), level=1))]
+        self._packed[:] = [Layer(self.box, self.shape, zlib.compress(planes.tobytes(), level=1), self.mask)]
         return self._packed[0]
 
     def shrunk(self, height: int, width: int) -> NDArray[np.float32]:
@@ -79,6 +81,26 @@ class Layer:
         if found.shape != self.shape:
             np.minimum(found, 1, out=found)  # OpenCV's average of ones may be one and a bit
         return found
+
+
+class _JoinedPainter(Painter):
+    """Paints a layer that has a mask."""
+
+    def __init__(self, layer: Layer, mask: PackedMask, threshold: float) -> None:
+        super().__init__(layer.box, layer.values, limit(threshold))
+        self._mask, self._bits, self._threshold = mask, mask.rows(), threshold
+
+    def paint(self, strip: NDArray[np.float32], y0: int, y1: int) -> None:
+        super().paint(strip, y0, y1)
+        left, top, right, bottom = self.box
+        first, last = max(y0, top), min(y1, bottom)
+        if first < last:
+            part = strip[first - y0 : last - y0, left:right]
+            part[...] = _overruled(part, self._mask.bool_rows(self._bits, first - top, last - top), self._threshold)
+
+    def threshold(self, mask: NDArray[np.bool_], *, blank: bool = False, hidden: Box | None = None) -> None:
+        x0, y0, x1, y1 = self.box
+        mask[y0:y1, x0:x1] = self._mask.bool_rows(self._bits, 0, y1 - y0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,7 +140,8 @@ class Canvas:
         return list(map(type, self.marks)).count(Click)
 
     def beside(self, box: Box) -> tuple[Layer, ...]:
-        """The layers of which a part stays visible when a box is painted over; of too many, the older half as one."""
+        """The layers of which a part stays visible when a box is painted over; of too many, the older half as one with
+        the same mask."""
         left = tuple(
             layer
             for layer in self.layers
@@ -134,7 +157,9 @@ class Canvas:
         x0, y0, x1, y1 = extent
         shrink = min(1.0, _MERGED_SIDE / max(x1 - x0, y1 - y0))
         h, w = max(1, round((y1 - y0) * shrink)), max(1, round((x1 - x0) * shrink))
-        return (Layer.of(extent, old.sample(extent, h, w)), *left[-_MOST_LAYERS // 2 :])
+        joined = Layer.of(extent, old.sample(extent, h, w))
+        joined = replace(joined, mask=PackedMask.of(old.mask()[y0:y1, x0:x1]))
+        return (joined, *left[-_MOST_LAYERS // 2 :])
 
     @property
     def is_packed(self) -> bool:
@@ -198,11 +223,14 @@ class Canvas:
         return self._painters()[0] if len(self.layers) == 1 and self.fixed is None else None
 
     def reach(self, clicked: ClickTally | None = None) -> Box | None:
-        """A box outside of which the mask is empty, larger than the mask's by two pixels of a layer at most; None when
-        the mask is empty.  Not for a canvas with `fixed`.  With the tally of its marks this is quicker where there are
-        many."""
+        """A box outside of which the mask is empty, larger than the mask's by two pixels of a layer at most, or by a
+        layer that has a mask; None when the mask is empty.  Not for a canvas with `fixed`.  With the tally of its marks
+        this is quicker where there are many."""
         box: Box | None = None
         for layer in self.layers:
+            if layer.mask is not None:
+                box = union(box, layer.box)
+                continue
             found = mask_bbox(layer.values > limit(self.threshold) >> 16)
             if found is None:
                 continue
@@ -274,7 +302,12 @@ class Canvas:
 
     def _painters(self, first: int = 0) -> list[Painter]:
         highest = limit(self.threshold)
-        return [Painter(layer.box, layer.values, highest) for layer in self.layers[first:]]
+        return [
+            Painter(layer.box, layer.values, highest)
+            if layer.mask is None
+            else _JoinedPainter(layer, layer.mask, self.threshold)
+            for layer in self.layers[first:]
+        ]
 
     def _strips(self) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
         """(y0, y1, float32 `[y1 - y0, W]`) over the rows of the extent."""
@@ -291,9 +324,14 @@ class Canvas:
                 painter.paint(strip, y0, y1)
             if self.fixed is not None and bits is not None:
                 given = self.fixed.bool_rows(bits, y0, y1)
-                strip = np.where((strip > self.threshold) == given, strip, given.astype(np.float32))
+                strip = _overruled(strip, given, self.threshold)
             enforce(self.marks, strip, y0)
             yield y0, y1, strip
+
+
+def _overruled(probs: NDArray[np.float32], given: NDArray[np.bool_], threshold: float) -> NDArray[np.float32]:
+    """Probabilities, but 0 or 1 where a given mask says otherwise."""
+    return np.where((probs > threshold) == given, probs, given.astype(np.float32))
 
 
 @lru_cache(maxsize=64)

@@ -207,6 +207,25 @@ def canvas_values(layer):
     return layer.values.astype(np.float32) / np.float32(65535)
 
 
+@pytest.mark.parametrize("width", [300, 5000])
+def test_many_layers_become_one_with_the_same_mask(rng, width):
+    """Also where that one has fewer values than the image pixels, and when it becomes a part of another one."""
+    canvas = Canvas(60, width, 0.49)
+    for _ in range(28):  # the 18th and the 26th make one of nine
+        x, y = int(rng.integers(0, width - 40)), int(rng.integers(0, 40))
+        layer = Layer.of((x, y, x + 40, y + 20), rng.random((9, 15), np.float32))
+        before, kept = canvas.mask(), canvas.beside(layer.box)
+        canvas = Canvas(60, width, 0.49, (*kept, layer))
+        mask = canvas.mask()
+        before[y : y + 20, x : x + 40] = mask[y : y + 20, x : x + 40]
+        assert np.array_equal(mask, before)
+    assert len(canvas.layers) < 18
+    assert np.array_equal(canvas.probs() > 0.49, mask)
+    assert np.array_equal(canvas.packed().mask(), mask)
+    within = canvas.reach()
+    assert boxes.union(within, mask_bbox(mask)) == within
+
+
 def test_sample_of_the_same_grid_is_exact(rng):
     probs = rng.random((96, 256), np.float32)
     canvas = Canvas(400, 900, 0.49, (Layer.of((11, 30, 700, 290), probs),))
