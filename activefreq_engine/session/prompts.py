@@ -55,11 +55,13 @@ class Drawn:
         """The pixels as a bool array of the shape of `box`."""
         return self.pixels.unpack()
 
-    def covers(self, click: Click) -> bool:
-        """Whether a clicked pixel is one of its pixels."""
-        return boxes.contains(self.box, click) and bool(
-            self.inside()[int(click.y) - self.box[1], int(click.x) - self.box[0]]
-        )
+    def covered(self, clicks: Iterable[Click]) -> set[Click]:
+        """Those of the clicks whose pixels are among its own."""
+        near = [click for click in clicks if boxes.contains(self.box, click)]
+        if not near:
+            return set()
+        inside, (x0, y0, _, _) = self.inside(), self.box  # unpacked once for all of them
+        return {click for click in near if inside[int(click.y) - y0, int(click.x) - x0]}
 
 
 Mark = Click | BoxPrompt | Drawn
@@ -205,7 +207,8 @@ def disks(marks: Sequence[Mark], box: Box, height: int, width: int) -> list[Clic
     for mark in marks:
         if isinstance(mark, Drawn):
             if mark.decides:  # also over what was said before
-                found = [c for c in found if c.positive == mark.positive or not mark.covers(c)]
+                hidden = mark.covered(c for c in found if c.positive != mark.positive)
+                found = [c for c in found if c not in hidden]
             if isinstance(mark.prompt, Scribble):
                 found += _along(mark.prompt, box, height, width)
             elif mark.decides:
@@ -254,7 +257,7 @@ def _lifted(mark: Click | Drawn, other: Mark) -> Mark:
 
 def _touch(mark: Click | Drawn, other: Drawn) -> bool:
     if isinstance(mark, Click):
-        return other.covers(mark)
+        return bool(other.covered([mark]))
     x0, y0 = max(mark.box[0], other.box[0]), max(mark.box[1], other.box[1])
     x1, y1 = min(mark.box[2], other.box[2]), min(mark.box[3], other.box[3])
     if x0 >= x1 or y0 >= y1:
