@@ -190,7 +190,7 @@ class Engine:
                     engine = cls._given[key] = cls(model, device, precision, size)
                 return engine
             stamp = _stamp(model)
-            key = (str(model), *rest)
+            key = (str(model) if stamp is None else os.path.abspath(model), *rest)
             known = cls._named.get(key)
             if known is None or known[0] != stamp:
                 known = cls._named[key] = stamp, cls(model, device, precision, size)
@@ -493,13 +493,14 @@ def stored_digest(model: str | os.PathLike[str]) -> str:
     return str(read_metadata(WEIGHTS / f"{model}.safetensors" if shipped else Path(model))["sha256"])
 
 
-def _stamp(model: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """Changes whenever a checkpoint's file changes; None where there is no such file."""
+def _stamp(model: str | os.PathLike[str]) -> tuple[int, int, int] | None:
+    """Changes whenever a checkpoint's file changes, or another one of its size and time takes its place; None where
+    there is no such file."""
     try:
         found = Path(model).stat()
     except (OSError, ValueError):
         return None
-    return found.st_mtime_ns, found.st_size
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size
 
 
 def resolve_device(name: str) -> torch.device:

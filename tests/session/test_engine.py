@@ -1,4 +1,5 @@
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -124,6 +125,22 @@ def test_checkpoint_is_loaded_once_until_it_changes(tmp_path):
     save_checkpoint(create_model("freqformer_b0"), path, {})
     assert Engine.shared(path) is not engine
     assert Engine.shared(path).refine_size == 192
+
+
+def test_checkpoints_that_look_alike_are_told_apart(tmp_path, monkeypatch):
+    """Unpacked archives and synchronised folders give files of one size the same time."""
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        save_checkpoint(create_model("freqformer_b0", embed_dim=8, refiner_width=0), tmp_path / name / "m.safetensors")
+        os.utime(tmp_path / name / "m.safetensors", (1, 1))
+    weights = []
+    for name in ("a", "b"):
+        monkeypatch.chdir(tmp_path / name)
+        weights.append(Engine.shared("m.safetensors").weights)
+    assert Engine.shared(tmp_path / "b" / "m.safetensors") is Engine.shared("m.safetensors")
+    (tmp_path / "c" / "m.safetensors").replace("m.safetensors")
+    weights.append(Engine.shared("m.safetensors").weights)
+    assert len(set(weights)) == 3
 
 
 def test_shared_engine_of_a_model_object_goes_with_its_users():
