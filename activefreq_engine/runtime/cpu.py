@@ -65,8 +65,8 @@ def threads() -> Iterator[None]:
     if limit is None or now == before:
         yield
         return
-    limit(now)
     try:
+        limit(now)  # within: an interrupt may come right after it
         with mkl_threads(now):
             yield
     finally:

@@ -98,6 +98,28 @@ def test_threads(monkeypatch, set_to, free, used):
         torch.set_num_threads(before)
 
 
+def test_threads_are_given_back_after_an_interrupt(monkeypatch):
+    """One comes after a call: here, after that which sets them."""
+    limit, before = cpu._openmp(), torch.get_num_threads()
+    if limit is None:
+        pytest.skip("threads cannot be limited here")
+
+    def interrupted(threads):
+        limit(threads)
+        if threads == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cpu, "free_cores", lambda: 2)
+    monkeypatch.setattr(cpu, "_openmp", lambda: interrupted)
+    try:
+        torch.set_num_threads(3)
+        with pytest.raises(KeyboardInterrupt), cpu.threads():
+            pass
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("work", ["matmul", "conv2d", "sin"])
 def test_all_of_torch_keeps_to_the_callers_threads(monkeypatch, work):
     """MKL, oneDNN and torch's own loops: what they do in one thread costs the process that thread's time only."""
