@@ -142,7 +142,7 @@ _beside = False
 
 def _before_fork() -> None:
     global _beside
-    _beside = threading.active_count() > 1
+    _beside = len(sys._current_frames()) > 1  # those of Qt as well, which `threading` does not know
 
 
 def _after_fork() -> None:
