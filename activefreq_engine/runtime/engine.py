@@ -5,11 +5,9 @@ An engine holds one model on one device.  Any number of sessions may share it; a
 
 from __future__ import annotations
 
-import atexit
 import math
 import os
 import threading
-import time
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
@@ -24,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from activefreq_engine.conventions import DEFAULT_MODEL, SLOTS, SUGGESTION_SIDE
+from activefreq_engine.ending import halt
 from activefreq_engine.errors import (
     ActiveFreqError,
     BackendUnavailableError,
@@ -46,8 +45,6 @@ from activefreq_engine.runtime.plan import PRECISIONS
 from activefreq_engine.runtime.timing import Stopwatch
 
 _LOOK = 0.05  # seconds between two checks whether a waiting click is still wanted
-_BETWEEN = 0.1  # seconds; most clicks work less than that before and after they have their engine
-_PATIENCE = 10.0  # seconds that the end of the program waits for a click, and a click for the end of the program
 
 SIZES = (256, 384, 448, 512)
 """Allowed lengths of the long side of the network input."""
@@ -213,6 +210,7 @@ class Engine:
         model = self._executor.model
         return None if model.refiner is None else model.config.refine_size
 
+    @typed
     def run(
         self,
         requests: Sequence[StepRequest],
@@ -257,6 +255,7 @@ class Engine:
         self._alone(work, go_on)
         return [a for a in answers if a is not None]
 
+    @typed
     def prepare(self, crop: NDArray[np.uint8], go_on: Callable[[], None] | None = None) -> Any:
         """The features of an image region, for the `features` of later requests: what a click would have to wait for if
         it were the first one there.
@@ -276,6 +275,7 @@ class Engine:
         shortage.guarded(lambda: self._alone(work, go_on), ask=self._executor.unclear)
         return found[-1]
 
+    @typed
     def refine(
         self,
         requests: Sequence[RefineRequest],
@@ -314,6 +314,7 @@ class Engine:
 
     def _alone(self, work: Callable[[], None], go_on: Callable[[], None] | None) -> None:
         """Do the work while no other thread has the engine; wait for it first."""
+        halt()
         owned = self._lock._is_owned  # type: ignore[attr-defined]
         try:
             if (self._line and not owned()) or not self._lock.acquire(blocking=False):
@@ -329,20 +330,16 @@ class Engine:
     def _wait(self, go_on: Callable[[], None] | None) -> None:
         """Take the engine after all threads that came before.  By itself the lock goes to any of those that wait."""
 
-        def check() -> None:
-            if go_on is not None:
-                go_on()
-            if time.monotonic() > _end:
-                raise ActiveFreqError("the program is ending, and answers no more clicks")
-
         own = thread, told = threading.get_ident(), threading.Event()
         try:
             self._line.append(own)
             while self._line[0][0] != thread:  # not `is not own`: a signal's handler may click while its thread waits
                 told.wait(_LOOK)
-                check()
+                if go_on is not None:
+                    go_on()
             while not self._lock.acquire(timeout=_LOOK):
-                check()
+                if go_on is not None:
+                    go_on()
         finally:
             self._line.remove(own)
             for _, following in list(self._line)[:1]:
@@ -598,26 +595,3 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
-
-
-_end = math.inf
-"""When threads that wait for an engine at the end of the program get an error, in seconds of `time.monotonic`."""
-
-
-@atexit.register
-def _before_exit() -> None:
-    """Take all engines, so that the interpreter's end finds no daemon thread in torch's code or OpenCV's: it stops such
-    a thread on its way back to Python, within C++, and that ends the process by an abort.
-
-    A thread that asks for an engine from now on waits until the process is gone.  If one of the program's own handlers
-    waits for that thread, it gets an error after a while.
-    """
-    global _end
-    _end = time.monotonic() + _PATIENCE
-    if _forking.acquire(timeout=_PATIENCE):  # no engine is being made
-        _forking.release()
-    engines = list(_engines)
-    for engine in engines:
-        engine._lock.acquire(timeout=_PATIENCE)
-    if engines and threading.active_count() > 1:
-        time.sleep(_BETWEEN)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from activefreq_engine import masks
 from activefreq_engine.conventions import DEFAULT_MODEL, THRESHOLD, network_shapes
+from activefreq_engine.ending import halt
 from activefreq_engine.errors import (
     ActiveFreqError,
     ClickCancelledError,
@@ -825,6 +826,7 @@ class Session:
                     raise SessionBusyError(
                         "the session is at work in another call; wait for it (wait=), or use a session per thread"
                     )
+                halt()
                 time.sleep(_POLL)
         finally:
             self._line.remove(thread)

@@ -361,47 +361,58 @@ def test_a_forked_process_clicks_and_packs():
 
 
 ENDING = """
-import atexit, os, sys, threading, time
+import _thread, atexit, os, sys, threading, time
 import numpy as np
-from activefreq_engine import Session
-from activefreq_engine.runtime import engine
+from activefreq_engine import Engine, Session, ending
 
 session = Session("freqformer_b0", device="cpu", precision="fp32")
 session.set_image(np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8))
-said = []
+session.click(400, 300)
+said, kept = [], []
+calls = {
+    "click": lambda: session.click(10, 10, not session.mask[10, 10]),
+    "suggest": lambda: session.suggest(),
+    "uncertainty": lambda: session.uncertainty,
+    "engine": lambda: kept.append(Engine("freqformer_b0", device="cpu", precision="fp32")),
+}
 
-def work():
+def work(call, begun):
     try:
         while True:
-            session.click(10, 10, not session.mask[10, 10])
+            begun.set()
+            call()
     except Exception as error:
         said.append(str(error))
+    joined.set()
+    time.sleep(600)  # a thread that ends while the process does is another matter
 
-def end(thread):
-    thread.join(60)
+def end():
+    joined.wait(600)
     print(*said, flush=True)
 
-for k in range(4):
+for k, kind in enumerate(sys.argv[1].split()):
     child = os.fork()
     if child == 0:
-        thread = threading.Thread(target=work, daemon=True)
-        if k == 3:  # a handler that runs after the engine's
-            atexit.unregister(engine._before_exit)
-            atexit.register(end, thread)
-            atexit.register(engine._before_exit)
-            engine._PATIENCE = 0.5
-        thread.start()
-        time.sleep(0.2 + 0.01 * k)
+        begun, joined, ending._PATIENCE = threading.Event(), threading.Event(), 600.0
+        if k == 0:  # a handler that runs after ours
+            atexit.unregister(ending._before_exit)
+            atexit.register(end)
+            atexit.register(ending._before_exit)
+            ending._PATIENCE = 0.5
+        _thread.start_new_thread(work, (calls[kind], begun))  # which `threading` does not know
+        begun.wait()
+        time.sleep(0.05)
         sys.exit(3)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_program_ends_as_it_wants_to_while_a_daemon_thread_clicks():
-    """Such a thread used to be stopped within torch's code, and the process aborted."""
-    done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, timeout=PATIENCE)
-    said = ["3", "3", "3", "the program is ending, and answers no more clicks", "3"]
+def test_a_program_ends_as_it_wants_to_while_another_thread_is_in_a_call():
+    """The interpreter would stop such a thread within torch's code or OpenCV's, and the process would abort."""
+    kinds = "click suggest uncertainty engine"
+    done = subprocess.run([sys.executable, "-c", ENDING, kinds], capture_output=True, text=True, timeout=PATIENCE)
+    said = ["the program is ending, and answers no more calls", *"3333"]
     assert (done.returncode, done.stdout.splitlines()) == (0, said), done.stderr
 
 
