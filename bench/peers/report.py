@@ -77,7 +77,7 @@ def kinds(measured: Sequence[Row], weights: str) -> str:
     wrote them, and the means; the better figure is bold.
 
     Raises:
-        ValueError: a set was measured on more objects with one of them.
+        ValueError: a set was measured on more objects with one of the two than with the other.
     """
     found = {(row["weights"], row["set"]): row for row in measured}
     both = {name: (found.get(("mobile_sam", name)), found.get((weights, name))) for name in IMAGES}
@@ -143,10 +143,10 @@ def picture(reports: Mapping[str, Report], times: Sequence[Row], file: Path) -> 
         for name, report in reports.items():
             method, _, robot = name.partition("+")
             mean = 100 * report.curves.mean(axis=0)
-            name, _, variant = method.partition("@")
+            kind, _, variant = method.partition("@")
             style = ("-." if robot else ":") if variant else "--" if robot else ".-"
             label = f"{PLAIN[method]}, {robot} robot" if robot else PLAIN[method]
-            left.plot(range(1, len(mean) + 1), mean, style, color=COLOURS[name], label=label)
+            left.plot(range(1, len(mean) + 1), mean, style, color=COLOURS[kind], label=label)
         left.set_xticks(MIOU_CLICKS)
         if reports:
             figure.legend(loc="outside lower left", ncols=3)

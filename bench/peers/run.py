@@ -48,12 +48,10 @@ def accuracy(data: Dataset, method: str, out: Path, work: Path, checkpoint: Path
     Every sample is kept in a file of its own until the last one is done, and is not run again.
     """
     name, _, clicker = method.partition("+")
-    options: dict[str, Any] = {"clicker": clicker or "ritm", "model": name, "progress": False}
-    if name in OURS:
-        options["engine"] = Engine(OURS[name], precision="fp32")
-    elif name == "mobile_sam":
+    options: dict[str, Any] = {"clicker": clicker or "ritm", "model": OURS.get(name, name), "progress": False}
+    if name == "mobile_sam":
         options["predictors"] = [mobile_sam.SamPeer(mobile_sam.mobile_sam(checkpoint), work / "embeddings")]
-    else:
+    elif name not in OURS:
         options["predictors"] = [GrabCutPredictor()]
     count = len(data.samples)
     folder = work / f"{method}-{count}"
